@@ -1,0 +1,1 @@
+"""Make Transformer language models truly smaller: elastic supernets, subnet search, extraction, OpenVINO."""

@@ -1,0 +1,333 @@
+"""Files that stages hand to each other: written atomically, versioned, traceable, never pickles.
+
+A *stage* is a function from files to files. Its output directory carries ``stage.json``: which stage made it, with
+which settings, from which inputs (by content digest), and whether it is complete. The same call on the same inputs finds
+the finished directory again; after a kill it resumes; anything else is refused rather than overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bootstrapnas.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+STAGE_FILE = "stage.json"
+
+
+# -- single files ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it onto `path` when the block succeeds, delete it when it fails."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # mkstemp is private; an artefact has the permissions of any other file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the whole new one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file that this project wrote.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, unreadable or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is corrupt: not JSON at line {error.lineno}: {error.msg}") from error
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file, atomically; `metadata` is any JSON-able mapping."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
+        )
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `save_tensors`: the tensors by name and the metadata.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, not safetensors, cut short, or of a newer format than this version knows.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            metadata = json.loads((file.metadata() or {}).get("bootstrapnas", "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is corrupt: {error}") from error
+    check_format(path, metadata)
+    return tensors, metadata
+
+
+def check_format(path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+    """Raise `UserError` if an artefact's header names a format newer than this version writes."""
+    if header.get("format", FORMAT) > FORMAT:
+        raise UserError(f"{path} has format {header['format']}; this version reads up to {FORMAT}: update bootstrapnas")
+
+
+# -- directories -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a fresh directory beside `path`; put it in the place of `path` when the block succeeds, delete it if not."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old)
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return a short content digest of a file, or of a directory's own files (not its subdirectories, not stage.json)."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    total = hashlib.sha256()
+    for file_path in sorted(p for p in path.iterdir() if p.is_file() and p.name != STAGE_FILE):
+        total.update(f"{file_path.name}:{digest(file_path)}\n".encode())
+    return total.hexdigest()[:16]
+
+
+@dataclass
+class Stage:
+    """One stage's output directory, opened by `open_stage`."""
+
+    directory: Path
+    name: str
+    settings: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    finished: bool = False
+    resuming: bool = False
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def _write(self, status: str) -> None:
+        files = {}
+        if status == "complete":
+            files = {
+                p.relative_to(self.directory).as_posix(): p.stat().st_size
+                for p in sorted(self.directory.iterdir())
+                if p.is_file() and p.name != STAGE_FILE
+            }
+        write_json(
+            self.directory / STAGE_FILE,
+            {
+                "format": FORMAT,
+                "stage": self.name,
+                "status": status,
+                "settings": self.settings,
+                "inputs": self.inputs,
+                "files": files,
+                "result": self.result,
+                "versions": versions(),
+            },
+        )
+
+    def complete(self, **result: Any) -> None:
+        """Mark the directory as complete; `result` (figures worth keeping) goes into stage.json."""
+        self.result = result
+        self.finished = True
+        self._write("complete")
+
+
+def open_stage(
+    directory: str | os.PathLike[str],
+    name: str,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str | os.PathLike[str] | None],
+    *,
+    overwrite: bool = False,
+) -> Stage:
+    """Open the output directory of a stage: fresh, to be resumed, or already finished (`Stage.finished`).
+
+    Parameters
+    ----------
+    directory
+        Where the stage writes.
+    name
+        The stage, for example ``"importance"``.
+    settings
+        Everything that decides the result (JSON-able). A directory made with other settings is refused.
+    inputs
+        What the stage reads, by role: paths (identified by content) or hub ids. `None` entries are left out.
+    overwrite
+        Delete what the directory holds of an earlier stage and start afresh.
+
+    Raises
+    ------
+    UserError
+        If the directory holds something else, or cannot be written.
+    """
+    directory = Path(directory)
+    settings = json.loads(json.dumps(dict(settings), default=str))
+    described = {role: _identify(value) for role, value in inputs.items() if value is not None}
+    stage = Stage(directory, name, settings, described)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"output_dir {directory} is a file")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not (directory / STAGE_FILE).is_file():
+            raise UserError(f"output_dir {directory} is not empty and was not made by this program; choose another")
+        if not overwrite:
+            found = read_json(directory / STAGE_FILE)
+            check_format(directory / STAGE_FILE, found)
+            _refuse_other_run(stage, found)
+            stage.finished = found["status"] == "complete"
+            stage.resuming = not stage.finished
+            stage.result = found["result"]
+            if stage.finished:
+                _check_files(directory, found)
+            return stage
+        shutil.rmtree(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write output_dir {directory}: {error.strerror or error}") from error
+    stage._write("running")
+    return stage
+
+
+def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]:
+    """Read stage.json of a finished artefact, made by one of the stages `names`.
+
+    Raises
+    ------
+    UserError
+        If the directory is missing, was made by another stage, is unfinished, or has lost or truncated files.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory} does not exist or is not a directory")
+    wanted = " or ".join(names)
+    if not (directory / STAGE_FILE).is_file():
+        raise UserError(f"{directory} is not the output of the stage {wanted}: it has no {STAGE_FILE}")
+    found = read_json(directory / STAGE_FILE)
+    check_format(directory / STAGE_FILE, found)
+    if found["stage"] not in names:
+        raise UserError(f"{directory} is the output of the stage {found['stage']}, not of {wanted}")
+    if found["status"] != "complete":
+        raise UserError(f"{directory} is unfinished: run its {found['stage']} stage again, it resumes")
+    _check_files(directory, found)
+    return dict(found)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide results."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("bootstrapnas", "torch", "transformers", "openvino", "nncf"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _identify(value: str | os.PathLike[str]) -> dict[str, str]:
+    path = Path(value)
+    if path.exists():
+        return {"path": str(value), "digest": digest(path)}
+    return {"id": str(value)}
+
+
+def _check_files(directory: Path, found: Mapping[str, Any]) -> None:
+    for name, size in found["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(f"{directory} is damaged: {name} is missing; make it again with --overwrite_output_dir")
+        if path.stat().st_size != size:
+            raise UserError(
+                f"{directory} is damaged: {name} has {path.stat().st_size} bytes, not {size}; "
+                "make it again with --overwrite_output_dir"
+            )
+
+
+def _refuse_other_run(stage: Stage, found: Mapping[str, Any]) -> None:
+    def contents(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        return {role: entry.get("digest") or entry["id"] for role, entry in inputs.items()}
+
+    if found["stage"] != stage.name:
+        difference = f"made by the stage {found['stage']}, not {stage.name}"
+    else:
+        old = {**found["settings"], **contents(found["inputs"])}
+        new = {**stage.settings, **contents(stage.inputs)}
+        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        if not changed:
+            return
+        shown = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
+        difference = shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+    raise UserError(
+        f"output_dir {stage.directory} holds another run ({difference}); "
+        "choose another --output_dir or pass --overwrite_output_dir"
+    )

@@ -1,0 +1,244 @@
+"""A family's labels resolved against one model: what every axis of every parameter is. Free of torch.
+
+Grouping, reduction of scores, reordering, slicing, counting and extraction are folds over the table built here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from bootstrapnas.dims import Axis, Dim, Key, Labels, Product, Subnet
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.families import Family, family_of
+from bootstrapnas.families.base import Block
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One labelled parameter.
+
+    Attributes
+    ----------
+    name
+        Its name in the model's ``named_parameters()``.
+    axes
+        Per axis, the concatenated products of keys.
+    applied
+        As in `Labels.applied`.
+    embedding
+        Whether it counts as part of the embeddings.
+    blocks
+        The skippable blocks that contain it: it exists in a subnet only if all of them do.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    applied: str
+    embedding: bool
+    blocks: tuple[Key, ...]
+
+
+class Blueprint:
+    """The labelled parameters of one model and the sizes of its dimensions.
+
+    Parameters
+    ----------
+    config
+        A Hugging Face config (only the attributes that the family's dimensions read are used).
+    architecture
+        Class name of the model, for example ``"BertForSequenceClassification"``.
+
+    Raises
+    ------
+    UserError
+        If the family or the architecture has no labels.
+    """
+
+    def __init__(self, config: Any, architecture: str) -> None:
+        self.config = config
+        self.family: Family = family_of(config)
+        self.architecture = architecture
+        if architecture not in self.family.architectures:
+            raise UserError(
+                f"no axis labels for {architecture!r} in family {self.family.model_type!r} "
+                f"(known: {listed(self.family.architectures)}){near_miss(architecture, self.family.architectures)}"
+            )
+        self.prefix = "" if architecture == self.family.bare else f"{self.family.base}."
+        self.num_layers = self.family.num_layers(config)
+        self.dims: dict[str, Dim] = {dim.name: dim for dim in self.family.dims}
+        self.dims.update({block.name: Dim(block.name, lambda _: 1) for block in self.family.blocks})
+        self.full: dict[Key, int] = {
+            Key(dim.name, layer): dim.size(config)
+            for dim in self.dims.values()
+            for layer in (range(self.num_layers) if dim.per_layer else (None,))
+        }
+        self.parameters: dict[str, Parameter] = {p.name: p for p in self._parameters()}
+
+    @classmethod
+    def of(cls, model: Any) -> Blueprint:
+        """Build the blueprint of a ``PreTrainedModel`` and check it against the model's parameters.
+
+        Raises
+        ------
+        UserError
+            If a parameter has no labels or its labels do not multiply to its size.
+        """
+        known = family_of(model.config).architectures
+        architecture = next((c.__name__ for c in type(model).__mro__ if c.__name__ in known), type(model).__name__)
+        blueprint = cls(model.config, architecture)
+        blueprint.check_shapes({name: tuple(p.shape) for name, p in model.named_parameters()})
+        return blueprint
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> Iterator[Parameter]:
+        outside = {name.split(".")[0] for labels in self.family.architectures.values() for name in labels}
+        base = {name.split(".")[0] for name in self.family.architectures[self.family.bare]} & outside
+        for name, labels in self.family.embeddings.items():
+            yield self._parameter(self.prefix + name, labels, None, embedding=True)
+        for layer in range(self.num_layers):
+            for name, labels in self.family.layer.items():
+                yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False)
+        for name, labels in self.family.architectures[self.architecture].items():
+            prefix = self.prefix if name.split(".")[0] in base else ""
+            yield self._parameter(prefix + name, labels, None, embedding=False)
+
+    def _parameter(self, name: str, labels: Labels, layer: int | None, *, embedding: bool) -> Parameter:
+        axes = tuple(
+            tuple(tuple(self._key(dim, layer, name) for dim in product) for product in axis) for axis in labels.parse()
+        )
+        blocks = () if layer is None else tuple(Key(b.name, layer) for b in self._blocks_of(name, layer))
+        return Parameter(name, axes, labels.applied, embedding, blocks)
+
+    def _key(self, dim: str, layer: int | None, name: str) -> Key:
+        if dim not in self.dims:
+            raise UserError(f"family {self.family.model_type!r}: {name!r} is labelled with an unknown dimension {dim!r}")
+        return Key(dim, layer if self.dims[dim].per_layer else None)
+
+    def _blocks_of(self, name: str, layer: int) -> Iterator[Block]:
+        for block in self.family.blocks:
+            if any(name.startswith(self.layer_path(layer, module) + ".") for module in block.stand_ins):
+                yield block
+
+    def layer_path(self, layer: int, name: str) -> str:
+        """Return the path in the model of a module or parameter named inside a layer."""
+        return f"{self.prefix}{self.family.stack}.{layer}.{name}"
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise `UserError` unless `shapes` are those of the labelled parameters, all of them."""
+        where = f"family {self.family.model_type!r}, {self.architecture}"
+        for name, shape in shapes.items():
+            if name not in self.parameters:
+                raise UserError(f"{where}: no axis labels for parameter {name!r} of shape {shape}")
+            axes = self.parameters[name].axes
+            if len(axes) != len(shape):
+                raise UserError(f"{where}: {name!r} has {len(shape)} axes, its labels {len(axes)}")
+            for position, (axis, size) in enumerate(zip(axes, shape, strict=True)):
+                if self.extent(axis, {}) != size:
+                    text = " + ".join(" ".join(str(key) for key in product) for product in axis)
+                    raise UserError(
+                        f"{where}: axis {position} of {name!r} is labelled {text!r}, "
+                        f"which is {self.extent(axis, {})}, but the tensor has {size}"
+                    )
+        missing = self.parameters.keys() - shapes.keys()
+        if missing:
+            raise UserError(f"{where}: the model has no parameter {min(missing)!r}, which the labels name")
+
+    # -- sizes ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def elastic(self) -> tuple[Key, ...]:
+        """The keys that a subnet may choose, layer by layer."""
+        keys = [key for key in self.full if self.dims[key.dim].elastic]
+        return tuple(sorted(keys, key=lambda key: (key.layer is None, key.layer or 0)))
+
+    def size(self, key: Key, subnet: Subnet) -> int:
+        """Return the size of a dimension in a subnet, in units."""
+        return subnet.get(key, self.full[key])
+
+    def product(self, product: Product, subnet: Subnet) -> int:
+        """Return the number of entries along a product of dimensions in a subnet."""
+        return math.prod(self.size(key, subnet) for key in product)
+
+    def extent(self, axis: Axis, subnet: Subnet) -> int:
+        """Return the length of an axis in a subnet."""
+        return sum(self.product(product, subnet) for product in axis)
+
+    def exists(self, parameter: Parameter, subnet: Subnet) -> bool:
+        """Return whether a parameter is part of a subnet (no block that contains it is skipped)."""
+        return all(self.size(block, subnet) for block in parameter.blocks)
+
+    def shape(self, name: str, subnet: Subnet) -> tuple[int, ...]:
+        """Return a parameter's shape in a subnet."""
+        return tuple(self.extent(axis, subnet) for axis in self.parameters[name].axes)
+
+    def channels_per_unit(self, key: Key) -> int:
+        """Return how many channels of a weight one unit of `key` spans, e.g. head_dim for a head."""
+        for parameter in self.parameters.values():
+            for axis in parameter.axes:
+                for product in axis:
+                    if key in product:
+                        return math.prod(self.full[k] for k in product[product.index(key) + 1 :])
+        raise UserError(f"{key} occurs in no label of family {self.family.model_type!r}")
+
+    def members(self, key: Key) -> Iterator[tuple[Parameter, int]]:
+        """Yield the coupled group of `key`: every (parameter, axis position) that carries it."""
+        for parameter in self.parameters.values():
+            for position, axis in enumerate(parameter.axes):
+                if any(key in product for product in axis):
+                    yield parameter, position
+
+    def inside(self, block: Key) -> tuple[Key, ...]:
+        """Return the elastic keys that matter only while `block` is kept (a skipped FFN has no width)."""
+        found: dict[Key, bool] = {}
+        for key in self.elastic:
+            owners = [parameter for parameter, _ in self.members(key)]
+            found[key] = bool(owners) and all(block in parameter.blocks for parameter in owners)
+        return tuple(key for key, only in found.items() if only)
+
+    def check(self, subnet: Subnet) -> None:
+        """Raise `UserError` unless every key of `subnet` is elastic and its size is reachable."""
+        for key, size in subnet.items():
+            if key not in self.full:
+                names = [str(k) for k in self.elastic]
+                raise UserError(f"the model has no dimension {key}{near_miss(str(key), names)}")
+            if not self.dims[key.dim].elastic and size != self.full[key]:
+                raise UserError(f"dimension {key} is not elastic in family {self.family.model_type!r}")
+            smallest = 0 if self.is_block(key) else 1
+            if not isinstance(size, int) or not smallest <= size <= self.full[key]:
+                raise UserError(f"size {size!r} of {key} is not an integer between {smallest} and {self.full[key]}")
+
+    def is_block(self, key: Key) -> bool:
+        """Return whether `key` is a skippable block (size 1 or 0)."""
+        return any(block.name == key.dim for block in self.family.blocks)
+
+    def complete(self, subnet: Subnet) -> dict[Key, int]:
+        """Return the subnet with every elastic key spelt out; widths inside a skipped block are at full size.
+
+        Two mappings that mean the same network have the same completion.
+        """
+        full = {key: self.size(key, subnet) for key in self.elastic}
+        for block, size in list(full.items()):
+            if size == 0:
+                full.update({key: self.full[key] for key in self.inside(block)})
+        return full
+
+    def keys_of_module(self, path: str) -> tuple[Key, ...]:
+        """Return the elastic keys on the output axis of the module at `path`, outermost first.
+
+        Raises
+        ------
+        UserError
+            If no labelled module has that path.
+        """
+        names = (f"{path}.weight", f"{path}.bias")
+        parameter = next((self.parameters[name] for name in names if name in self.parameters), None)
+        if parameter is None:
+            modules = {name.rpartition(".")[0] for name in self.parameters}
+            raise UserError(f"the model has no labelled module {path!r}{near_miss(path, modules)}")
+        keys: Iterable[Key] = (key for product in parameter.axes[0] for key in product)
+        return tuple(key for key in dict.fromkeys(keys) if self.dims[key.dim].elastic)

@@ -1,0 +1,125 @@
+"""The vocabulary of elasticity: named dimensions, axis labels, subnets. Free of torch.
+
+Each axis of each parameter is a product of named dimensions, or a concatenation of such products. A label text such as
+``"head hd, hidden"`` says so for one parameter: axes are separated by commas, the dimensions of a product by spaces, and
+the parts of a concatenation (a fused projection) by ``+``. Dimensions to the right vary fastest, as in row-major order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+
+class Key(NamedTuple):
+    """One dimension in one place: ``("ffn", 3)`` in layer 3, ``("hidden", None)`` model-wide."""
+
+    dim: str
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        return self.dim if self.layer is None else f"{self.dim}[{self.layer}]"
+
+
+Subnet: TypeAlias = Mapping[Key, int]
+"""The sizes of a subnet in units (heads, channels, 1/0 for a kept/skipped block); a key left out is at full size."""
+
+Product: TypeAlias = tuple[Key, ...]
+Axis: TypeAlias = tuple[Product, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A named dimension of a family.
+
+    Attributes
+    ----------
+    name
+        The word used in labels.
+    source
+        Where the full size in units comes from: the name of a Hugging Face config attribute, or, when it is derived, a
+        function of the config. Only an attribute can be set again to express a smaller network.
+    per_layer
+        Whether every layer of the stack has a size of its own.
+    elastic
+        Whether subnets may be smaller than the full size along it.
+    """
+
+    name: str
+    source: str | Callable[[Any], int]
+    per_layer: bool = True
+    elastic: bool = True
+
+    def size(self, config: Any) -> int:
+        """Return the full size, in units."""
+        return int(getattr(config, self.source) if isinstance(self.source, str) else self.source(config))
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The axis labels of one parameter and what it costs to use.
+
+    Attributes
+    ----------
+    axes
+        Label text, for example ``"ffn, hidden"``.
+    applied
+        How often the weight of a matrix product is used: ``"token"`` (at every position), ``"sequence"`` (once per
+        sequence: poolers and classifiers) or ``""`` (no matrix product: biases, norms, embedding tables).
+    """
+
+    axes: str
+    applied: str = ""
+
+    def parse(self) -> list[list[list[str]]]:
+        """Return, per axis, the concatenated products of dimension names."""
+        return [[product.split() for product in axis.split("+")] for axis in self.axes.split(",")]
+
+
+def linear(name: str, out: str, inp: str, *, bias: bool = True, applied: str = "token") -> dict[str, Labels]:
+    """Label an ``nn.Linear`` (weight of shape [out, in])."""
+    labels = {f"{name}.weight": Labels(f"{out}, {inp}", applied)}
+    if bias:
+        labels[f"{name}.bias"] = Labels(out)
+    return labels
+
+
+def norm(name: str, dim: str, *, bias: bool = True) -> dict[str, Labels]:
+    """Label a LayerNorm or, without bias, an RMSNorm (weight of shape [dim])."""
+    labels = {f"{name}.weight": Labels(dim)}
+    if bias:
+        labels[f"{name}.bias"] = Labels(dim)
+    return labels
+
+
+def embedding(name: str, rows: str, dim: str) -> dict[str, Labels]:
+    """Label an ``nn.Embedding`` (weight of shape [rows, dim])."""
+    return {f"{name}.weight": Labels(f"{rows}, {dim}")}
+
+
+def subnet_to_json(subnet: Subnet) -> dict[str, Any]:
+    """Return a JSON-able form: a list over layers per dimension, or a number for a model-wide one.
+
+    A layer that the subnet does not mention is ``null`` in the list: full size.
+    """
+    result: dict[str, Any] = {}
+    for key, size in sorted(subnet.items(), key=lambda item: (item[0].dim, item[0].layer or 0)):
+        if key.layer is None:
+            result[key.dim] = size
+        else:
+            sizes = result.setdefault(key.dim, [])
+            sizes.extend([None] * (key.layer + 1 - len(sizes)))
+            sizes[key.layer] = size
+    return result
+
+
+def subnet_from_json(value: Mapping[str, Any]) -> dict[Key, int]:
+    """Invert `subnet_to_json`."""
+    subnet = {}
+    for dim, sizes in value.items():
+        if isinstance(sizes, list):
+            subnet.update({Key(dim, layer): size for layer, size in enumerate(sizes) if size is not None})
+        else:
+            subnet[Key(dim)] = sizes
+    return subnet

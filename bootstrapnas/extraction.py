@@ -1,0 +1,204 @@
+"""From a subnet of a supernet to an ordinary, smaller Hugging Face model, in memory and on disk."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bootstrapnas import modeling_subnet
+from bootstrapnas.artefacts import write_json, write_text
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key, Subnet, subnet_to_json
+from bootstrapnas.errors import UserError
+from bootstrapnas.slicing import select
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+MODELING_FILE = "modeling_subnet.py"
+
+
+def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> PreTrainedModel:
+    """Return a copy of `subnet` as a model of its own, on the same device, in eval mode.
+
+    Its config is a copy that describes it: by the config's own attributes where they can (then the class is the
+    original one), else by ``config.subnet``, which `bootstrapnas.modeling_subnet` turns into shapes.
+
+    Parameters
+    ----------
+    model
+        The full-size model, elastic or not.
+    blueprint
+        Its blueprint.
+    subnet
+        What to extract.
+
+    Raises
+    ------
+    UserError
+        If the model cannot take a size of `subnet`.
+    """
+    blueprint.check(subnet)
+    config = subnet_config(blueprint, subnet)
+    cls = subnet_class(_plain_class(blueprint), config)
+    with torch.device("meta"):
+        small = cls(config)
+    source = dict(model.named_parameters())
+    tensors = {
+        name: select(blueprint, name, source[name].detach(), subnet).clone()
+        for name, parameter in blueprint.parameters.items()
+        if blueprint.exists(parameter, subnet)
+    }
+    _fill(small, tensors, dict(model.named_buffers()))
+    return small.eval()
+
+
+def subnet_config(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig:
+    """Return a copy of the model's config that describes `subnet`."""
+    config = copy.deepcopy(blueprint.config)
+    plain = _expressed(blueprint, subnet)
+    if plain is not None:
+        return plain
+    config.subnet = layout(blueprint, subnet)
+    return config  # type: ignore[no-any-return]
+
+
+def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
+    """Return what `bootstrapnas.modeling_subnet.shrink` needs to resize a full-size model to `subnet`.
+
+    ``sizes`` is for people (units per layer); ``shapes`` names every smaller parameter; ``stand_ins`` what is skipped.
+    """
+    stand_ins = {
+        blueprint.layer_path(layer, module): stand_in
+        for layer in range(blueprint.num_layers)
+        for block in blueprint.family.blocks
+        if blueprint.size(Key(block.name, layer), subnet) == 0
+        for module, stand_in in block.stand_ins.items()
+    }
+    shapes = {
+        name: list(blueprint.shape(name, subnet))
+        for name, parameter in blueprint.parameters.items()
+        if blueprint.exists(parameter, subnet) and blueprint.shape(name, subnet) != blueprint.shape(name, {})
+    }
+    return {"sizes": subnet_to_json(blueprint.complete(subnet)), "shapes": shapes, "stand_ins": stand_ins}
+
+
+def subnet_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class that builds a model of `config`: `base` itself, or a subclass that shrinks itself."""
+    if config.to_dict().get("subnet") is None:
+        return base
+
+    def __init__(self: Any, config: Any) -> None:
+        base.__init__(self, config)  # type: ignore[misc]
+        modeling_subnet.shrink(self, config.subnet)
+        self.post_init()
+
+    return type(f"Subnet{base.__name__}", (base,), {"__init__": __init__, "__module__": __name__})
+
+
+def save_subnet(model: PreTrainedModel, directory: str | Path) -> None:
+    """Write a model of `extract` so that plain ``AutoModel…from_pretrained(directory)`` loads it.
+
+    Where the config cannot express the subnet, a self-contained modelling file is written beside the weights and the
+    caller must pass ``trust_remote_code=True``. Tensors are safetensors.
+    """
+    directory = Path(directory)
+    model.save_pretrained(directory)
+    base = type(model)
+    if model.config.to_dict().get("subnet") is None:
+        return
+    base = type(model).__mro__[1]
+    task = base.__name__.partition("For")[2]
+    auto = f"AutoModelFor{task}" if task else "AutoModel"
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["auto_map"] = {auto: f"{Path(MODELING_FILE).stem}.{type(model).__name__}"}
+    write_text(directory / MODELING_FILE, modelling_source(base))
+    write_json(directory / "config.json", config)
+
+
+def modelling_source(base: type[PreTrainedModel]) -> str:
+    """Return the text of a modelling file that needs nothing of this project."""
+    return f'''{inspect.getsource(modeling_subnet)}
+
+from transformers import {base.__name__}  # noqa: E402
+
+
+class Subnet{base.__name__}({base.__name__}):
+    """{base.__name__} with the layer sizes of ``config.subnet``."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        shrink(self, config.subnet)
+        self.post_init()
+'''
+
+
+def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTrainedModel:
+    """Load a model by hub id or directory; an extracted subnet is built by this package, without remote code.
+
+    Parameters
+    ----------
+    directory_or_id
+        As in ``from_pretrained``.
+    auto_class
+        A Hugging Face auto class, for example ``AutoModelForSequenceClassification``.
+    settings
+        Changes to the config (``num_labels``, ``id2label``, …).
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
+        if config.to_dict().get("subnet") is None:
+            model = auto_class.from_pretrained(directory_or_id, config=config, trust_remote_code=False)
+        else:
+            model = subnet_class(auto_class._model_mapping[type(config)], config).from_pretrained(
+                directory_or_id, config=config
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot load a model from {directory_or_id!r}: {lines[0]}") from error
+    return model  # type: ignore[no-any-return]
+
+
+def _plain_class(blueprint: Blueprint) -> type[PreTrainedModel]:
+    import transformers
+
+    return getattr(transformers, blueprint.architecture)  # type: ignore[no-any-return]
+
+
+def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
+    """Return a config whose own attributes describe `subnet`, if there is one: try, then compare every shape."""
+    config = copy.deepcopy(blueprint.config)
+    for dim in blueprint.dims.values():
+        sizes = {blueprint.size(key, subnet) for key in blueprint.full if key.dim == dim.name}
+        if len(sizes) != 1:
+            return None
+        size = sizes.pop()
+        if isinstance(dim.source, str) and size != dim.size(config):
+            setattr(config, dim.source, size)
+    candidate = Blueprint(config, blueprint.architecture)
+    wanted = {
+        name: blueprint.shape(name, subnet) for name, p in blueprint.parameters.items() if blueprint.exists(p, subnet)
+    }
+    found = {name: candidate.shape(name, {}) for name in candidate.parameters}
+    return config if wanted == found else None
+
+
+def _fill(small: nn.Module, tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+    """Put real tensors in the place of the meta ones: sliced parameters, copied buffers."""
+    incompatible = small.load_state_dict(tensors, strict=False, assign=True)
+    assert not incompatible.unexpected_keys, incompatible
+    for name, buffer in list(small.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        module = small.get_submodule(path)
+        persistent = leaf not in module._non_persistent_buffers_set
+        module.register_buffer(leaf, buffers[name].detach().clone().to(buffer.dtype), persistent=persistent)
+    left = [name for name, parameter in small.named_parameters() if parameter.is_meta]
+    assert not left, f"not filled: {left}"

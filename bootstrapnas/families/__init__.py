@@ -1,0 +1,31 @@
+"""The registry of model families. To add one: a file of data beside these and a line here."""
+
+from typing import Any
+
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.families.base import Family
+from bootstrapnas.families.bert import BERT
+from bootstrapnas.families.roberta import ROBERTA
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA)}
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a Hugging Face config.
+
+    Raises
+    ------
+    UserError
+        If no family has labels for ``config.model_type``.
+    """
+    try:
+        return FAMILIES[config.model_type]
+    except KeyError:
+        raise UserError(
+            f"no axis labels for model type {config.model_type!r} (known: {listed(FAMILIES)})"
+            f"{near_miss(config.model_type, FAMILIES)}; a family is one file of data in bootstrapnas/families, "
+            "see CONTRIBUTING.md"
+        ) from None
+
+
+__all__ = ["FAMILIES", "Family", "family_of"]

@@ -1,0 +1,92 @@
+"""What a model family declares. A family is data; the engine derives everything else from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bootstrapnas.dims import Dim, Labels
+
+STAND_INS = ("input", "input, none", "zero", "zero, none")
+"""What a module of a skipped block returns: its first argument, zero, or either as the first of a pair with None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a layer that a subnet may skip: a dimension of full size 1 that can be 0.
+
+    Attributes
+    ----------
+    name
+        The dimension's name, for example ``"mha_block"``.
+    stand_ins
+        Module path inside the layer -> what it returns when the block is skipped (one of `STAND_INS`). All parameters
+        below these paths belong to the block and vanish with it.
+    nncf_start, nncf_end
+        The block's boundary in NNCF's ``skipped_blocks``: ``"<module path in the layer>/<operator>"`` of the last
+        operator executed before the skipped part and of the last one skipped. A start that begins with ``"<"`` lies in
+        the layer before; `nncf_first` replaces it in the first layer (path below the base model).
+    """
+
+    name: str
+    stand_ins: Mapping[str, str]
+    nncf_start: str
+    nncf_end: str
+    nncf_first: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The two matrix products of attention (scores and weighted values), which no parameter shows.
+
+    `heads` and `head_dim` are label products; both cost ``heads * head_dim * length**2`` MACs a sequence each.
+    `block` is the block that contains them.
+    """
+
+    heads: str
+    head_dim: str
+    block: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model family: its dimensions and the axis labels of its parameters.
+
+    Attributes
+    ----------
+    model_type
+        ``config.model_type`` of Hugging Face.
+    base
+        Attribute under which task models hold the base model (``"bert"``). Names in labels leave it out.
+    bare
+        Class name of the base model itself, whose parameter names have no such prefix.
+    stack
+        Path of the list of layers, below the base model.
+    num_layers
+        Number of layers, from the config.
+    dims
+        All dimensions that occur in labels.
+    embeddings
+        Parameter name -> labels of the embeddings.
+    layer
+        Parameter name inside a layer -> labels.
+    architectures
+        Class name of a model -> labels of what it has besides embeddings and layers (pooler, task head).
+    blocks
+        Parts of a layer that can be skipped.
+    attention
+        Attention products in a layer.
+    """
+
+    model_type: str
+    base: str
+    bare: str
+    stack: str
+    num_layers: Callable[[Any], int]
+    dims: tuple[Dim, ...]
+    embeddings: Mapping[str, Labels]
+    layer: Mapping[str, Labels]
+    architectures: Mapping[str, Mapping[str, Labels]]
+    blocks: tuple[Block, ...] = ()
+    attention: tuple[Attention, ...] = ()

@@ -1,0 +1,57 @@
+"""A network whose layers have different widths, rebuilt from the layout in its config. Needs only torch.
+
+`shrink` turns a full-size model into the smaller one that ``config.subnet`` describes, before any weight is loaded.
+"""
+
+from torch import nn
+
+
+class Input(nn.Module):
+    """Stands in for a skipped module: returns its first argument."""
+
+    def forward(self, *args, **kwargs):
+        return args[0] if args else next(iter(kwargs.values()))
+
+
+class InputAndNone(Input):
+    """Stands in for a skipped module that returns a pair: its first argument and None."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs), None
+
+
+class Zero(Input):
+    """Stands in for a skipped module whose output is added to something: returns 0."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs).new_zeros(())
+
+
+class ZeroAndNone(Zero):
+    """Stands in for a skipped module whose output, the first of a pair, is added to something."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs), None
+
+
+STAND_INS = {"input": Input, "input, none": InputAndNone, "zero": Zero, "zero, none": ZeroAndNone}
+
+
+def shrink(model, layout):
+    """Resize `model` in place.
+
+    layout["stand_ins"]: module path -> what stands in for it; layout["shapes"]: parameter name -> its smaller shape.
+    """
+    for path, stand_in in layout["stand_ins"].items():
+        model.set_submodule(path, STAND_INS[stand_in]())
+    for name, shape in layout["shapes"].items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        old = getattr(module, leaf)
+        setattr(module, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+        if leaf == "weight" and isinstance(module, nn.Linear):
+            module.out_features, module.in_features = shape
+        elif leaf == "weight" and isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = shape
+        elif leaf == "weight" and isinstance(module, nn.LayerNorm):
+            module.normalized_shape = tuple(shape)

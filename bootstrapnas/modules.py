@@ -1,0 +1,165 @@
+"""Elastic modules: subclasses that use the active prefix of the full-size tensors they hold.
+
+Each is made from an ordinary module by `adopt`, takes its place on the parent, and keeps its parameters and their names.
+Slices are views, so the cost of a forward and backward pass falls with the subnet's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key, Subnet
+from bootstrapnas.errors import UserError
+from bootstrapnas.modeling_subnet import STAND_INS
+from bootstrapnas.slicing import Index, apply_index, parameter_index
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ActiveSubnet:
+    """The subnet that elastic modules compute; the one mutable object of a supernet."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self.blueprint = blueprint
+        self.subnet: Subnet = {}
+        self._index: dict[str, tuple[Index, ...]] = {}
+
+    def set(self, subnet: Subnet) -> None:
+        """Make `subnet` the active one. Indices are worked out when a module first asks for them."""
+        self.subnet = subnet
+        self._index = {}
+
+    def view(self, name: str, tensor: Tensor) -> Tensor:
+        """Return the active part of the parameter `name`."""
+        index = self._index.get(name)
+        if index is None:
+            index = self._index[name] = parameter_index(self.blueprint, name, self.subnet)
+        return apply_index(tensor, index)
+
+    def skipped(self, block: Key) -> bool:
+        """Return whether a block is skipped."""
+        return self.blueprint.size(block, self.subnet) == 0
+
+
+def adopt(cls: type[ModuleT], module: nn.Module) -> ModuleT:
+    """Return an instance of `cls` with the state of `module`: parameters, buffers, hooks, attributes."""
+    adopted = cls.__new__(cls)
+    adopted.__dict__.update(module.__dict__)
+    return adopted
+
+
+class _Elastic:
+    """What elastic modules share: their path in the model and the active subnet."""
+
+    _path: str
+    _active: ActiveSubnet
+
+    def _view(self, leaf: str) -> Tensor | None:
+        tensor: Tensor | None = getattr(self, leaf)
+        return None if tensor is None else self._active.view(f"{self._path}.{leaf}", tensor)
+
+
+class ElasticLinear(_Elastic, nn.Linear):
+    """``nn.Linear`` of the active output and input channels: x [..., in] -> [..., out]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self._view("weight"), self._view("bias"))  # type: ignore[arg-type]
+
+
+class ElasticEmbedding(_Elastic, nn.Embedding):
+    """``nn.Embedding`` of the active columns: ids [...] -> [..., columns]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(
+            input,
+            self._view("weight"),  # type: ignore[arg-type]
+            self.padding_idx,
+            self.max_norm,
+            self.norm_type,
+            self.scale_grad_by_freq,
+            self.sparse,
+        )
+
+
+class ElasticLayerNorm(_Elastic, nn.LayerNorm):
+    """``nn.LayerNorm`` over the active channels: x [..., channels] -> the same shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self._view("weight")
+        return F.layer_norm(input, tuple(weight.shape), weight, self._view("bias"), self.eps)  # type: ignore[union-attr]
+
+
+ELASTIC: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: ElasticLinear,
+    nn.Embedding: ElasticEmbedding,
+    nn.LayerNorm: ElasticLayerNorm,
+}
+
+
+class _Skippable:
+    """A module of a block that a subnet may skip; returns its stand-in then."""
+
+    _block: Key
+    _stand_in: nn.Module
+    _active: ActiveSubnet
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._active.skipped(self._block):
+            return self._stand_in(*args, **kwargs)
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def elastic_module(module: nn.Module, path: str, active: ActiveSubnet) -> nn.Module:
+    """Return the elastic form of the module at `path`.
+
+    Raises
+    ------
+    UserError
+        If a module of that class has no elastic form.
+    """
+    if type(module) not in ELASTIC:
+        raise UserError(f"{path} is a {type(module).__name__}, which has no elastic form; declare its dims not elastic")
+    elastic: Any = adopt(ELASTIC[type(module)], module)
+    elastic._path, elastic._active = path, active
+    return elastic  # type: ignore[no-any-return]
+
+
+def skippable_module(module: nn.Module, block: Key, stand_in: nn.Module, active: ActiveSubnet) -> nn.Module:
+    """Return a form of `module` that returns its stand-in while `block` is skipped."""
+    cls = type(f"Skippable{type(module).__name__}", (_Skippable, type(module)), {})
+    skippable: Any = adopt(cls, module)
+    # A plain attribute, not a submodule: the stand-in has no parameters and must not appear in the model's names.
+    object.__setattr__(skippable, "_stand_in", stand_in)
+    object.__setattr__(skippable, "_block", block)
+    object.__setattr__(skippable, "_active", active)
+    return skippable  # type: ignore[no-any-return]
+
+
+def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:
+    """Replace, in place, every module with elastic axes and every module of a skippable block. Return the handle.
+
+    Raises
+    ------
+    UserError
+        If an elastic parameter belongs to a module without an elastic form.
+    """
+    active = ActiveSubnet(blueprint)
+    elastic = set(blueprint.elastic) - {key for key in blueprint.elastic if blueprint.is_block(key)}
+    paths = {
+        name.rpartition(".")[0]: None
+        for name, parameter in blueprint.parameters.items()
+        if any(key in elastic for axis in parameter.axes for product in axis for key in product)
+    }
+    for path in paths:
+        model.set_submodule(path, elastic_module(model.get_submodule(path), path, active))
+    for layer in range(blueprint.num_layers):
+        for block in blueprint.family.blocks:
+            for module, stand_in in block.stand_ins.items():
+                path = blueprint.layer_path(layer, module)
+                old = model.get_submodule(path)
+                model.set_submodule(path, skippable_module(old, Key(block.name, layer), STAND_INS[stand_in](), active))
+    return active
