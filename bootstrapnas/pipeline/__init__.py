@@ -1,0 +1,1 @@
+"""What the pipelines' command lines share: flags, stages common to several systems, recipes."""

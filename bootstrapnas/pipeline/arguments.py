@@ -1,0 +1,89 @@
+"""Groups of flags. Names are those of the published recipes and of Hugging Face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from transformers import TrainingArguments
+
+# HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
+# ruff: noqa: UP045
+
+
+def flag(default: object, help: str) -> object:
+    """Return a dataclass field with a help text."""
+    return field(default=default, metadata={"help": help})
+
+
+def required(help: str) -> object:
+    """Return a dataclass field without a default."""
+    return field(metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """The model a stage starts from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = required("Hub id, or a local directory: pre-trained, fine-tuned or extracted.")
+    tokenizer_name: Optional[str] = flag(None, "Hub id or directory of the tokenizer, when not the model's.")
+
+
+@dataclass
+class TaskArguments:
+    """Task and data; what is not given is inherited from the artefact that the stage starts from."""
+
+    _argument_group_name = "task and data (inherited from the model's directory when not given)"
+
+    task_name: Optional[str] = flag(None, "A GLUE task, or builtin-text: docstrings of installed packages.")
+    dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
+    train_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
+    validation_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
+    test_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
+    text_columns: Optional[str] = flag(None, "One or two column names, separated by a comma.")
+    label_column: Optional[str] = flag(None, "Column of the label.")
+    max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")
+    max_train_samples: Optional[int] = flag(None, "Use only so many training rows.")
+    max_eval_samples: Optional[int] = flag(None, "Use only so many validation rows.")
+
+
+@dataclass
+class DistillationArguments:
+    """Knowledge distillation."""
+
+    _argument_group_name = "knowledge distillation"
+
+    kd_teacher_model: Optional[str] = flag(None, "Fine-tuned teacher: hub id or directory.")
+    kd_temperature: float = flag(2.0, "Temperature T of both softmaxes.")
+    kd_task_weight: float = flag(0.1, "Weight of the task loss.")
+    kd_teacher_weight: float = flag(0.9, "Weight of T^2 * KL(teacher || student).")
+
+
+@dataclass
+class OutputArguments:
+    """Where a stage without training writes."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = required("Directory to write.")
+    overwrite_output_dir: bool = flag(False, "Delete what another run left in output_dir.")
+
+
+@dataclass
+class StageTrainingArguments(TrainingArguments):
+    """Hugging Face's TrainingArguments with the defaults of this project."""
+
+    _argument_group_name = "training (all of Hugging Face's TrainingArguments)"
+
+    overwrite_output_dir: bool = flag(False, "Delete what another run left in output_dir.")
+    freeze_embeddings: bool = flag(False, "Do not train the embeddings.")
+    per_device_train_batch_size: int = flag(32, "Rows of a batch.")
+    per_device_eval_batch_size: int = flag(64, "Rows of an evaluation batch.")
+    train_sampling_strategy: str = flag("group_by_length", "random, sequential, or group_by_length (less padding).")
+    save_strategy: str = flag("epoch", "When to write a checkpoint to resume from: no, epoch, steps.")
+    save_total_limit: Optional[int] = flag(1, "How many checkpoints to keep while training.")
+    logging_steps: float = flag(10, "Steps between two values of the loss.")
+    report_to: Optional[str] = flag("none", "Integrations to report to.")
+    dataloader_pin_memory: bool = flag(False, "Pin memory of batches (for GPUs).")

@@ -1,0 +1,119 @@
+"""Command lines made of stages: parsing, help, and one line for a user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bootstrapnas.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: its one-line summary and the module that has ``GROUPS`` (dataclasses of flags) and ``run``.
+
+    ``run`` takes one instance per group, in order, and the keyword ``typed``: the flags that the user gave.
+    """
+
+    summary: str
+    module: str
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.module)
+
+
+Commands = Mapping[str, Command]
+
+
+def main(program: str, description: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; return the exit status: 0, or 2 after a user's mistake (told in one line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(program, description, commands))
+        return 0 if arguments else 2
+    try:
+        execute(program, commands, arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+    return 0
+
+
+def execute(program: str, commands: Commands, name: str, arguments: Sequence[str]) -> Any:
+    """Parse the flags of one subcommand and run it; return what its ``run`` returns.
+
+    Raises
+    ------
+    UserError
+        For an unknown command or flag, a missing or malformed value, or whatever the stage finds wrong.
+    """
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    module = commands[name].load()
+    groups, typed = parse(f"{program} {name}", module.__doc__ or "", module.GROUPS, arguments)
+    return module.run(*groups, typed=typed)
+
+
+def parse(
+    program: str, description: str, groups: Sequence[Any], arguments: Sequence[str]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the filled dataclasses and the flags that were typed, by name, with their values."""
+    parser = _parser()(
+        list(groups), prog=program, description=description.split("\n\n")[0], allow_abbrev=False
+    )
+    known = {option: action.dest for action in parser._actions for option in action.option_strings}
+    for argument in arguments:
+        flag = argument.split("=")[0]
+        if flag.startswith("--") and flag not in known:
+            raise UserError(f"unknown flag {flag}{near_miss(flag, known)}; see {program} --help")
+    instances = parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
+    dests = [known[argument.split("=")[0]] for argument in arguments if argument.split("=")[0] in known]
+    typed = {
+        dest: getattr(instance, dest)
+        for dest in dests
+        for instance in instances
+        if dest in {field.name for field in dataclasses.fields(instance)}
+    }
+    return instances, typed
+
+
+def to_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Turn a mapping of flags, as in a recipe, into command-line arguments. A list gives several values."""
+    arguments = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        arguments.append(f"--{name}")
+        arguments.extend(str(v) for v in (value if isinstance(value, list) else [value]))
+    return arguments
+
+
+def _parser() -> type[argparse.ArgumentParser]:
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}; see {self.prog} --help")
+
+    return Parser
+
+
+def _overview(program: str, description: str, commands: Commands) -> str:
+    width = max(map(len, commands))
+    lines = [f"usage: {program} COMMAND [flags]", "", description, "", "commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    lines += ["", f"{program} COMMAND --help lists a command's flags."]
+    return "\n".join(lines)

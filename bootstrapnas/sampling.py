@@ -1,0 +1,39 @@
+"""Which subnets a training step computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import TypeAlias
+
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.space import Genome, SearchSpace
+
+Sampling: TypeAlias = Callable[[SearchSpace, Random], dict[str, Genome]]
+"""A space and a random generator -> the genomes of one step by the name under which their losses are logged."""
+
+
+def sandwich(space: SearchSpace, random: Random) -> dict[str, Genome]:
+    """Return the largest, one random and the smallest subnet (Yu & Huang 2019, "sandwich rule"; EFTNAS)."""
+    return {"max": space.max_genome, "random": space.sample(random), "min": space.min_genome}
+
+
+def one_random(space: SearchSpace, random: Random) -> dict[str, Genome]:
+    """Return one random subnet (stock BootstrapNAS, LoNAS)."""
+    return {"random": space.sample(random)}
+
+
+SAMPLINGS: Mapping[str, Sampling] = {"sandwich": sandwich, "random": one_random}
+
+
+def sampling_of(name: str) -> Sampling:
+    """Return the way of sampling registered as `name`; `UserError` if there is none."""
+    try:
+        return SAMPLINGS[name]
+    except KeyError:
+        raise UserError(f"unknown sampling {name!r} (known: {listed(SAMPLINGS)}){near_miss(name, SAMPLINGS)}") from None
+
+
+def step_random(seed: int, step: int) -> Random:
+    """Return the random generator of one optimiser step: a function of seed and step, so that a resumed run repeats it."""
+    return Random(f"{seed}/{step}")

@@ -1,0 +1,200 @@
+"""Training of a stage: Hugging Face's Trainer with several subnets a step, cached teacher logits and NNCF's learning rates."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from bootstrapnas.dims import Subnet
+from bootstrapnas.distillation import Distillation
+from bootstrapnas.progress import Ticker
+from bootstrapnas.supernet import Supernet
+
+TEACHER_LOGITS = "teacher_logits"
+"""Key of a batch's cached teacher outputs, shape [batch, labels]."""
+
+
+class StageTrainer(Trainer):
+    """Hugging Face's Trainer for one stage.
+
+    Parameters
+    ----------
+    model
+        What is trained; for a supernet, ``supernet.model``.
+    args
+        All of Hugging Face's training arguments.
+    train_dataset, data_collator
+        Rows and how they become a batch. A batch may carry ``"teacher_logits"``.
+    title
+        Shown with the progress.
+    supernet, subnets
+        With both, every optimiser step computes each of ``subnets(step)`` forward and backward, inside its activation,
+        on the same batch; the gradients add up. All micro-batches of an accumulation window use the same subnets.
+    distillation
+        How the task loss and the teacher's logits combine.
+    penalty
+        A term added to the loss of every pass, scalar.
+    before_step
+        Called with the number of the optimiser step about to start.
+    learning_rate
+        Learning rate as a function of the optimiser step; instead of Hugging Face's schedules.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_dataset: Any,
+        data_collator: Callable[[list[Any]], Mapping[str, Tensor]],
+        title: str,
+        supernet: Supernet | None = None,
+        subnets: Callable[[int], Mapping[str, Subnet]] | None = None,
+        distillation: Distillation | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+        before_step: Callable[[int], None] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
+    ) -> None:
+        args.remove_unused_columns = False  # the collator decides what reaches the model
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator)  # type: ignore[arg-type]
+        self._supernet, self._subnets = supernet, subnets
+        self._distillation, self._penalty = distillation, penalty
+        self._step_learning_rate = learning_rate
+        self.pop_callback(ProgressCallback)
+        self.pop_callback(PrinterCallback)
+        self.add_callback(_Progress(title))
+        if before_step is not None:
+            self.add_callback(_BeforeStep(before_step))
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Run forward and backward of every subnet of this step. Returns the mean of their losses."""
+        if self._supernet is None or self._subnets is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        losses = []
+        for subnet in self._subnets(self.state.global_step).values():
+            with self._supernet.activate(subnet):
+                losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
+        return torch.stack(losses).mean()
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the task loss, combined with distillation and penalty where they apply."""
+        teacher = inputs.pop(TEACHER_LOGITS, None)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if self._distillation is not None and teacher is not None:
+            loss = self._distillation(loss, outputs.logits, teacher)
+        if self._penalty is not None:
+            loss = loss + self._penalty()
+        return (loss, outputs) if return_outputs else loss
+
+    # -- what a run is made of -----------------------------------------------------------------------------------------
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """Use the given learning rate per step, else Hugging Face's schedule."""
+        rate = self._step_learning_rate
+        if rate is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        base = self.args.learning_rate
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step) / base)
+        return self.lr_scheduler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        # Hugging Face's length-grouped sampler draws from the global generator, so a resumed epoch would see other batches.
+        if self.args.train_sampling_strategy == "group_by_length" and "length" in self.train_dataset.column_names:
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.data_seed or self.args.seed)
+        return super()._get_train_sampler(train_dataset)
+
+
+class LengthGrouped(Sampler[int]):
+    """Batches of rows of similar length, in an order that depends on seed and epoch alone."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Any:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class _Progress(TrainerCallback):
+    """Shows steps, loss and learning rate."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._ticker: Ticker | None = None
+        self._state = ""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._ticker = Ticker(self.title, state.max_steps).__enter__()
+        self._ticker.update(state.global_step)
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            self._state = f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}"
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._ticker is not None:
+            self._ticker.update(state.global_step, self._state)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._ticker is not None:
+            self._ticker.__exit__(None, None, None)
+
+
+class _BeforeStep(TrainerCallback):
+    def __init__(self, function: Callable[[int], None]) -> None:
+        self.function = function
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.function(state.global_step)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def last_checkpoint(directory: str | Path) -> Path | None:
+    """Return the newest whole checkpoint below `directory`; cut-off ones are deleted.
+
+    The Trainer writes ``trainer_state.json`` last, so a checkpoint with a readable one is whole.
+    """
+    found = sorted(Path(directory).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+        else:
+            return path
+    return None
+
+
+def delete_checkpoints(directory: str | Path) -> None:
+    """Delete all checkpoints below `directory`; the finished artefact replaces them."""
+    for path in Path(directory).glob("checkpoint-*"):
+        shutil.rmtree(path)
