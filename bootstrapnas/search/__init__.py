@@ -1,0 +1,82 @@
+"""Search for subnets: algorithms that see genes and objectives only. Free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.search.base import Algorithm, Builder, Candidate, Objective, SearchSettings, Values
+from bootstrapnas.search.log import EvaluationLog
+from bootstrapnas.search.nsga2 import build_nsga2
+from bootstrapnas.search.pareto import hypervolume, pareto_front, write_pareto_json
+from bootstrapnas.search.progression import write_progression_csv, write_progression_png
+from bootstrapnas.search.random_search import build_random
+from bootstrapnas.search.runner import SearchResult, run_search
+from bootstrapnas.search.select import NothingQualifiesError, select_best, select_by_budget
+from bootstrapnas.space import Genome
+
+ALGORITHMS: dict[str, Builder] = {
+    "NSGA2": build_nsga2,
+    "random": build_random,
+}
+"""The search algorithms by the name that configs give them."""
+
+
+def build_algorithm(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome] = ()) -> Algorithm:
+    """Build the algorithm that the settings name.
+
+    Parameters
+    ----------
+    cardinalities
+        Number of choices of each gene, each at least 1.
+    settings
+        The search's settings; an algorithm reads those that concern it.
+    seeds
+        Genomes to propose first, usually those of the maximum and the minimum subnet.
+
+    Raises
+    ------
+    UserError
+        If the algorithm is unknown, the space has no genes, or the seeds do not fit into the space or a generation.
+    """
+    if settings.algorithm not in ALGORITHMS:
+        raise UserError(
+            f"search: there is no algorithm {settings.algorithm!r}{near_miss(settings.algorithm, ALGORITHMS)}; "
+            f"known are {listed(ALGORITHMS)}"
+        )
+    if not cardinalities or min(cardinalities) < 1:
+        raise UserError(f"search: a space needs genes with at least one choice each, got {list(cardinalities)}")
+    for genome in seeds:
+        if len(genome) != len(cardinalities) or not all(
+            0 <= gene < count for gene, count in zip(genome, cardinalities, strict=True)
+        ):
+            raise UserError(f"search: the seed {list(genome)} is not in the space of {list(cardinalities)} choices")
+    if len(seeds) > settings.population:
+        raise UserError(
+            f"search: population must be at least {len(seeds)}, the number of given subnets that the search starts "
+            f"from, not {settings.population}"
+        )
+    return ALGORITHMS[settings.algorithm](cardinalities, settings, seeds)
+
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Candidate",
+    "EvaluationLog",
+    "Genome",
+    "NothingQualifiesError",
+    "Objective",
+    "SearchResult",
+    "SearchSettings",
+    "Values",
+    "build_algorithm",
+    "hypervolume",
+    "pareto_front",
+    "run_search",
+    "select_best",
+    "select_by_budget",
+    "write_pareto_json",
+    "write_progression_csv",
+    "write_progression_png",
+]

@@ -1,0 +1,144 @@
+"""What every search algorithm speaks: genomes in, objectives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from bootstrapnas.errors import UserError
+from bootstrapnas.space import Genome
+
+Values: TypeAlias = Mapping[str, float]
+"""What one evaluation measured, by name, for example ``{"accuracy": 0.91, "macs": 5.2e9}``."""
+
+
+class Algorithm(Protocol):
+    """A search algorithm that proposes genomes in batches and learns from their objectives.
+
+    The caller alternates `ask` and `tell`. An algorithm is deterministic: the same settings and the same objectives
+    lead to the same genomes, which is what lets a search resume by replaying its log.
+    """
+
+    def ask(self) -> list[Genome]:
+        """Return the next batch (a generation), or an empty list when there is nothing left to propose."""
+        ...
+
+    def tell(self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]]) -> None:
+        """Take the objectives [len(genomes), number of objectives], all minimised, of the batch just asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A value that the search improves, and which way."""
+
+    name: str
+    maximise: bool = False
+
+    def minimised(self, values: Values) -> float:
+        """Return the value with the sign that makes smaller better."""
+        return -values[self.name] if self.maximise else values[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """Settings of a search, with the names of NNCF's ``bootstrapNAS.search`` section.
+
+    Attributes
+    ----------
+    algorithm
+        A name of the registry, for example ``"NSGA2"``.
+    num_evals
+        Proposals to make in all, repeats included; what does not fill a generation is left out (see `budget`).
+    population
+        Proposals per generation.
+    seed
+        Seed of the algorithm's own random generator.
+    crossover_prob, crossover_eta
+        Probability and distribution index of simulated binary crossover: a larger index keeps children closer to
+        their parents.
+    mutation_prob
+        Probability that an offspring mutates at all (NNCF's meaning, 0.02 there). `None` lets every offspring mutate.
+        Either way each gene of a mutating offspring is perturbed with probability 1 / (number of genes that have a
+        choice), at most one half.
+    mutation_eta
+        Distribution index of polynomial mutation.
+    ref_acc
+        Metric that the chosen subnet is measured against: a fraction, or a percentage if above 1. `None` or -1 stands
+        for the maximum subnet's own.
+    acc_delta
+        Tolerated drop below `ref_acc`, in points of a percent.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range or `population` exceeds `num_evals`.
+    """
+
+    algorithm: str = "NSGA2"
+    num_evals: int = 200
+    population: int = 20
+    seed: int = 0
+    crossover_prob: float = 0.9
+    crossover_eta: float = 10.0
+    mutation_prob: float | None = None
+    mutation_eta: float = 3.0
+    ref_acc: float | None = None
+    acc_delta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.population < 1:
+            raise UserError(f"search: population must be at least 1, not {self.population}")
+        if self.population > self.num_evals:
+            raise UserError(
+                f"search: population ({self.population}) must not exceed num_evals ({self.num_evals}): "
+                "not one generation would be evaluated"
+            )
+        if self.seed < 0:
+            raise UserError(f"search: seed must not be negative, got {self.seed}")
+        for name in ("crossover_prob", "mutation_prob"):
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability <= 1:
+                raise UserError(f"search: {name} must lie between 0 and 1, not {probability}")
+        for name in ("crossover_eta", "mutation_eta", "acc_delta"):
+            if getattr(self, name) < 0:
+                raise UserError(f"search: {name} must not be negative, got {getattr(self, name)}")
+        if self.ref_acc is not None and self.ref_acc != -1 and not 0 <= self.ref_acc <= 100:
+            raise UserError(
+                f"search: ref_acc must be a fraction, a percentage, or -1 for the maximum subnet's, not {self.ref_acc}"
+            )
+
+    @property
+    def generations(self) -> int:
+        """Whole generations that `num_evals` pays for."""
+        return self.num_evals // self.population
+
+    @property
+    def budget(self) -> int:
+        """`num_evals` rounded down to a multiple of `population`."""
+        return self.generations * self.population
+
+
+Builder: TypeAlias = Callable[[Sequence[int], SearchSettings, Sequence[Genome]], Algorithm]
+"""``builder(cardinalities, settings, seeds)``: an algorithm over genomes with ``0 <= gene < cardinality``, whose first
+batch starts with the `seeds`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A proposed genome with what was measured.
+
+    Attributes
+    ----------
+    genome
+        One index per gene.
+    values
+        What the evaluation returned.
+    generation
+        The batch that proposed it, counted from 1.
+    """
+
+    genome: Genome
+    values: Values
+    generation: int

@@ -1,0 +1,565 @@
+"""Search: algorithms, log, loop, selection rules and the files that a search writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bootstrapnas.errors import UserError
+from bootstrapnas.search import (
+    ALGORITHMS,
+    Algorithm,
+    Candidate,
+    EvaluationLog,
+    Genome,
+    NothingQualifiesError,
+    Objective,
+    SearchResult,
+    SearchSettings,
+    build_algorithm,
+    hypervolume,
+    pareto_front,
+    run_search,
+    select_best,
+    select_by_budget,
+    write_pareto_json,
+    write_progression_csv,
+    write_progression_png,
+)
+
+OBJECTIVES = (Objective("macs"), Objective("accuracy", maximise=True))
+SPACES = st.lists(st.integers(1, 9), min_size=1, max_size=8)
+
+
+def toy(genome: Genome, cardinalities: Sequence[int]) -> dict[str, float]:
+    """Cost grows linearly with every gene, accuracy saturates, and genes differ in what they bring for their cost."""
+    shares = [1 - 0.8 * gene / max(1, count - 1) for gene, count in zip(genome, cardinalities, strict=True)]
+    cost = sum((1 + i % 3) * share for i, share in enumerate(shares))
+    kept = math.prod(1 - (0.1 + 0.4 * (i * 7 % 5) / 4) * (1 - share) ** 2 for i, share in enumerate(shares))
+    return {"macs": 1e6 * cost, "accuracy": kept}
+
+
+def drive(algorithm: Algorithm, cardinalities: Sequence[int], budget: int) -> list[Genome]:
+    """Return the genomes that an algorithm proposes for `toy`, without a log."""
+    proposed: list[Genome] = []
+    while len(proposed) < budget and (batch := algorithm.ask()):
+        values = [toy(genome, cardinalities) for genome in batch]
+        algorithm.tell(batch, [[goal.minimised(entry) for goal in OBJECTIVES] for entry in values])
+        proposed += batch
+    return proposed
+
+
+def extremes(cardinalities: Sequence[int]) -> list[Genome]:
+    return [(0,) * len(cardinalities), tuple(count - 1 for count in cardinalities)]
+
+
+def candidate(macs: float, accuracy: float, genome: Genome = (1,), generation: int = 1) -> Candidate:
+    return Candidate(genome, {"macs": macs, "accuracy": accuracy}, generation)
+
+
+# -- algorithms --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+class TestEveryAlgorithm:
+    @settings(max_examples=25, deadline=None)
+    @given(cardinalities=SPACES, seed=st.integers(0, 2**31), mutation_prob=st.sampled_from([None, 0.02]))
+    def test_respects_bounds_and_is_deterministic(
+        self, name: str, cardinalities: list[int], seed: int, mutation_prob: float | None
+    ) -> None:
+        chosen = SearchSettings(name, num_evals=36, population=6, seed=seed, mutation_prob=mutation_prob)
+        runs = [
+            drive(build_algorithm(cardinalities, chosen, extremes(cardinalities)), cardinalities, chosen.budget)
+            for _ in range(2)
+        ]
+        assert runs[0] == runs[1]
+        for genome in runs[0]:
+            assert type(genome) is tuple
+            assert all(type(gene) is int for gene in genome)
+            assert all(0 <= gene < count for gene, count in zip(genome, cardinalities, strict=True))
+
+    def test_proposes_seeds_first(self, name: str) -> None:
+        seeds = extremes((4, 5, 6))
+        batch = build_algorithm((4, 5, 6), SearchSettings(name), seeds).ask()
+        assert batch[:2] == seeds
+        assert len(set(batch)) == len(batch)
+
+    @pytest.mark.parametrize("cardinalities", [(1,), (1, 1, 1), (2,), (2, 1, 3), (3, 3, 3)])
+    def test_exhausts_a_tiny_space_and_stops(self, name: str, cardinalities: tuple[int, ...]) -> None:
+        algorithm = build_algorithm(cardinalities, SearchSettings(name, num_evals=4000, population=10))
+        proposed = drive(algorithm, cardinalities, 4000)
+        assert len(set(proposed)) == math.prod(cardinalities)
+        assert len(proposed) < 4000
+        assert algorithm.ask() == []
+
+    def test_works_with_a_population_of_one(self, name: str) -> None:
+        algorithm = build_algorithm((5, 5, 5), SearchSettings(name, num_evals=12, population=1))
+        assert len(drive(algorithm, (5, 5, 5), 12)) == 12
+
+    def test_seed_changes_proposals(self, name: str) -> None:
+        first, second = (build_algorithm((9,) * 6, SearchSettings(name, seed=seed)).ask() for seed in (0, 1))
+        assert first != second
+
+    def test_leaves_global_random_state_alone(self, name: str) -> None:
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        drive(build_algorithm((4,) * 5, SearchSettings(name)), (4,) * 5, 60)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+
+    def test_suggests_in_under_a_millisecond(self, name: str) -> None:
+        cardinalities = (5,) * 48
+        algorithm = build_algorithm(cardinalities, SearchSettings(name))
+        start = time.process_time()
+        proposed = drive(algorithm, cardinalities, 400)
+        assert (time.process_time() - start) / len(proposed) < 1e-3
+
+
+def test_nsga2_beats_random_search() -> None:
+    cardinalities = (5,) * 12
+    reference = {"macs": 1.01 * toy((0,) * 12, cardinalities)["macs"], "accuracy": 0.0}
+
+    def mean_volume(name: str) -> float:
+        volumes = []
+        for seed in range(5):
+            chosen = SearchSettings(name, num_evals=120, seed=seed)
+            algorithm = build_algorithm(cardinalities, chosen, extremes(cardinalities))
+            values = [toy(genome, cardinalities) for genome in drive(algorithm, cardinalities, chosen.budget)]
+            volumes.append(hypervolume(values, OBJECTIVES, reference))
+        return sum(volumes) / len(volumes)
+
+    assert mean_volume("NSGA2") > 1.03 * mean_volume("random")
+
+
+def test_mutation_prob_zero_only_recombines() -> None:
+    """Without mutation a gene that all parents share keeps its value; with our default it does not."""
+
+    def later_genes(mutation_prob: float | None) -> set[int]:
+        chosen = SearchSettings(population=2, num_evals=40, mutation_prob=mutation_prob)
+        proposed = drive(build_algorithm((9, 9), chosen, [(4, 0), (4, 8)]), (9, 9), 40)
+        return {first for first, _ in proposed}
+
+    assert later_genes(0.0) == {4}
+    assert len(later_genes(None)) > 1
+
+
+def test_crossover_rounds_to_the_nearest_gene() -> None:
+    """Rounding down would drift towards larger subnets, by 0.2 genes a generation here."""
+    drift = []
+    for seed in range(20):
+        chosen = SearchSettings(population=40, seed=seed, mutation_prob=0.0)
+        algorithm = build_algorithm((9,) * 6, chosen)
+        parents = algorithm.ask()
+        algorithm.tell(parents, [[0.0, 0.0]] * 40)
+        drift.append(np.mean(algorithm.ask()) - np.mean(parents))
+    assert abs(np.mean(drift)) < 0.1
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_evals", "population", "generations", "budget"),
+    [(3000, 40, 75, 3000), (1000, 40, 25, 1000), (200, 20, 10, 200), (219, 20, 10, 200), (20, 20, 1, 20), (7, 2, 3, 6)],
+)
+def test_num_evals_is_rounded_down(num_evals: int, population: int, generations: int, budget: int) -> None:
+    chosen = SearchSettings(num_evals=num_evals, population=population)
+    assert (chosen.generations, chosen.budget) == (generations, budget)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_evals": 10, "population": 20}, "population (20) must not exceed num_evals (10)"),
+        ({"population": 0}, "population must be at least 1, not 0"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"crossover_prob": 1.5}, "crossover_prob must lie between 0 and 1, not 1.5"),
+        ({"mutation_prob": -0.1}, "mutation_prob must lie between 0 and 1"),
+        ({"mutation_eta": -3.0}, "mutation_eta must not be negative"),
+        ({"acc_delta": -1.0}, "acc_delta must not be negative"),
+        ({"ref_acc": -90.0}, "ref_acc must be a fraction, a percentage, or -1"),
+        ({"ref_acc": 101.0}, "ref_acc must be"),
+    ],
+)
+def test_settings_out_of_range(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        SearchSettings(**wrong)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_unknown_algorithm_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no algorithm 'NSGA-II'; did you mean 'NSGA2'\?; known are NSGA2, random"):
+        build_algorithm((2, 2), SearchSettings("NSGA-II"))
+
+
+@pytest.mark.parametrize(
+    ("cardinalities", "seeds", "message"),
+    [
+        ((), [], "a space needs genes"),
+        ((3, 0), [], "at least one choice each"),
+        ((3, 3), [(0, 3)], r"the seed \[0, 3\] is not in the space"),
+        ((3, 3), [(0,)], r"the seed \[0\] is not in the space"),
+        ((3, 3), [(0, 0), (1, 1), (2, 2)], "population must be at least 3"),
+    ],
+)
+def test_space_and_seeds_are_checked(cardinalities: tuple[int, ...], seeds: list[Genome], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_algorithm(cardinalities, SearchSettings(population=2), seeds)
+
+
+# -- log ---------------------------------------------------------------------------------------------------------------
+
+
+def test_log_reads_back_what_it_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    log = EvaluationLog(path, (3, 4), {"seed": 7})
+    stored = log.record((0, 3), {"accuracy": np.float32(0.1), "macs": 12345678901}, 0.5)  # type: ignore[dict-item]
+    log.record((2, 0), {"accuracy": 1 / 3, "macs": 1}, 0.25)
+    again = EvaluationLog(path, (3, 4), {"seed": 7})
+    assert len(again) == 2
+    assert again[0, 3] == stored == {"accuracy": float(np.float32(0.1)), "macs": 12345678901}
+    assert again[2, 0]["accuracy"] == 1 / 3
+    assert (1, 1) not in again
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"format": 1, "cardinalities": [3, 4], "settings": {"seed": 7}}
+    assert lines[2] == {"index": 1, "genome": [2, 0], "values": {"accuracy": 1 / 3, "macs": 1}, "seconds": 0.25}
+
+
+def test_log_drops_a_line_cut_short_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    log = EvaluationLog(path, (3, 4), {})
+    log.record((0, 3), {"macs": 1}, 0.5)
+    whole = path.read_bytes()
+    log.record((1, 1), {"macs": 2}, 0.5)
+    longer = path.read_bytes()
+    for length in range(len(whole), len(longer)):
+        path.write_bytes(longer[:length])
+        resumed = EvaluationLog(path, (3, 4), {})
+        assert len(resumed) == 1
+        assert path.read_bytes() == whole
+    resumed.record((1, 1), {"macs": 2}, 0.5)
+    assert path.read_bytes() == longer
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluations.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "message"),
+    [
+        (0, "", "line 1: it is not JSON"),
+        (0, "[]", "line 1: it is not a JSON object"),
+        (0, '{"a": 1}', "line 1: it is not the header of an evaluation log"),
+        (1, '{"index": 0, "geno', "line 2: it is not JSON"),
+        (2, "\udcff", "line 3: it is not JSON"),
+        (2, '{"index": 5, "genome": [1, 1], "values": {}}', "line 3: its index must be 1, not 5"),
+        (2, '{"index": 1, "genome": [1, 4], "values": {}}', r"line 3: \[1, 4\] is not a genome"),
+        (2, '{"index": 1, "genome": [1], "values": {}}', r"line 3: \[1\] is not a genome"),
+        (2, '{"index": 1, "genome": [0, 3], "values": {}}', r"line 3: the genome \[0, 3\] occurs twice"),
+        (2, '{"index": 1, "genome": [1, 1], "values": {"macs": "2"}}', "line 3: its values are not numbers"),
+    ],
+)
+def test_corrupt_log_is_refused(tmp_path: Path, line: int, text: str, message: str) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    log = EvaluationLog(path, (3, 4), {})
+    log.record((0, 3), {"macs": 1}, 0.5)
+    log.record((1, 1), {"macs": 2}, 0.5)
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_bytes(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=f"evaluations.jsonl is corrupt in {message}"):
+        EvaluationLog(path, (3, 4), {})
+
+
+def test_log_of_another_space_or_a_newer_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evaluations.jsonl"
+    EvaluationLog(path, (3, 4), {})
+    with pytest.raises(UserError, match="holds another search: its space has 2 genes with 3, 4 choices"):
+        EvaluationLog(path, (3, 5), {})
+    path.write_text('{"format": 2, "cardinalities": [3, 4], "settings": {}}\n')
+    with pytest.raises(UserError, match="has format 2"):
+        EvaluationLog(path, (3, 4), {})
+
+
+# -- loop --------------------------------------------------------------------------------------------------------------
+
+CARDINALITIES = (5, 4, 1, 6, 3)
+
+
+def search(path: Path, evaluated: list[Genome], name: str = "NSGA2", budget: int = 60) -> SearchResult:
+    def evaluate(genome: Genome) -> dict[str, float]:
+        evaluated.append(genome)
+        return toy(genome, CARDINALITIES)
+
+    algorithm = build_algorithm(
+        CARDINALITIES, SearchSettings(name, num_evals=60, population=10), extremes(CARDINALITIES)
+    )
+    return run_search(algorithm, evaluate, OBJECTIVES, EvaluationLog(path, CARDINALITIES, {}), budget)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_search_evaluates_once_and_returns_the_front(tmp_path: Path, name: str) -> None:
+    evaluated: list[Genome] = []
+    result = search(tmp_path / "log.jsonl", evaluated, name)
+    proposed = [each.genome for each in result.candidates]
+    assert len(proposed) == 60
+    assert evaluated == list(dict.fromkeys(proposed))
+    assert [each.generation for each in result.candidates] == sorted(each.generation for each in result.candidates)
+    assert result.candidates[0].generation == 1
+    costs = [each.values["macs"] for each in result.front]
+    accuracies = [each.values["accuracy"] for each in result.front]
+    assert costs == sorted(costs)
+    assert accuracies == sorted(accuracies)
+    assert result.front[0].genome == (4, 3, 0, 5, 2)
+    assert result.front[-1].genome == (0,) * 5
+    assert len({each.genome for each in result.front}) == len(result.front)
+
+
+def test_search_repeats_are_memoised_and_kept_as_candidates(tmp_path: Path) -> None:
+    class Twice:
+        def __init__(self) -> None:
+            self.told: list[list[list[float]]] = []
+
+        def ask(self) -> list[Genome]:
+            return [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0)]
+
+        def tell(self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]]) -> None:
+            self.told.append([list(row) for row in objectives])
+
+    evaluated: list[Genome] = []
+    algorithm, seen = Twice(), []
+
+    def evaluate(genome: Genome) -> dict[str, float]:
+        evaluated.append(genome)
+        return {"macs": 10 - genome[0], "accuracy": 0.5}
+
+    log = EvaluationLog(tmp_path / "log.jsonl", CARDINALITIES, {})
+    result = run_search(algorithm, evaluate, OBJECTIVES, log, 5, lambda done, each: seen.append((done, each)))
+    assert len(evaluated) == len(log) == 2
+    assert [each.generation for each in result.candidates] == [1, 1, 2, 2, 3]
+    assert algorithm.told == [[[10, -0.5], [9, -0.5]]] * 2
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 5]
+    assert [each for _, each in seen] == list(result.candidates)
+    assert [each.genome for each in result.front] == [(1, 0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("stop", [0, 1, 9, 10, 11, 37])
+def test_search_resumes_where_it_failed(tmp_path: Path, name: str, stop: int) -> None:
+    expected = search(tmp_path / "whole.jsonl", [], name)
+    path = tmp_path / "stopped.jsonl"
+    evaluated: list[Genome] = []
+
+    def fail(genome: Genome) -> dict[str, float]:
+        if len(evaluated) == stop:
+            raise RuntimeError("out of memory")
+        evaluated.append(genome)
+        return toy(genome, CARDINALITIES)
+
+    algorithm = build_algorithm(
+        CARDINALITIES, SearchSettings(name, num_evals=60, population=10), extremes(CARDINALITIES)
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_search(algorithm, fail, OBJECTIVES, EvaluationLog(path, CARDINALITIES, {}), 60)
+    resumed: list[Genome] = []
+    assert search(path, resumed, name) == expected
+    assert not set(resumed) & set(evaluated)
+
+
+def test_search_can_be_extended(tmp_path: Path) -> None:
+    evaluated: list[Genome] = []
+    short = search(tmp_path / "log.jsonl", evaluated, budget=25)
+    assert len(short.candidates) == 25
+    long = search(tmp_path / "log.jsonl", evaluated, budget=60)
+    assert long.candidates[:25] == short.candidates
+    assert len(evaluated) == len(set(evaluated))
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+import test_search
+slow = test_search.toy
+test_search.toy = lambda *arguments: (time.sleep(0.01), slow(*arguments))[1]
+test_search.search(Path(sys.argv[1]), [])
+print("done", flush=True)
+"""
+
+
+def test_search_survives_sigkill(tmp_path: Path) -> None:
+    expected = search(tmp_path / "whole.jsonl", [])
+    path = tmp_path / "killed.jsonl"
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([*sys.path, str(Path(__file__).parent)]))
+    for lines in (1, 7, 24):
+        command = [sys.executable, "-c", CHILD, str(path)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
+            while child.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < lines):
+                time.sleep(0.001)
+            child.send_signal(signal.SIGKILL)
+            assert child.stdout is not None
+            assert child.stdout.read() == ""
+        assert child.returncode == -signal.SIGKILL
+    evaluated: list[Genome] = []
+    assert search(path, evaluated) == expected
+    distinct = len({each.genome for each in expected.candidates})
+    assert 0 < len(evaluated) <= distinct - 23
+
+
+def test_search_refuses_unusable_evaluations(tmp_path: Path) -> None:
+    def run(values: dict[str, float], objectives: tuple[Objective, ...] = OBJECTIVES) -> None:
+        algorithm = build_algorithm(CARDINALITIES, SearchSettings(population=2))
+        log = EvaluationLog(tmp_path / "log.jsonl", CARDINALITIES, {})
+        run_search(algorithm, lambda _: values, objectives, log, 1)
+
+    with pytest.raises(ValueError, match=r"has no 'accuracy', only \['macs'\]"):
+        run({"macs": 1.0})
+    with pytest.raises(ValueError, match="gave accuracy = nan"):
+        run({"macs": 1.0, "accuracy": math.nan})
+    run({"macs": 1.0, "accuracy": 0.5})
+    with pytest.raises(UserError, match="holds another search: its evaluations have no 'latency'"):
+        run({}, (*OBJECTIVES, Objective("latency")))
+
+
+# -- Pareto front ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=25))
+def test_pareto_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -> None:
+    def dominated(macs: int, accuracy: int) -> bool:
+        return any(m <= macs and a >= accuracy and (m, a) != (macs, accuracy) for m, a in points)
+
+    values = [{"macs": m, "accuracy": a} for m, a in points]
+    assert pareto_front(values, OBJECTIVES) == [i for i, point in enumerate(points) if not dominated(*point)]
+
+
+def test_hypervolume_of_two_points() -> None:
+    values = [{"macs": 1, "accuracy": 0.5}, {"macs": 3, "accuracy": 0.75}, {"macs": 3, "accuracy": 0.6}]
+    volume = hypervolume(values, OBJECTIVES, {"macs": 4, "accuracy": 0})
+    assert volume == pytest.approx(3 * 0.5 + 1 * 0.25)
+
+
+# -- selection ---------------------------------------------------------------------------------------------------------
+
+FOUND = [
+    candidate(100, 0.930, (0,)),
+    candidate(60, 0.925, (1,)),
+    candidate(50, 0.920, (2,)),
+    candidate(50, 0.915, (3,)),
+    candidate(20, 0.700, (4,)),
+]
+
+
+@pytest.mark.parametrize(
+    ("reference", "delta", "macs", "accuracy"),
+    [
+        (None, 1.0, 50, 0.920),  # exactly at the threshold 0.93 - 0.01
+        (-1, 1.0, 50, 0.920),
+        (0.93, 0.5, 60, 0.925),
+        (93.0, 0.5, 60, 0.925),
+        (93, 0.0, 100, 0.930),
+        (90.0, 1.0, 50, 0.920),  # of equally cheap ones the better
+        (0.5, 0.0, 20, 0.700),
+    ],
+)
+def test_select_best(reference: float | None, delta: float, macs: float, accuracy: float) -> None:
+    best = select_best(FOUND, "accuracy", "macs", reference, delta)
+    assert best.values == {"macs": macs, "accuracy": accuracy}
+
+
+def test_select_best_names_the_nearest_when_none_qualifies() -> None:
+    with pytest.raises(NothingQualifiesError, match=r"accuracy >= 0\.9450 .*; the best has 0\.9300: lower ref_acc"):
+        select_best(FOUND, "accuracy", "macs", 95.0, 0.5)
+
+
+def test_select_best_needs_the_maximum_subnet_for_a_default_reference() -> None:
+    with pytest.raises(UserError, match="did not evaluate the maximum subnet: give ref_acc"):
+        select_best(FOUND[1:], "accuracy", "macs", -1, 1.0)
+
+
+@pytest.mark.parametrize(("budget", "genome"), [(1e9, (0,)), (99, (1,)), (50, (2,)), (20, (4,))])
+def test_select_by_budget(budget: float, genome: Genome) -> None:
+    assert select_by_budget(FOUND, "accuracy", "macs", budget).genome == genome
+
+
+def test_select_by_budget_prefers_the_cheaper_of_equals() -> None:
+    found = [candidate(9, 0.5, (0,)), candidate(7, 0.5, (1,)), candidate(8, 0.5, (2,))]
+    assert select_by_budget(found, "accuracy", "macs", 10).genome == (1,)
+
+
+def test_select_by_budget_names_the_nearest_when_none_qualifies() -> None:
+    found = [candidate(5_600_000_000, 0.9), candidate(4_400_000_000, 0.8)]
+    with pytest.raises(NothingQualifiesError, match="macs <= 1,000,000,000; the smallest has 4,400,000,000"):
+        select_by_budget(found, "accuracy", "macs", 1e9)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_progression_csv_is_nncfs(tmp_path: Path) -> None:
+    widths = {0: 64, 1: 32, 2: 128, 3: 128}
+    path = tmp_path / "search_progression.csv"
+    found = [candidate(7344256, 0.5), candidate(5_000_000, 0.57)]
+    write_progression_csv(path, found, lambda _: (widths, None), metric="accuracy")
+    assert path.read_bytes() == (
+        b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64, 1: 32, 2: 128, 3: 128})])\""
+        b",MACs,7.344256,top1_acc,-50.0\r\n"
+        b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64, 1: 32, 2: 128, 3: 128})])\""
+        b",MACs,5.0,top1_acc,-57.0\r\n"
+    )
+    write_progression_csv(path, found[:1], lambda _: ({0: 64}, [1, 3]), metric="accuracy")
+    assert path.read_bytes() == (
+        b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64}), (<ElasticityDim.DEPTH: 'depth'>, [1, 3])])\""
+        b",MACs,7.344256,top1_acc,-50.0\r\n"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 60])
+def test_progression_png_is_drawn(tmp_path: Path, count: int) -> None:
+    result = search(tmp_path / "log.jsonl", [])
+    path = tmp_path / "search_progression.png"
+    modules = {"matplotlib.pyplot"} & set(sys.modules)
+    write_progression_png(
+        path, result.candidates[:count], metric="accuracy", chosen={"A": result.front[0]}, title="NSGA2"
+    )
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n")
+    assert (int.from_bytes(content[16:20]), int.from_bytes(content[20:24])) == (1600, 1000)
+    assert {"matplotlib.pyplot"} & set(sys.modules) == modules
+
+
+def test_pareto_json(tmp_path: Path) -> None:
+    first, second, third = candidate(1, 0.5, (2,)), candidate(2, 0.6, (1,)), candidate(3, 0.6, (0,))
+    result = SearchResult(OBJECTIVES, (third, second, first), (first, second))
+    path = tmp_path / "pareto.json"
+    write_pareto_json(path, result, second, describe=lambda genome: {"ffn[0]": 8 - genome[0]}, extra={"seed": 3})
+    entries = [
+        {"index": 0, "genome": [2], "values": {"macs": 1, "accuracy": 0.5}, "subnet": {"ffn[0]": 6}},
+        {"index": 1, "genome": [1], "values": {"macs": 2, "accuracy": 0.6}, "subnet": {"ffn[0]": 7}},
+    ]
+    goals = [{"name": "macs", "maximise": False}, {"name": "accuracy", "maximise": True}]
+    expected = {"format": 1, "objectives": goals, "front": entries, "best": entries[1], "seed": 3}
+    assert json.loads(path.read_text()) == expected
+    write_pareto_json(path, result, third)
+    assert json.loads(path.read_text())["best"] == {
+        "index": None,
+        "genome": [0],
+        "values": {"macs": 3, "accuracy": 0.6},
+    }
+    write_pareto_json(path, result, None)
+    assert json.loads(path.read_text())["best"] is None
+
+
+def test_search_is_free_of_torch() -> None:
+    code = "import bootstrapnas.search, sys; sys.exit('torch' in sys.modules)"
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
