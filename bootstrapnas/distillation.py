@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from bootstrapnas.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +36,30 @@ class Distillation:
         return self.task_weight * task_loss + self.teacher_weight * term
 
 
-def same_labels(teacher: dict[int, str], student: dict[int, str]) -> bool:
-    """Return whether two ``id2label`` mappings mean the same classes in the same order.
+def label_order(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
+    """Return, for each class of the student, the index of the teacher's output for it.
 
-    Hugging Face's placeholder names (``LABEL_0`` …) say nothing, so only the number of classes counts then.
+    Names are compared without regard to case. Hugging Face's placeholder names (``LABEL_0`` …) say nothing, so the
+    order is taken as it is when either side has only those.
+
+    Raises
+    ------
+    UserError
+        If the two do not have the same classes.
     """
     if len(teacher) != len(student):
-        return False
+        raise UserError(f"the teacher has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})")
+    if _placeholders(teacher) or _placeholders(student):
+        return list(range(len(student)))
+    index = {name.lower(): position for position, name in enumerate(teacher)}
+    if index.keys() != {name.lower() for name in student}:
+        raise UserError(f"the teacher has other labels ({_shown(teacher)}) than the task ({_shown(student)})")
+    return [index[name.lower()] for name in student]
 
-    def placeholder(names: dict[int, str]) -> bool:
-        return all(name == f"LABEL_{index}" for index, name in names.items())
 
-    return placeholder(teacher) or placeholder(student) or teacher == student
+def _placeholders(names: Sequence[str]) -> bool:
+    return all(name.upper() == f"LABEL_{index}" for index, name in enumerate(names))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")

@@ -1,0 +1,80 @@
+"""Fine-tune a pre-trained or extracted model on a task; makes teachers and finishes subnets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bootstrapnas.pipeline.arguments import (
+    DistillationArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    TaskArguments,
+)
+from bootstrapnas.pipeline.workshop import (
+    Rows,
+    begin,
+    distillation_of,
+    evaluate_model,
+    finish,
+    freeze_embeddings,
+    load_classifier,
+    load_tokenizer,
+    resolve_task,
+    resume_point,
+    save_artefact,
+    task_settings,
+    with_fixed_data,
+    with_teacher_logits,
+)
+from bootstrapnas.progress import notice
+from bootstrapnas.training import StageTrainer
+
+GROUPS = (ModelArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
+
+
+def run(
+    model_args: ModelArguments,
+    task_args: TaskArguments,
+    kd: DistillationArguments,
+    training: StageTrainingArguments,
+    *,
+    typed: Mapping[str, Any],
+) -> Path:
+    """Fine-tune; return the output directory."""
+    source = model_args.model_name_or_path
+    spec = resolve_task(task_args, source)
+    stage = begin(
+        "finetune",
+        str(training.output_dir),
+        typed,
+        {"model": source, "teacher": kd.kd_teacher_model},
+        overwrite=training.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if stage.finished:
+        return stage.directory
+    spec = with_fixed_data(spec, stage.directory)
+    tokenizer = load_tokenizer(model_args.tokenizer_name or source)
+    rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
+    model = load_classifier(source, spec, training.seed)
+    if training.freeze_embeddings:
+        freeze_embeddings(model)
+    train = rows.split("train")
+    if kd.kd_teacher_model is not None:
+        train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+    trainer = StageTrainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        data_collator=rows.collator,
+        title="fine-tuning",
+        distillation=distillation_of(kd, spec),
+    )
+    trainer.train(resume_from_checkpoint=resume_point(stage))
+    metrics = evaluate_model(model, rows, "validation")
+    notice(f"finetune: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
+    save_artefact(stage.directory, model, tokenizer, spec)
+    finish(stage, metrics)
+    return stage.directory

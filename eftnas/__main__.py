@@ -1,0 +1,5 @@
+import sys
+
+from eftnas.cli import main
+
+sys.exit(main())
