@@ -1,6 +1,6 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := $(foreach name,bootstrapnas eftnas lonas plm_nas mos,$(patsubst %/__init__.py,%,$(wildcard $(name)/__init__.py)))
+SOURCES := $(wildcard bootstrapnas eftnas lonas plm_nas mos tests benchmarks)
 
 .PHONY: help check test format clean install
 
@@ -29,4 +29,4 @@ format: install
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
-	find $(PACKAGES) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
