@@ -1,8 +1,8 @@
 """Files that stages hand to each other: written atomically, versioned, traceable, never pickles.
 
-A *stage* is a function from files to files. Its output directory carries ``stage.json``: which stage made it, with
-which settings, from which inputs (by content digest), and whether it is complete. The same call on the same inputs finds
-the finished directory again; after a kill it resumes; anything else is refused rather than overwritten.
+A *stage* is a function from files to files. Its output directory carries ``stage.json``: which stage made it,
+with which settings, from which inputs (by content digest), and whether it is complete. The same call on the same inputs
+finds the finished directory again; after a kill it resumes; anything else is refused rather than overwritten.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def check_format(path: str | os.PathLike[str], header: Mapping[str, Any]) -> Non
 
 @contextlib.contextmanager
 def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a fresh directory beside `path`; put it in the place of `path` when the block succeeds, delete it if not."""
+    """Yield a fresh directory beside `path`; it replaces `path` when the block succeeds, and is deleted if not."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """Return a short content digest of a file, or of a directory's own files (not its subdirectories, not stage.json)."""
+    """Return a short content digest of a file, or of a directory's own files (no subdirectories, no stage.json)."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
@@ -232,9 +232,9 @@ def open_stage(
         If the directory holds something else, or cannot be written.
     """
     directory = Path(directory)
-    settings = json.loads(json.dumps(dict(settings), default=str))
+    decided: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
     described = {role: _identify(value) for role, value in inputs.items() if value is not None}
-    stage = Stage(directory, name, settings, described)
+    stage = Stage(directory, name, decided, described)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir {directory} is a file")
     if directory.is_dir() and any(directory.iterdir()):

@@ -116,7 +116,9 @@ class Blueprint:
 
     def _key(self, dim: str, layer: int | None, name: str) -> Key:
         if dim not in self.dims:
-            raise UserError(f"family {self.family.model_type!r}: {name!r} is labelled with an unknown dimension {dim!r}")
+            raise UserError(
+                f"family {self.family.model_type!r}: {name!r} is labelled with an unknown dimension {dim!r}"
+            )
         return Key(dim, layer if self.dims[dim].per_layer else None)
 
     def _blocks_of(self, name: str, layer: int) -> Iterator[Block]:

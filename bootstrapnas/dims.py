@@ -1,8 +1,8 @@
 """The vocabulary of elasticity: named dimensions, axis labels, subnets. Free of torch.
 
 Each axis of each parameter is a product of named dimensions, or a concatenation of such products. A label text such as
-``"head hd, hidden"`` says so for one parameter: axes are separated by commas, the dimensions of a product by spaces, and
-the parts of a concatenation (a fused projection) by ``+``. Dimensions to the right vary fastest, as in row-major order.
+``"head hd, hidden"`` says so for one parameter: axes are separated by commas, the dimensions of a product by spaces,
+and the parts of a concatenation (a fused projection) by ``+``. Dimensions to the right vary fastest (row-major order).
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ def label_order(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
         If the two do not have the same classes.
     """
     if len(teacher) != len(student):
-        raise UserError(f"the teacher has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})")
+        raise UserError(
+            f"the teacher has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})"
+        )
     if _placeholders(teacher) or _placeholders(student):
         return list(range(len(student)))
     index = {name.lower(): position for position, name in enumerate(teacher)}

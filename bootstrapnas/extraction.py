@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MODELING_FILE = "modeling_subnet.py"
+SUBNET_FILE = "subnet.json"
 
 
 def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> PreTrainedModel:
@@ -65,7 +66,7 @@ def subnet_config(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig:
     if plain is not None:
         return plain
     config.subnet = layout(blueprint, subnet)
-    return config  # type: ignore[no-any-return]
+    return config
 
 
 def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
@@ -93,8 +94,8 @@ def subnet_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[
     if config.to_dict().get("subnet") is None:
         return base
 
-    def __init__(self: Any, config: Any) -> None:
-        base.__init__(self, config)  # type: ignore[misc]
+    def __init__(self: Any, config: Any) -> None:  # noqa: N807 - becomes the class's own
+        base.__init__(self, config)
         modeling_subnet.shrink(self, config.subnet)
         self.post_init()
 
@@ -164,13 +165,13 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
     except (OSError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load a model from {directory_or_id!r}: {lines[0]}") from error
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _plain_class(blueprint: Blueprint) -> type[PreTrainedModel]:
     import transformers
 
-    return getattr(transformers, blueprint.architecture)  # type: ignore[no-any-return]
+    return getattr(transformers, blueprint.architecture)
 
 
 def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:

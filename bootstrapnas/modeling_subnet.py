@@ -3,41 +3,43 @@
 `shrink` turns a full-size model into the smaller one that ``config.subnet`` describes, before any weight is loaded.
 """
 
+from typing import Any
+
 from torch import nn
 
 
 class Input(nn.Module):
     """Stands in for a skipped module: returns its first argument."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return args[0] if args else next(iter(kwargs.values()))
 
 
 class InputAndNone(Input):
     """Stands in for a skipped module that returns a pair: its first argument and None."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs), None
 
 
 class Zero(Input):
     """Stands in for a skipped module whose output is added to something: returns 0."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs).new_zeros(())
 
 
 class ZeroAndNone(Zero):
     """Stands in for a skipped module whose output, the first of a pair, is added to something."""
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         return super().forward(*args, **kwargs), None
 
 
 STAND_INS = {"input": Input, "input, none": InputAndNone, "zero": Zero, "zero, none": ZeroAndNone}
 
 
-def shrink(model, layout):
+def shrink(model: nn.Module, layout: dict[str, Any]) -> None:
     """Resize `model` in place.
 
     layout["stand_ins"]: module path -> what stands in for it; layout["shapes"]: parameter name -> its smaller shape.

@@ -1,6 +1,6 @@
 """Elastic modules: subclasses that use the active prefix of the full-size tensors they hold.
 
-Each is made from an ordinary module by `adopt`, takes its place on the parent, and keeps its parameters and their names.
+Each is made from an ordinary module by `adopt`, takes its place on the parent, and keeps its parameters and names.
 Slices are views, so the cost of a forward and backward pass falls with the subnet's size.
 """
 
@@ -125,7 +125,7 @@ def elastic_module(module: nn.Module, path: str, active: ActiveSubnet) -> nn.Mod
         raise UserError(f"{path} is a {type(module).__name__}, which has no elastic form; declare its dims not elastic")
     elastic: Any = adopt(ELASTIC[type(module)], module)
     elastic._path, elastic._active = path, active
-    return elastic  # type: ignore[no-any-return]
+    return elastic
 
 
 def skippable_module(module: nn.Module, block: Key, stand_in: nn.Module, active: ActiveSubnet) -> nn.Module:
@@ -136,7 +136,7 @@ def skippable_module(module: nn.Module, block: Key, stand_in: nn.Module, active:
     object.__setattr__(skippable, "_stand_in", stand_in)
     object.__setattr__(skippable, "_block", block)
     object.__setattr__(skippable, "_active", active)
-    return skippable  # type: ignore[no-any-return]
+    return skippable
 
 
 def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:

@@ -35,5 +35,5 @@ def sampling_of(name: str) -> Sampling:
 
 
 def step_random(seed: int, step: int) -> Random:
-    """Return the random generator of one optimiser step: a function of seed and step, so that a resumed run repeats it."""
+    """Return the random generator of one optimiser step, by seed and step alone, so that a resumed run repeats it."""
     return Random(f"{seed}/{step}")

@@ -66,7 +66,7 @@ class SearchSpace:
         """Raise `UserError` unless the model has every key and can take every size."""
         for gene in self.genes:
             for size in gene.choices:
-                blueprint.check({key: size for key in gene.keys})
+                blueprint.check(dict.fromkeys(gene.keys, size))
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
@@ -85,9 +85,7 @@ class SearchSpace:
         """Return the subnet that a genome describes."""
         if len(genome) != len(self.genes):
             raise UserError(f"a genome of this space has {len(self.genes)} genes, not {len(genome)}")
-        return {
-            key: gene.choices[index] for gene, index in zip(self.genes, genome, strict=True) for key in gene.keys
-        }
+        return {key: gene.choices[index] for gene, index in zip(self.genes, genome, strict=True) for key in gene.keys}
 
     def genome(self, subnet: Subnet) -> Genome:
         """Return the genome of a subnet; keys that the subnet leaves out are at their largest choice.

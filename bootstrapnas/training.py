@@ -1,4 +1,4 @@
-"""Training of a stage: Hugging Face's Trainer with several subnets a step, cached teacher logits and NNCF's learning rates."""
+"""Training of a stage: Hugging Face's Trainer with several subnets a step, teacher logits, and rates per step."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class StageTrainer(Trainer):
         learning_rate: Callable[[int], float] | None = None,
     ) -> None:
         args.remove_unused_columns = False  # the collator decides what reaches the model
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator)  # type: ignore[arg-type]
+        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator)
         self._supernet, self._subnets = supernet, subnets
         self._distillation, self._penalty = distillation, penalty
         self._step_learning_rate = learning_rate
@@ -103,19 +103,18 @@ class StageTrainer(Trainer):
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Use the given learning rate per step, else Hugging Face's schedule."""
         rate = self._step_learning_rate
         if rate is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         base = self.args.learning_rate
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step) / base)
-        return self.lr_scheduler
+        scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step) / base)
+        self.lr_scheduler: LRScheduler | None = scheduler
+        return scheduler
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
-        # Hugging Face's length-grouped sampler draws from the global generator, so a resumed epoch would see other batches.
+        # Hugging Face's sampler draws from the global generator: a resumed epoch would see other batches.
         if self.args.train_sampling_strategy == "group_by_length" and "length" in self.train_dataset.column_names:
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.data_seed or self.args.seed)
@@ -153,7 +152,12 @@ class _Progress(TrainerCallback):
         self._ticker.update(state.global_step)
 
     def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         if logs and "loss" in logs:
             self._state = f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}"

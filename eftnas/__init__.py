@@ -1,1 +1,1 @@
-"""EFTNAS: movement-sparsity scores generate the search space; an elastic, reordered supernet is trained and searched."""
+"""EFTNAS: movement-sparsity scores generate the space of an elastic, reordered supernet, trained and searched."""

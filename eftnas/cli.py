@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from bootstrapnas.pipeline import cli
 
 COMMANDS = {
-    "finetune": cli.Command("fine-tune a model on a task: a teacher, or an extracted subnet", "bootstrapnas.pipeline.finetune"),
+    "finetune": cli.Command(
+        "fine-tune a model on a task: a teacher, or an extracted subnet", "bootstrapnas.pipeline.finetune"
+    ),
     "importance": cli.Command("movement-sparsity training: scores of all weights", "eftnas.importance"),
     "search-space": cli.Command("turn scores into a search space, written as an NNCF config", "eftnas.search_space"),
     "train": cli.Command("reorder by importance and train the elastic supernet", "eftnas.train"),

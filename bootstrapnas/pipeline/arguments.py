@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from transformers import TrainingArguments
 
@@ -11,12 +11,12 @@ from transformers import TrainingArguments
 # ruff: noqa: UP045
 
 
-def flag(default: object, help: str) -> object:
+def flag(default: Any, help: str) -> Any:
     """Return a dataclass field with a help text."""
     return field(default=default, metadata={"help": help})
 
 
-def required(help: str) -> object:
+def required(help: str) -> Any:
     """Return a dataclass field without a default."""
     return field(metadata={"help": help})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import importlib
 import os
@@ -71,9 +70,7 @@ def parse(
     program: str, description: str, groups: Sequence[Any], arguments: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the filled dataclasses and the flags that were typed, by name, with their values."""
-    parser = _parser()(
-        list(groups), prog=program, description=description.split("\n\n")[0], allow_abbrev=False
-    )
+    parser = _parser()(list(groups), prog=program, description=description.split("\n\n")[0], allow_abbrev=False)
     known = {option: action.dest for action in parser._actions for option in action.option_strings}
     for argument in arguments:
         flag = argument.split("=")[0]
@@ -101,7 +98,7 @@ def to_arguments(flags: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _parser() -> type[argparse.ArgumentParser]:
+def _parser() -> Any:
     from transformers import HfArgumentParser
 
     class Parser(HfArgumentParser):

@@ -19,13 +19,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from bootstrapnas.artefacts import Stage, open_stage, write_json
+from bootstrapnas.artefacts import Stage, open_stage, read_stage, write_json
+from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.distillation import Distillation, label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model, save_subnet
+from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments, TaskArguments
 from bootstrapnas.progress import notice
+from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import (
     BUILTIN_TEXT,
     TASK_FILE,
@@ -50,6 +53,7 @@ transformers_logging.disable_progress_bar()
 disable_progress_bars()
 
 METRICS_FILE = "eval_results.json"
+SPACE_FILE = "nncf_config.json"
 # What does not decide a stage's result: where it writes, what it shows, how often it saves.
 _INCIDENTAL = {
     "output_dir", "overwrite_output_dir", "model_name_or_path", "kd_teacher_model", "importance_weight_dir",
@@ -97,7 +101,7 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
 
     Flags that were given change the inherited task (its length, its number of rows, where its files lie).
     """
-    limits = {
+    limits: dict[str, Any] = {
         "max_seq_length": task.max_seq_length,
         "max_train_samples": task.max_train_samples,
         "max_validation_samples": task.max_eval_samples,
@@ -111,7 +115,7 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             test_file=task.test_file,
             text_columns=[c.strip() for c in task.text_columns.split(",")] if task.text_columns else None,
             label_column=task.label_column,
-            **limits,  # type: ignore[arg-type]
+            **limits,
         )
     for directory in directories:
         if directory is not None and (Path(directory) / TASK_FILE).is_file():
@@ -161,7 +165,7 @@ class Rows:
 def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer by hub id or directory."""
     try:
-        return AutoTokenizer.from_pretrained(directory_or_id, trust_remote_code=False)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(directory_or_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"cannot load a tokenizer from {directory_or_id!r}: {first}") from error
@@ -185,9 +189,7 @@ def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42) -> Pre
     return model.float()
 
 
-def save_artefact(
-    directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec
-) -> None:
+def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> None:
     """Write a model directory that later stages start from: weights, config, tokenizer, task."""
     save_subnet(model, directory)
     tokenizer.save_pretrained(directory)
@@ -213,12 +215,12 @@ def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments
     teacher = load_model(teacher_path, AutoModelForSequenceClassification)
     names = [teacher.config.id2label[index] for index in range(teacher.config.num_labels)]
     order = label_order(names, rows.spec.label_names or ["LABEL_0"])
-    teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))  # type: ignore[call-arg]
+    teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))
     prepared = batches(train, rows.collator, arguments.per_device_eval_batch_size)
     logits = predict(teacher, prepared)[:, order]
     del teacher
     assert torch.isfinite(torch.from_numpy(logits)).all(), "teacher logits are not finite"
-    return train.add_column(TEACHER_LOGITS, list(logits))  # type: ignore[call-arg]
+    return train.add_column(TEACHER_LOGITS, list(logits))
 
 
 def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distillation | None:
@@ -253,3 +255,21 @@ def resume_point(stage: Stage) -> str | None:
     if found is not None:
         notice(f"{stage.name}: resuming from {found.name}")
     return None if found is None else str(found)
+
+
+# -- supernets ---------------------------------------------------------------------------------------------------------
+
+
+def inherited_task(directory: str) -> TaskSpec:
+    """Return the task of an artefact directory."""
+    if not (Path(directory) / TASK_FILE).is_file():
+        raise UserError(f"{directory} has no {TASK_FILE}: it was not made by this program")
+    return TaskSpec.load(Path(directory) / TASK_FILE)
+
+
+def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
+    """Load a trained supernet and the config that describes its space."""
+    read_stage(directory, "train")
+    config = read_config(Path(directory) / SPACE_FILE)
+    model = load_classifier(directory, spec)
+    return Supernet(model, build_space(config, Blueprint.of(model))), config

@@ -1,0 +1,60 @@
+"""Interleaved timing and tables for the benchmarks."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def machine() -> str:
+    """Return processor, core count and library versions in one line."""
+    import torch
+    import transformers
+
+    name = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        name = next(
+            (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
+        )
+    flags = [flag for flag, there in torch.cpu.get_capabilities().items() if there is True and flag in _SHOWN]
+    return (
+        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {' '.join(sorted(flags))}; "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+_SHOWN = {"amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512_f", "avx2"}
+
+
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Time each function `repeats` times, in turn, so that drift of the machine hits all alike. Seconds by name."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warmup + repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], over: str, *under: str) -> tuple[float, float, float]:
+    """Return the median, minimum and maximum over turns of ``times[over] / sum of times[under]``."""
+    ratios = sorted(a / sum(b) for a, *b in zip(times[over], *(times[name] for name in under), strict=True))
+    return statistics.median(ratios), ratios[0], ratios[-1]
+
+
+def write_table(path: Path, title: str, header: list[str], rows: list[list[str]], notes: str) -> None:
+    """Print a Markdown table and write it to `path` with the machine named."""
+    lines = [f"# {title}", "", notes, "", f"Machine: {machine()}", ""]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,122 @@
+"""What elasticity costs: supernet steps and forwards against plain Hugging Face, as ratios measured in one run.
+
+python benchmarks/supernet.py [--batch 32] [--length 128] [--repeats 15] [--dtype float32|bfloat16]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from common import interleaved, ratio, write_table
+from transformers import BertConfig, BertForSequenceClassification
+
+from bootstrapnas.dims import Key
+from bootstrapnas.supernet import Supernet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=8
+    )
+    plain = BertForSequenceClassification(config)
+    supernet = Supernet(copy.deepcopy(plain))
+    subnets = {
+        "max": {},
+        "half": sized(supernet, heads=6, ffn=768),
+        "random": sized(supernet, heads=(9, 4, 12, 6, 8, 5), ffn=(1200, 640, 1536, 320, 896, 768)),
+        "min": sized(supernet, heads=2, ffn=160),
+    }
+    extracted = {name: supernet.extract(subnet).train() for name, subnet in subnets.items()}
+    batch = {
+        "input_ids": torch.randint(1000, 30000, (arguments.batch, arguments.length)),
+        "attention_mask": torch.ones(arguments.batch, arguments.length, dtype=torch.long),
+        "labels": torch.randint(8, (arguments.batch,)),
+    }
+
+    def autocast():
+        return torch.autocast("cpu", torch.bfloat16) if arguments.dtype == "bfloat16" else nullcontext()
+
+    def stepper(model, passes=None):
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+        def step() -> None:
+            for subnet in passes or [None]:
+                with supernet.activate(subnet) if subnet is not None else nullcontext(), autocast():
+                    loss = model(**batch).loss
+                    loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+
+        return step
+
+    def forward(model, subnet=None):
+        def run() -> None:
+            model.eval()
+            with torch.inference_mode(), supernet.activate(subnet) if subnet is not None else nullcontext(), autocast():
+                model(**batch)
+            model.train()
+
+        return run
+
+    steps = {"plain": stepper(plain), **{f"extracted {n}": stepper(m) for n, m in extracted.items() if n != "max"}}
+    steps |= {f"elastic {name}": stepper(supernet.model, [subnet]) for name, subnet in subnets.items()}
+    steps["sandwich"] = stepper(supernet.model, [subnets["max"], subnets["random"], subnets["min"]])
+    forwards = {"plain": forward(plain), **{f"extracted {n}": forward(m) for n, m in extracted.items() if n != "max"}}
+    forwards |= {f"elastic {name}": forward(supernet.model, subnet) for name, subnet in subnets.items()}
+    step_times = interleaved(steps, arguments.repeats)
+    forward_times = interleaved(forwards, arguments.repeats)
+
+    rows = []
+    for label, times in (("training step", step_times), ("evaluation forward", forward_times)):
+        for name, over, under, bound in (
+            ("max subnet / plain model", "elastic max", ["plain"], "1.02"),
+            ("half subnet / same model extracted", "elastic half", ["extracted half"], "1.02"),
+            ("min subnet / same model extracted", "elastic min", ["extracted min"], ""),
+            ("half subnet / full plain model", "elastic half", ["plain"], "0.60"),
+        ):
+            rows.append([label, name, *(f"{value:.3f}" for value in ratio(times, over, *under)), bound])
+    sandwich = ratio(step_times, "sandwich", "plain", "extracted random", "extracted min")
+    rows.append(["training step", "sandwich / sum of the three extracted", *(f"{v:.3f}" for v in sandwich), "1.03"])
+    activations = []
+    for _ in range(200):
+        start = time.perf_counter()
+        with supernet.activate(subnets["random"]):
+            activations.append(1e3 * (time.perf_counter() - start))
+    activations.sort()
+    rows.append(["activation", "milliseconds", *(f"{activations[i]:.4f}" for i in (100, 0, 199)), "1"])
+    write_table(
+        arguments.output / f"supernet_{arguments.dtype}.md",
+        f"Cost of elasticity, {arguments.dtype}",
+        ["what", "ratio", "median", "min", "max", "at most"],
+        rows,
+        f"BERT 6 x 384 (12 heads, FFN 1536), random weights, batch {arguments.batch}, {arguments.length} tokens, "
+        f"AdamW, {arguments.repeats} interleaved turns; ratios are taken turn by turn.",
+    )
+
+
+def sized(supernet: Supernet, heads: int | tuple[int, ...], ffn: int | tuple[int, ...]) -> dict[Key, int]:
+    """Return a subnet with the given heads and FFN channels per layer."""
+    layers = supernet.blueprint.num_layers
+    every = lambda value: value if isinstance(value, tuple) else (value,) * layers  # noqa: E731
+    return {
+        **{Key("head", layer): size for layer, size in enumerate(every(heads))},
+        **{Key("ffn", layer): size for layer, size in enumerate(every(ffn))},
+    }
+
+
+if __name__ == "__main__":
+    main()

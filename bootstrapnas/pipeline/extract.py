@@ -1,0 +1,128 @@
+"""Write one subnet of a supernet as an ordinary, really smaller Hugging Face model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from bootstrapnas.artefacts import FORMAT, digest, read_json, read_stage, write_json
+from bootstrapnas.costs import FULL, count_costs
+from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
+from bootstrapnas.errors import UserError
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
+from bootstrapnas.pipeline.search import COST, PARETO
+from bootstrapnas.pipeline.workshop import begin, inherited_task, load_supernet, load_tokenizer, save_artefact
+from bootstrapnas.progress import notice
+from bootstrapnas.search import Candidate, select_by_budget
+from bootstrapnas.supernet import Supernet
+
+# ruff: noqa: UP045
+
+NAMED = ("best", "max", "min", "heuristic")
+
+
+@dataclass
+class ExtractArguments:
+    """Which subnet of which supernet."""
+
+    _argument_group_name = "subnet"
+
+    supernet_dir: str = required("Output of eftnas train.")
+    search_dir: Optional[str] = flag(None, "Output of eftnas search; needed for best, an index or --max_macs_ratio.")
+    subnet: Optional[str] = flag(
+        None, "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer."
+    )
+    max_macs_ratio: Optional[float] = flag(
+        None, "Instead: the subnet on the front with the best metric among those with at most this share of full MACs."
+    )
+
+
+GROUPS = (ExtractArguments, OutputArguments)
+
+
+def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[str, Any]) -> Path:
+    """Extract; return the output directory."""
+    if (arguments.subnet is None) == (arguments.max_macs_ratio is None):
+        raise UserError("pass either --subnet or --max_macs_ratio")
+    subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
+    stage = begin(
+        "extract",
+        output.output_dir,
+        typed,
+        {"supernet": arguments.supernet_dir, "search": arguments.search_dir, "subnet": subnet_file},
+        overwrite=output.overwrite_output_dir,
+    )
+    if stage.finished:
+        return stage.directory
+    spec = inherited_task(arguments.supernet_dir)
+    supernet, config = load_supernet(arguments.supernet_dir, spec)
+    length = config.sequence_length
+    subnet, values = choose(arguments, supernet, length)
+    costs = count_costs(supernet.blueprint, subnet, length=length)
+    full = count_costs(supernet.blueprint, FULL, length=length)
+    model = supernet.extract(subnet)
+    save_artefact(stage.directory, model, load_tokenizer(arguments.supernet_dir), spec)
+    write_json(
+        stage.directory / SUBNET_FILE,
+        {
+            "format": FORMAT,
+            "sizes": subnet_to_json(supernet.blueprint.complete(subnet)),
+            "costs": asdict(costs),
+            "full_costs": asdict(full),
+            "search_values": values,
+            "chosen_by": arguments.subnet or f"max_macs_ratio {arguments.max_macs_ratio}",
+            "supernet": stage.inputs["supernet"],
+            "search": stage.inputs.get("search"),
+        },
+    )
+    notice(
+        f"extract: {costs.macs / full.macs:.1%} of the MACs, {costs.params / full.params:.1%} of the parameters "
+        f"({costs.params_without_embeddings / full.params_without_embeddings:.1%} without embeddings)"
+    )
+    stage.complete(macs=costs.macs, params=costs.params)
+    return stage.directory
+
+
+def choose(
+    arguments: ExtractArguments, supernet: Supernet, length: int
+) -> tuple[dict[Key, int], dict[str, float] | None]:
+    """Return the subnet that the flags name, and what the search measured of it."""
+    space, name = supernet.space, arguments.subnet
+    if arguments.max_macs_ratio is not None:
+        if not 0 < arguments.max_macs_ratio <= 1:
+            raise UserError(f"max_macs_ratio must lie between 0 and 1, not {arguments.max_macs_ratio}")
+        found = _search(arguments)
+        budget = arguments.max_macs_ratio * count_costs(supernet.blueprint, FULL, length=length).macs
+        candidates = [Candidate(tuple(entry["genome"]), entry["values"], 0) for entry in found["front"]]
+        chosen = select_by_budget(candidates, found["metric"], COST, budget)
+        return space.subnet(chosen.genome), dict(chosen.values)
+    assert name is not None
+    if name in ("max", "min", "heuristic"):
+        return space.subnet(getattr(space, f"{name}_genome")), None
+    if name == "best":
+        entry = _search(arguments)["best"]
+        return space.subnet(entry["genome"]), entry["values"]
+    if name.isdecimal():
+        front = _search(arguments)["front"]
+        if int(name) >= len(front):
+            raise UserError(f"--subnet {name}: the front of {arguments.search_dir} has indices 0 to {len(front) - 1}")
+        return space.subnet(front[int(name)]["genome"]), front[int(name)]["values"]
+    if Path(name).is_file():
+        found = read_json(name)
+        subnet = subnet_from_json(found.get("sizes", found))
+        supernet.blueprint.check(subnet)
+        return subnet, None
+    raise UserError(f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file")
+
+
+def _search(arguments: ExtractArguments) -> dict[str, Any]:
+    if arguments.search_dir is None:
+        raise UserError("choosing from a search needs --search_dir")
+    manifest = read_stage(arguments.search_dir, "search")
+    searched = manifest["inputs"]["supernet"].get("digest")
+    if searched != digest(arguments.supernet_dir):
+        raise UserError(f"{arguments.search_dir} searched another supernet than {arguments.supernet_dir}")
+    return dict(read_json(Path(arguments.search_dir) / PARETO))
