@@ -1,0 +1,29 @@
+"""Tasks: their rows, labels, metrics, tokens and batches. Nothing outside this package knows one task from another."""
+
+from bootstrapnas.tasks.baseline import tfidf_baseline
+from bootstrapnas.tasks.batching import Collator, batches, build_collator, tokenize
+from bootstrapnas.tasks.build import BUILTIN_TEXT, TASK_NAMES, build_task_spec
+from bootstrapnas.tasks.builtin_text import export_builtin
+from bootstrapnas.tasks.loading import TaskData, load_task
+from bootstrapnas.tasks.metrics import METRICS, compute_metrics, predictions, write_predictions
+from bootstrapnas.tasks.spec import TASK_FILE, TaskSpec
+
+__all__ = [
+    "BUILTIN_TEXT",
+    "METRICS",
+    "TASK_FILE",
+    "TASK_NAMES",
+    "Collator",
+    "TaskData",
+    "TaskSpec",
+    "batches",
+    "build_collator",
+    "build_task_spec",
+    "compute_metrics",
+    "export_builtin",
+    "load_task",
+    "predictions",
+    "tfidf_baseline",
+    "tokenize",
+    "write_predictions",
+]

@@ -1,0 +1,162 @@
+"""From what a user gives on the command line to a `TaskSpec`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.tasks import builtin_text
+from bootstrapnas.tasks.files import Table, find_split, read_table
+from bootstrapnas.tasks.glue import GLUE, MAX_SEQ_LENGTH
+from bootstrapnas.tasks.labels import infer_labels
+from bootstrapnas.tasks.spec import ProblemType, TaskSpec
+
+StrPath = str | os.PathLike[str]
+
+BUILTIN_TEXT = "builtin-text"
+FILES = "files"
+TASK_NAMES = (*GLUE, BUILTIN_TEXT, FILES)
+_BUILTIN_MAX_SEQ_LENGTH = 80  # tokens; cuts 7 % of the rows with BERT's vocabulary (median 55)
+# Column names that data sets use, the most telling first.
+_USUAL_TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+    ("text",),
+    ("sentence",),
+)
+
+
+def build_task_spec(
+    task_name: str | None = None,
+    *,
+    dataset_dir: StrPath | None = None,
+    train_file: StrPath | None = None,
+    validation_file: StrPath | None = None,
+    test_file: StrPath | None = None,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+    problem_type: ProblemType | None = None,
+    metric: str | None = None,
+    max_seq_length: int | None = None,
+    max_train_samples: int | None = None,
+    max_validation_samples: int | None = None,
+    seed: int = 0,
+) -> TaskSpec:
+    """Complete what the user gave of a task by what is known of it or read from its training file.
+
+    Parameters
+    ----------
+    task_name
+        A GLUE task, ``"builtin-text"`` or ``"files"``; None means ``"files"`` when a training file is given.
+    dataset_dir
+        For GLUE and builtin-text: directory of ``{train,validation,test}.jsonl`` (or .csv, .gz), or of a subdirectory
+        of the task's name that holds them. MNLI: ``validation_matched`` and ``validation_mismatched``.
+    train_file, validation_file, test_file
+        For ``"files"``: JSON lines or CSV.
+    text_columns, label_column, problem_type
+        For ``"files"``: None looks for usual column names, and decides by the labels.
+    metric
+        What stages select by; None takes the task's usual one.
+    max_seq_length
+        Tokens; None is 128, and 80 for builtin-text.
+    max_train_samples, max_validation_samples, seed
+        As in `TaskSpec`.
+
+    Raises
+    ------
+    UserError
+        If the task or metric is unknown, arguments contradict each other, or a file lacks what the task needs.
+    """
+    if task_name is None:
+        if train_file is None:
+            raise UserError(f"no task: pass --task_name (one of {listed(TASK_NAMES)}) or --train_file")
+        task_name = FILES
+    if task_name not in TASK_NAMES:
+        raise UserError(
+            f"unknown task {task_name!r}{near_miss(task_name.lower(), TASK_NAMES)}; known: {listed(TASK_NAMES)}"
+        )
+    file_arguments = {
+        "train_file": train_file,
+        "validation_file": validation_file,
+        "test_file": test_file,
+        "text_columns": text_columns,
+        "label_column": label_column,
+        "problem_type": problem_type,
+    }
+    if task_name == FILES:
+        for name in ("train_file", "validation_file"):
+            if file_arguments[name] is None:
+                raise UserError(f"task files needs --{name}")
+        if dataset_dir is not None:
+            raise UserError("task files takes --train_file and --validation_file, not --dataset_dir")
+    else:
+        for name, value in file_arguments.items():
+            if value is not None:
+                raise UserError(f"--{name} is for the task files; {task_name} takes its files from --dataset_dir")
+    if dataset_dir is not None and not Path(dataset_dir).is_dir():
+        raise UserError(f"dataset_dir {dataset_dir} does not exist or is not a directory")
+
+    label_column = label_column or "label"
+    if max_seq_length is None:
+        max_seq_length = _BUILTIN_MAX_SEQ_LENGTH if task_name == BUILTIN_TEXT else MAX_SEQ_LENGTH
+    if task_name in GLUE:
+        glue = GLUE[task_name]
+        columns, label_names, usual_metric = glue.text_columns, glue.label_names, glue.metrics[0]
+        problem_type = "single_label_classification" if label_names else "regression"
+    elif task_name == BUILTIN_TEXT:
+        columns, label_names, usual_metric = ("text",), _builtin_labels(dataset_dir), "accuracy"
+        problem_type = "single_label_classification"
+    else:
+        assert train_file is not None
+        table = read_table(train_file)
+        columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
+        values = read_table(train_file, [*columns, label_column])[label_column]
+        problem_type, label_names = infer_labels(values, f"{train_file}, column {label_column!r}", problem_type)
+        usual_metric = "pearson" if problem_type == "regression" else "accuracy"
+    return TaskSpec(
+        task_name=task_name,
+        text_columns=columns,
+        label_names=label_names,
+        problem_type=problem_type,
+        metric=metric or usual_metric,
+        max_seq_length=max_seq_length,
+        label_column=label_column,
+        dataset_dir=_absolute(dataset_dir),
+        train_file=_absolute(train_file),
+        validation_file=_absolute(validation_file),
+        test_file=_absolute(test_file),
+        max_train_samples=max_train_samples,
+        max_validation_samples=max_validation_samples,
+        seed=seed,
+    )
+
+
+def _absolute(path: StrPath | None) -> str | None:
+    """Make a path absolute: later stages inherit the task and may run elsewhere."""
+    return None if path is None else str(Path(path).absolute())
+
+
+def _builtin_labels(dataset_dir: StrPath | None) -> tuple[str, ...]:
+    if dataset_dir is None:
+        return tuple(sorted(builtin_text.find_packages()))
+    path = find_split(dataset_dir, BUILTIN_TEXT, "train")
+    if path is None:
+        raise UserError(f"dataset_dir {dataset_dir} holds no train.jsonl of the task {BUILTIN_TEXT}")
+    return infer_labels(read_table(path, ["text", "label"])["label"], str(path))[1]
+
+
+def _find_text_columns(table: Table, path: StrPath) -> tuple[str, ...]:
+    for columns in _USUAL_TEXT_COLUMNS:
+        if all(column in table for column in columns):
+            return columns
+    usual = sorted({column for columns in _USUAL_TEXT_COLUMNS for column in columns})
+    close = next((hint for column in table if (hint := near_miss(column, usual))), "")
+    raise UserError(
+        f"{path} has no column 'text' or 'sentence', nor a usual pair such as 'sentence1' and 'sentence2'; "
+        f"name yours by --text_columns; found: {', '.join(table)}{close}"
+    )

@@ -1,0 +1,102 @@
+"""Reading of data files: JSON lines and CSV, plain or gzipped."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bootstrapnas.errors import UserError, near_miss
+
+Table = dict[str, list[Any]]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
+
+
+def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Table:
+    """Read a data file.
+
+    Parameters
+    ----------
+    path
+        JSON lines (``.jsonl``, ``.json``) or CSV with a header (``.csv``), UTF-8, each optionally with ``.gz``.
+    columns
+        The columns wanted; None reads those of the first row.
+
+    Returns
+    -------
+    dict
+        Column -> its values, row by row. The values of a CSV file are strings.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, of another kind, unreadable, empty, or a row lacks a column.
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: unknown kind of data file; give one of {', '.join(SUFFIXES)}")
+    is_csv = path.name.removesuffix(".gz").endswith(".csv")
+    try:
+        rows = _csv_rows(path) if is_csv else _json_rows(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    wanted = list(rows[0][1]) if columns is None else list(columns)
+    for line, row in rows:
+        for column in wanted:
+            if column not in row:
+                raise UserError(
+                    f"{path} has no column {column!r} (line {line}){near_miss(column, row)}; found: {', '.join(row)}"
+                )
+    return {column: [row[column] for _, row in rows] for column in wanted}
+
+
+def find_split(directory: str | os.PathLike[str], task_name: str, *names: str) -> Path | None:
+    """Return the file of a split in `directory` or its subdirectory `task_name`, or None.
+
+    `names` are tried in order, for example ``"validation_matched", "validation"``.
+    """
+    below = Path(directory, task_name)
+    parent = below if below.is_dir() else Path(directory)
+    candidates = (parent / f"{name}{suffix}" for name in names for suffix in SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected one object a line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            rows.append((number, row))
+    return rows
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    with _open(path) as file:
+        reader = csv.DictReader(file, strict=True)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                header = len(reader.fieldnames or ())
+                raise UserError(f"{path}, line {reader.line_num}: the row has not the {header} fields of the header")
+            rows.append((reader.line_num, row))
+    return rows
+
+
+def _open(path: Path) -> Any:
+    opener = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="")

@@ -1,0 +1,151 @@
+"""From a `TaskSpec` to rows: one shape for every task, whatever the source."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bootstrapnas.errors import UserError
+from bootstrapnas.tasks import builtin_text
+from bootstrapnas.tasks.build import BUILTIN_TEXT
+from bootstrapnas.tasks.files import Table, find_split, read_table
+from bootstrapnas.tasks.glue import GLUE, HUB_ID
+from bootstrapnas.tasks.labels import class_indices, is_unlabelled, regression_targets
+from bootstrapnas.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# The files that may hold a split, the first found is taken. Only MNLI has two validation sets; the matched one selects.
+_SPLITS = {
+    "train": ("train",),
+    "validation": ("validation_matched", "validation"),
+    "validation_mismatched": ("validation_mismatched",),
+    "test": ("test",),
+}
+_REQUIRED = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The rows of a task: columns ``text_a`` (for pairs also ``text_b``) and ``label`` (class index, or number)."""
+
+    spec: TaskSpec
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None = None
+    validation_mismatched: Dataset | None = None
+
+
+def load_task(spec: TaskSpec) -> TaskData:
+    """Load the rows of a task.
+
+    Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None.
+
+    Raises
+    ------
+    UserError
+        If a source is missing or unreachable, or a row lacks a text or has a label that the task does not know.
+    """
+    if spec.train_file is not None:
+        files = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
+        tables = {split: _read(spec, path) for split, path in files.items() if path is not None}
+        sources = {split: str(path) for split, path in files.items()}
+    elif spec.dataset_dir is not None:
+        paths = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
+        for split in _REQUIRED:
+            if paths[split] is None:
+                raise UserError(
+                    f"dataset_dir {spec.dataset_dir} holds no {split}.jsonl of the task {spec.task_name} "
+                    f"(looked there and in its subdirectory {spec.task_name})"
+                )
+        tables = {split: _read(spec, path) for split, path in paths.items() if path is not None}
+        sources = {split: str(path) for split, path in paths.items()}
+    elif spec.task_name == BUILTIN_TEXT:
+        rows = builtin_text.scan(builtin_text.find_packages())
+        tables = {split: {name: [row[name] for row in rows[split]] for name in ("text", "label")} for split in rows}
+        sources = {split: f"{BUILTIN_TEXT} ({split})" for split in rows}
+    else:
+        tables = _from_hub(spec)
+        sources = {split: f"{HUB_ID} {spec.task_name} ({split})" for split in tables}
+
+    most = {"train": spec.max_train_samples, "validation": spec.max_validation_samples}
+    most["validation_mismatched"] = spec.max_validation_samples
+    loaded: dict[str, Dataset] = {}
+    for split, table in tables.items():
+        if split == "test":
+            table = _labelled(spec, table)
+        table = _subset(table, most.get(split), spec.seed)
+        if table[spec.label_column]:
+            loaded[split] = _dataset(spec, table, sources[split])
+    return TaskData(
+        spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
+    )
+
+
+def _read(spec: TaskSpec, path: str | Path) -> Table:
+    return read_table(path, [*spec.text_columns, spec.label_column])
+
+
+def _from_hub(spec: TaskSpec) -> dict[str, Table]:
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(HUB_ID, spec.task_name)
+    except (OSError, RuntimeError, ValueError) as error:  # what datasets and the hub client raise without a network
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"cannot load {HUB_ID} {spec.task_name} from the hub ({type(error).__name__}: {reason}); "
+            "pass --dataset_dir DIR with its files, or --train_file"
+        ) from error
+    tables = {}
+    for split, names in _SPLITS.items():
+        name = next((name for name in names if name in found), None)
+        if name is not None:
+            tables[split] = {column: list(found[name][column]) for column in (*spec.text_columns, spec.label_column)}
+    return tables
+
+
+def _labelled(spec: TaskSpec, table: Table) -> Table:
+    """Drop the rows without a label; -1 stays where it is a class or a number to predict."""
+    values = table[spec.label_column]
+    if spec.task_name not in GLUE and (spec.is_regression or "-1" in spec.label_names):
+        keep = [row for row, value in enumerate(values) if value not in (None, "")]
+    else:
+        keep = [row for row, value in enumerate(values) if not is_unlabelled(value)]
+    return _rows(table, keep)
+
+
+def _subset(table: Table, most: int | None, seed: int) -> Table:
+    """Draw `most` rows at random (files are often sorted by class) and keep their order."""
+    count = len(next(iter(table.values())))
+    if most is None or most >= count:
+        return table
+    return _rows(table, sorted(random.Random(seed).sample(range(count), most)))
+
+
+def _rows(table: Table, rows: Sequence[int]) -> Table:
+    return {column: [values[row] for row in rows] for column, values in table.items()}
+
+
+def _dataset(spec: TaskSpec, table: Table, source: str) -> Dataset:
+    from datasets import Dataset, Features, Value
+
+    columns: dict[str, list[Any]] = {}
+    for name, column in zip(("text_a", "text_b"), spec.text_columns, strict=False):
+        for row, text in enumerate(table[column]):
+            if not isinstance(text, str):
+                raise UserError(f"{source}: row {row} has no text in column {column!r}, but {text!r}")
+        columns[name] = table[column]
+    where = f"{source}, column {spec.label_column!r}"
+    values = table[spec.label_column]
+    if spec.is_regression:
+        columns["label"] = regression_targets(values, where)
+    else:
+        columns["label"] = class_indices(values, spec.label_names, where, coded=spec.task_name in GLUE)
+    types = {name: Value("string") for name in columns}
+    types["label"] = Value("float32" if spec.is_regression else "int64")
+    return Dataset.from_dict(columns, features=Features(types))
