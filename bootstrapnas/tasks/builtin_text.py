@@ -89,7 +89,7 @@ def find_packages(names: tuple[str, ...] = PACKAGES) -> dict[str, Path]:
     if len(found) < _FEWEST_CLASSES:
         raise UserError(
             f"task builtin-text needs the sources of at least {_FEWEST_CLASSES} of the packages {listed(names)}; "
-            f"installed: {listed(found) or 'none'}; pip install pandas scikit-learn sympy, or pass --train_file"
+            f"installed: {listed(found) or 'none'}; pip install pandas sympy, or pass --train_file"
         )
     return found
 
