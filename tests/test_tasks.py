@@ -300,6 +300,11 @@ def test_spec_survives_its_file_with_absolute_paths(
     assert TaskSpec.load(tmp_path / "task.json") == spec
 
 
+def test_task_of_files_takes_no_directory(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="it takes no dataset_dir"):
+        dataclasses.replace(build_task_spec(**files), dataset_dir=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -67,6 +67,8 @@ class TaskSpec:
             raise UserError(f"text_columns must name one or two different columns, not {list(self.text_columns)}")
         if self.label_column in self.text_columns:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
+        if self.dataset_dir is not None and self.train_file is not None:
+            raise UserError(f"task {self.task_name} reads its files ({self.train_file}, ...); it takes no dataset_dir")
         if not self.is_regression and len(self.label_names) < 2:
             raise UserError(f"task {self.task_name} needs two classes or more, it has {list(self.label_names)}")
         for name in ("max_seq_length", "max_train_samples", "max_validation_samples"):
