@@ -241,8 +241,7 @@ def open_stage(
         if not (directory / STAGE_FILE).is_file():
             raise UserError(f"output_dir {directory} is not empty and was not made by this program; choose another")
         if not overwrite:
-            found = read_json(directory / STAGE_FILE)
-            check_format(directory / STAGE_FILE, found)
+            found = _read_header(directory / STAGE_FILE)
             _refuse_other_run(stage, found)
             stage.finished = found["status"] == "complete"
             stage.resuming = not stage.finished
@@ -273,14 +272,13 @@ def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]
     wanted = " or ".join(names)
     if not (directory / STAGE_FILE).is_file():
         raise UserError(f"{directory} is not the output of the stage {wanted}: it has no {STAGE_FILE}")
-    found = read_json(directory / STAGE_FILE)
-    check_format(directory / STAGE_FILE, found)
+    found = _read_header(directory / STAGE_FILE)
     if found["stage"] not in names:
         raise UserError(f"{directory} is the output of the stage {found['stage']}, not of {wanted}")
     if found["status"] != "complete":
         raise UserError(f"{directory} is unfinished: run its {found['stage']} stage again, it resumes")
     _check_files(directory, found)
-    return dict(found)
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -299,6 +297,17 @@ def _identify(value: str | os.PathLike[str]) -> dict[str, str]:
     if path.exists():
         return {"path": str(value), "digest": digest(path)}
     return {"id": str(value)}
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = read_json(path)
+    if not isinstance(header, dict):
+        raise UserError(f"{path} is corrupt: not a JSON object")
+    check_format(path, header)
+    for key in ("stage", "status", "settings", "inputs", "files", "result"):
+        if key not in header:
+            raise UserError(f"{path} is corrupt: it has no {key!r}")
+    return header
 
 
 def _check_files(directory: Path, found: Mapping[str, Any]) -> None:

@@ -96,8 +96,7 @@ class Blueprint:
     # -- building ------------------------------------------------------------------------------------------------------
 
     def _parameters(self) -> Iterator[Parameter]:
-        outside = {name.split(".")[0] for labels in self.family.architectures.values() for name in labels}
-        base = {name.split(".")[0] for name in self.family.architectures[self.family.bare]} & outside
+        base = {name.split(".")[0] for name in self.family.architectures[self.family.bare]}
         for name, labels in self.family.embeddings.items():
             yield self._parameter(self.prefix + name, labels, None, embedding=True)
         for layer in range(self.num_layers):

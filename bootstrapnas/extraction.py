@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bootstrapnas import modeling_subnet
 from bootstrapnas.artefacts import write_json, write_text
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet, subnet_to_json
 from bootstrapnas.errors import UserError
+from bootstrapnas.families import family_of
 from bootstrapnas.slicing import select
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ SUBNET_FILE = "subnet.json"
 
 
 def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> PreTrainedModel:
-    """Return a copy of `subnet` as a model of its own, on the same device, in eval mode.
+    """Return a copy of `subnet` as a model of its own, on the same device, in eval mode; what is frozen stays frozen.
 
     Its config is a copy that describes it: by the config's own attributes where they can (then the class is the
     original one), else by ``config.subnet``, which `bootstrapnas.modeling_subnet` turns into shapes.
@@ -46,7 +47,7 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     """
     blueprint.check(subnet)
     config = subnet_config(blueprint, subnet)
-    cls = subnet_class(_plain_class(blueprint), config)
+    cls = subnet_class(_plain_class(model, blueprint), config)
     with torch.device("meta"):
         small = cls(config)
     source = dict(model.named_parameters())
@@ -56,6 +57,8 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
         if blueprint.exists(parameter, subnet)
     }
     _fill(small, tensors, dict(model.named_buffers()))
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(source[name].requires_grad)
     return small.eval()
 
 
@@ -110,7 +113,6 @@ def save_subnet(model: PreTrainedModel, directory: str | Path) -> None:
     """
     directory = Path(directory)
     model.save_pretrained(directory)
-    base = type(model)
     if model.config.to_dict().get("subnet") is None:
         return
     base = type(model).__mro__[1]
@@ -151,7 +153,13 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
         A Hugging Face auto class, for example ``AutoModelForSequenceClassification``.
     settings
         Changes to the config (``num_labels``, ``id2label``, …).
+
+    Raises
+    ------
+    UserError
+        If there is no such model, or it is not one of `auto_class`.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     try:
@@ -159,19 +167,26 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
         if config.to_dict().get("subnet") is None:
             model = auto_class.from_pretrained(directory_or_id, config=config, trust_remote_code=False)
         else:
-            model = subnet_class(auto_class._model_mapping[type(config)], config).from_pretrained(
-                directory_or_id, config=config
-            )
-    except (OSError, ValueError, RuntimeError) as error:
+            model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, config=config)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"cannot load a model from {directory_or_id!r}: {lines[0]}") from error
     return model
 
 
-def _plain_class(blueprint: Blueprint) -> type[PreTrainedModel]:
-    import transformers
+def _plain_class(model: PreTrainedModel, blueprint: Blueprint) -> type[PreTrainedModel]:
+    """Return the class whose labels the blueprint holds: the model's own or, of a subclass, its base."""
+    return next(cls for cls in type(model).__mro__ if cls.__name__ == blueprint.architecture)
 
-    return getattr(transformers, blueprint.architecture)
+
+def _saved_subnet_class(config: PreTrainedConfig, auto_class: Any) -> type[PreTrainedModel]:
+    """Return the class that loads a saved subnet for `auto_class`: any head, but the layers' paths must be the same."""
+    base = auto_class._model_mapping.get(type(config), None)
+    saved = config.architectures[0]
+    bare = family_of(config).bare
+    if base is None or (base.__name__ == bare) != (saved == f"Subnet{bare}"):
+        raise UserError(f"it holds a {saved}, which {auto_class.__name__} cannot load")
+    return subnet_class(base, config)
 
 
 def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
@@ -192,14 +207,15 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
     return config if wanted == found else None
 
 
-def _fill(small: nn.Module, tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+def _fill(small: PreTrainedModel, tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
     """Put real tensors in the place of the meta ones: sliced parameters, copied buffers."""
     incompatible = small.load_state_dict(tensors, strict=False, assign=True)
     assert not incompatible.unexpected_keys, incompatible
-    for name, buffer in list(small.named_buffers()):
+    small.tie_weights()
+    for name in [name for name, _ in small.named_buffers()]:
         path, _, leaf = name.rpartition(".")
         module = small.get_submodule(path)
         persistent = leaf not in module._non_persistent_buffers_set
-        module.register_buffer(leaf, buffers[name].detach().clone().to(buffer.dtype), persistent=persistent)
+        module.register_buffer(leaf, buffers[name].detach().clone(), persistent=persistent)
     left = [name for name, parameter in small.named_parameters() if parameter.is_meta]
     assert not left, f"not filled: {left}"

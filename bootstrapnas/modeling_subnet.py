@@ -50,7 +50,9 @@ def shrink(model: nn.Module, layout: dict[str, Any]) -> None:
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
         old = getattr(module, leaf)
-        setattr(module, leaf, nn.Parameter(old.new_empty(shape), requires_grad=old.requires_grad))
+        # A part of the old tensor, not an empty one: a model built from its config alone is initialised already.
+        part = old.detach()[tuple(slice(size) for size in shape)].clone()
+        setattr(module, leaf, nn.Parameter(part, requires_grad=old.requires_grad))
         if leaf == "weight" and isinstance(module, nn.Linear):
             module.out_features, module.in_features = shape
         elif leaf == "weight" and isinstance(module, nn.Embedding):

@@ -119,8 +119,10 @@ def elastic_module(module: nn.Module, path: str, active: ActiveSubnet) -> nn.Mod
     Raises
     ------
     UserError
-        If a module of that class has no elastic form.
+        If the module is elastic already, or its class has no elastic form.
     """
+    if isinstance(module, _Elastic):
+        raise UserError(f"{path} is elastic already: a model can be part of one supernet only")
     if type(module) not in ELASTIC:
         raise UserError(f"{path} is a {type(module).__name__}, which has no elastic form; declare its dims not elastic")
     elastic: Any = adopt(ELASTIC[type(module)], module)
@@ -145,7 +147,7 @@ def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:
     Raises
     ------
     UserError
-        If an elastic parameter belongs to a module without an elastic form.
+        If an elastic parameter belongs to a module without an elastic form; the model is unchanged then.
     """
     active = ActiveSubnet(blueprint)
     elastic = set(blueprint.elastic) - {key for key in blueprint.elastic if blueprint.is_block(key)}
@@ -154,8 +156,9 @@ def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:
         for name, parameter in blueprint.parameters.items()
         if any(key in elastic for axis in parameter.axes for product in axis for key in product)
     }
-    for path in paths:
-        model.set_submodule(path, elastic_module(model.get_submodule(path), path, active))
+    replacements = {path: elastic_module(model.get_submodule(path), path, active) for path in paths}
+    for path, replacement in replacements.items():
+        model.set_submodule(path, replacement)
     for layer in range(blueprint.num_layers):
         for block in blueprint.family.blocks:
             for module, stand_in in block.stand_ins.items():

@@ -29,12 +29,14 @@ def reorder(model: nn.Module, blueprint: Blueprint, orders: Mapping[Key, Tensor]
     Raises
     ------
     UserError
-        If an order is not a permutation of the key's units.
+        If the model has no such key, or an order is not a permutation of the key's units; nothing is changed then.
     """
+    for key, order in orders.items():
+        blueprint.check({key: blueprint.full.get(key, 1)})
+        if order.sort().values.tolist() != list(range(blueprint.full[key])):
+            raise UserError(f"the order of {key} is not a permutation of its {blueprint.full[key]} units")
     parameters = dict(model.named_parameters())
     for key, order in orders.items():
-        if not torch.equal(order.sort().values.cpu(), torch.arange(blueprint.full[key])):
-            raise UserError(f"the order of {key} is not a permutation of its {blueprint.full[key]} units")
         for parameter, position in blueprint.members(key):
             parts, base = [], 0
             for product in parameter.axes[position]:

@@ -82,9 +82,18 @@ class SearchSpace:
         return math.prod(self.cardinalities)
 
     def subnet(self, genome: Sequence[int]) -> dict[Key, int]:
-        """Return the subnet that a genome describes."""
+        """Return the subnet that a genome describes.
+
+        Raises
+        ------
+        UserError
+            If the genome has another length than the space, or an index that is not one of a gene's choices.
+        """
         if len(genome) != len(self.genes):
             raise UserError(f"a genome of this space has {len(self.genes)} genes, not {len(genome)}")
+        for gene, index in zip(self.genes, genome, strict=True):
+            if not 0 <= index < len(gene.choices):
+                raise UserError(f"gene {index} of {gene.name} is not an index into its {len(gene.choices)} choices")
         return {key: gene.choices[index] for gene, index in zip(self.genes, genome, strict=True) for key in gene.keys}
 
     def genome(self, subnet: Subnet) -> Genome:
