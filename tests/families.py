@@ -1,0 +1,231 @@
+"""The rows of the conformance suite: one per family and architecture, and a toy family with what BERT lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForQuestionAnswering,
+    RobertaForSequenceClassification,
+)
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Dim, Key, embedding, linear, norm
+from bootstrapnas.families import Family
+from bootstrapnas.families.base import Block
+
+LENGTH = 9
+BATCH = 3
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "num_labels": 3,
+    "pad_token_id": 0,
+}
+TARGETS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "SequenceClassification": lambda: {"labels": torch.tensor([0, 2, 1])},
+    "QuestionAnswering": lambda: {"start_positions": torch.tensor([1, 0, 3]), "end_positions": torch.tensor([2, 4, 3])},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family and architecture under test."""
+
+    model_class: type[PreTrainedModel]
+    config_class: type[PreTrainedConfig]
+    auto_class: Any
+
+    @property
+    def name(self) -> str:
+        return self.model_class.__name__
+
+    def build(self, attention: str = "sdpa", seed: int = 0, **changes: Any) -> PreTrainedModel:
+        """Build the tiny model in evaluation mode, with biases and norms that are not trivial."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            labels = 2 if "QuestionAnswering" in self.name else SIZES["num_labels"]
+            sizes = {**SIZES, "num_labels": labels, **changes}
+            model = self.model_class(self.config_class(**sizes, attn_implementation=attention))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        return model.eval()
+
+    def batch(self) -> dict[str, Tensor]:
+        """Return inputs [BATCH, LENGTH], the first of them padded, and the targets of the task."""
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(1, SIZES["vocab_size"], (BATCH, LENGTH), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, 6:] = 0
+        task = self.name.partition("For")[2]
+        return {"input_ids": ids * mask, "attention_mask": mask, **(TARGETS[task]() if task else {})}
+
+
+ROWS = (
+    Row(BertForSequenceClassification, BertConfig, AutoModelForSequenceClassification),
+    Row(BertForQuestionAnswering, BertConfig, AutoModelForQuestionAnswering),
+    Row(BertModel, BertConfig, AutoModel),
+    Row(RobertaForSequenceClassification, RobertaConfig, AutoModelForSequenceClassification),
+    Row(RobertaForQuestionAnswering, RobertaConfig, AutoModelForQuestionAnswering),
+)
+
+
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return everything that the task reads from the model as one vector."""
+    found = model(**batch)
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+    return torch.cat([found[name].flatten() for name in names if found.get(name) is not None])
+
+
+def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the task's loss, or of a bare model one that depends on every output differently."""
+    found = model(**batch)
+    if "loss" in found:
+        return found.loss
+    flat = torch.cat([found.last_hidden_state.flatten(), found.pooler_output.flatten()])
+    return (flat * torch.linspace(-1, 1, flat.numel())).sum()
+
+
+def gradients(model: nn.Module, batch: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor | None]:
+    """Return the loss's gradients by parameter name; `seed` decides what dropout drops."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    loss(model, batch).backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+
+
+def smallest(blueprint: Blueprint, key: Key) -> int:
+    return 0 if blueprint.is_block(key) else 1
+
+
+def subnets(blueprint: Blueprint, *, blocks: bool = True) -> st.SearchStrategy[dict[Key, int]]:
+    """Return a strategy of arbitrary subnets; keys may be left out."""
+    sizes = {
+        key: st.integers(smallest(blueprint, key), blueprint.full[key])
+        for key in blueprint.elastic
+        if blocks or not blueprint.is_block(key)
+    }
+    return st.fixed_dictionaries({}, optional=sizes)
+
+
+def random_subnet(blueprint: Blueprint, seed: int = 0) -> dict[Key, int]:
+    """Return a subnet with every key drawn at random."""
+    random = Random(seed)
+    return {key: random.randint(smallest(blueprint, key), blueprint.full[key]) for key in blueprint.elastic}
+
+
+# -- a family with a fused projection, an elastic hidden size and pre-norm blocks --------------------------------------
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "toy"
+    vocab_size: int = 20
+    hidden_size: int = 12
+    num_hidden_layers: int = 2
+    num_heads: int = 3
+    head_dim: int = 4
+    intermediate_size: int = 10
+    tie_word_embeddings: bool = True
+
+
+class ToyLayer(nn.Module):
+    """Pre-norm attention with one projection for queries, keys and values, then a feed-forward part."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        inner = config.num_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * inner)
+        self.out = nn.Linear(inner, config.hidden_size)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.norm(x)).chunk(3, -1)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(x)))
+
+
+class ToyModel(PreTrainedModel):
+    config_class = ToyConfig
+    base_model_prefix = "toy"
+    _supports_sdpa = True
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(ToyLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.post_init()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids) * self.scale
+        for layer in self.layers:
+            x = layer(x)
+        return self.decoder(self.norm(x))
+
+
+class TiedToyModel(ToyModel):
+    """Its decoder is its embedding table: one parameter under two names."""
+
+    _tied_weights_keys = {"decoder.weight": "embed.weight"}  # noqa: RUF012 - as transformers has it
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder
+
+
+TOY = Family(
+    model_type="toy",
+    base="toy",
+    bare="ToyModel",
+    stack="layers",
+    num_layers=lambda config: config.num_hidden_layers,
+    dims=(
+        Dim("hidden", "hidden_size", per_layer=False),
+        Dim("vocab", "vocab_size", per_layer=False, elastic=False),
+        Dim("head", "num_heads"),
+        Dim("hd", "head_dim", per_layer=False, elastic=False),
+        Dim("ffn", "intermediate_size"),
+    ),
+    embeddings=embedding("embed", "vocab", "hidden"),
+    layer={
+        **norm("norm", "hidden"),
+        **linear("qkv", "head hd + head hd + head hd", "hidden"),
+        **linear("out", "hidden", "head hd"),
+        **linear("up", "ffn", "hidden"),
+        **linear("down", "hidden", "ffn"),
+    },
+    architectures={"ToyModel": {**norm("norm", "hidden"), **linear("decoder", "vocab", "hidden", bias=False)}},
+    blocks=(Block("ffn_block", {"up": "input", "down": "zero"}, nncf_start="", nncf_end=""),),
+)
+TIED_TOY = replace(TOY, bare="TiedToyModel", architectures={"TiedToyModel": norm("norm", "hidden")})

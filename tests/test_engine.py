@@ -1,0 +1,709 @@
+"""Conformance of the engine: every family and architecture, against what the labels promise."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from families import (
+    BATCH,
+    LENGTH,
+    ROWS,
+    TIED_TOY,
+    TOY,
+    Row,
+    TiedToyModel,
+    ToyConfig,
+    ToyModel,
+    gradients,
+    loss,
+    outputs,
+    random_subnet,
+    smallest,
+    subnets,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertModel, PreTrainedModel
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_linear_macs, count_macs, count_nncf_flops, count_params
+from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
+from bootstrapnas.extraction import extract, load_model, save_subnet, subnet_class
+from bootstrapnas.families import FAMILIES
+from bootstrapnas.reorder import reorder
+from bootstrapnas.slicing import select
+from bootstrapnas.space import Gene, SearchSpace
+from bootstrapnas.supernet import Supernet
+
+every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+every_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+ROW = ROWS[0]
+SKIP_ALL = {Key(block, layer): 0 for layer in range(3) for block in ("mha_block", "ffn_block")}
+
+
+@lru_cache
+def supernet_of(row: Row, attention: str = "sdpa") -> Supernet:
+    """Return one supernet a row; tests leave its weights alone."""
+    return Supernet(row.build(attention))
+
+
+def assert_gradients_of_subnet(
+    blueprint: Blueprint, subnet: Subnet, elastic: dict[str, Tensor | None], small: dict[str, Tensor | None]
+) -> None:
+    """Assert that a subnet's gradients are those of the extracted network, and 0 outside it."""
+    assert small.keys() == {name for name, p in blueprint.parameters.items() if blueprint.exists(p, subnet)}
+    for name, gradient in elastic.items():
+        if gradient is None:
+            assert small.get(name) is None, name
+            continue
+        inside = select(blueprint, name, gradient, subnet)
+        torch.testing.assert_close(inside, small[name], rtol=1e-5, atol=1e-6)
+        assert gradient.count_nonzero() == inside.count_nonzero(), f"{name} has a gradient outside the subnet"
+
+
+# -- building and reordering -------------------------------------------------------------------------------------------
+
+
+@every_attention
+@every_row
+def test_an_elastic_model_computes_what_it_computed_before(row: Row, attention: str) -> None:
+    model, batch = row.build(attention).train(), row.batch()
+    parameters = dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    before = gradients(model, batch)
+    with torch.no_grad():
+        expected = model.eval()(**batch, output_hidden_states=True, output_attentions=attention == "eager")
+    Supernet(model)
+    with torch.no_grad():
+        found = model(**batch, output_hidden_states=True, output_attentions=attention == "eager")
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        pairs = zip(value, found[name], strict=True) if isinstance(value, tuple) else [(value, found[name])]
+        assert all(torch.equal(a, b) for a, b in pairs), name
+    assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in parameters.items()}
+    assert {name: id(b) for name, b in model.named_buffers()} == {name: id(b) for name, b in buffers.items()}
+    after = gradients(model.train(), batch)
+    assert all(torch.equal(before[name], after[name]) for name in before if before[name] is not None)
+
+
+@every_attention
+@every_row
+@settings(parent=few, max_examples=3)
+@given(seed=st.integers(0, 1000))
+def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed: int) -> None:
+    model, batch = row.build(attention, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(), row.batch()
+    blueprint = Blueprint.of(model)
+    generator = torch.Generator().manual_seed(seed)
+    dims = {"head", "hd", "ffn", "hidden"} - ({"hidden"} if row.model_class is BertModel else set())  # its output
+    orders = {key: torch.randperm(size, generator=generator) for key, size in blueprint.full.items() if key.dim in dims}
+    expected, old = outputs(model, batch).detach(), gradients(model, batch)
+    carrier = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in carrier.named_parameters():
+            parameter.copy_(torch.zeros_like(parameter) if old[name] is None else old[name])
+    reorder(carrier, blueprint, orders)
+    reorder(model, blueprint, orders)
+    torch.testing.assert_close(outputs(model, batch), expected, rtol=0, atol=1e-5)
+    new = gradients(model, batch)
+    for name, moved in carrier.named_parameters():
+        if new[name] is not None:
+            torch.testing.assert_close(new[name], moved.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_reordering_moves_units_as_told() -> None:
+    model = ROW.build()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    blueprint = Blueprint.of(model)
+    reorder(model, blueprint, {Key("head", 1): torch.tensor([2, 0, 3, 1]), Key("ffn", 0): torch.arange(24).flip(0)})
+    after = dict(model.named_parameters())
+    layers = "bert.encoder.layer"
+    query = before[f"{layers}.1.attention.self.query.weight"].view(4, 8, 32)
+    assert torch.equal(after[f"{layers}.1.attention.self.query.weight"].view(4, 8, 32), query[[2, 0, 3, 1]])
+    dense = before[f"{layers}.1.attention.output.dense.weight"].view(32, 4, 8)
+    assert torch.equal(after[f"{layers}.1.attention.output.dense.weight"].view(32, 4, 8), dense[:, [2, 0, 3, 1]])
+    bias = f"{layers}.0.intermediate.dense.bias"
+    assert torch.equal(after[bias], before[bias].flip(0))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {p.name for key in (Key("head", 1), Key("ffn", 0)) for p, _ in blueprint.members(key)}
+
+
+# -- a subnet by four routes -------------------------------------------------------------------------------------------
+
+
+@every_attention
+@every_row
+@few
+@given(data=st.data())
+def test_elastic_is_extracted(row: Row, attention: str, data: st.DataObject) -> None:
+    supernet, batch = supernet_of(row, attention), row.batch()
+    subnet = data.draw(subnets(supernet.blueprint))
+    small = supernet.extract(subnet)
+    assert not small.training
+    assert small.config._attn_implementation == attention
+    supernet.model.eval()
+    with supernet.activate(subnet), torch.no_grad():
+        torch.testing.assert_close(outputs(supernet.model, batch), outputs(small, batch), rtol=0, atol=1e-6)
+    supernet.model.train()
+    with supernet.activate(subnet):
+        elastic = gradients(supernet.model, batch, seed=5)
+    assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, gradients(small.train(), batch, seed=5))
+
+
+@every_row
+@few
+@given(data=st.data())
+def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.DataObject) -> None:
+    supernet, batch, original = supernet_of(row), row.batch(), row.build()
+    subnet = data.draw(subnets(supernet.blueprint, blocks=False))
+    sliced = {name: select(supernet.blueprint, name, p, subnet) for name, p in original.named_parameters()}
+    with torch.no_grad():
+        found = torch.func.functional_call(original, sliced, kwargs=batch)
+        supernet.model.eval()
+        with supernet.activate(subnet):
+            elastic = supernet.model(**batch)
+    for name, value in found.items():
+        torch.testing.assert_close(elastic[name], value, rtol=0, atol=1e-6)
+
+
+@every_row
+@few
+@given(data=st.data())
+def test_counts_are_those_of_the_extracted_model(row: Row, data: st.DataObject) -> None:
+    supernet = supernet_of(row, "eager")
+    subnet = data.draw(subnets(supernet.blueprint))
+    small = supernet.extract(subnet)
+    costs = supernet.count(subnet, length=LENGTH)
+    embeddings = sum(p.numel() for p in small.base_model.embeddings.parameters())
+    assert costs.params == sum(p.numel() for p in small.parameters()) == small.num_parameters()
+    assert costs.params_without_embeddings == costs.params - embeddings
+    ids = torch.ones(1, LENGTH, dtype=torch.long)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small(input_ids=ids, attention_mask=ids)
+    assert 2 * costs.macs == counter.get_total_flops()  # torch's count of every matrix product, attention's too
+    linear = sum(
+        m.in_features * m.out_features * (LENGTH if "layer" in name or "qa" in name else 1)
+        for name, m in small.named_modules()
+        if isinstance(m, nn.Linear)
+    )
+    assert costs.nncf_macs == linear
+    assert count_nncf_flops(supernet.blueprint, subnet, length=LENGTH) == 2 * linear
+
+
+def test_counts_of_bert_base_are_the_published_ones() -> None:
+    from transformers import BertConfig
+
+    blueprint = Blueprint(BertConfig(num_labels=2), "BertForSequenceClassification")
+    assert count_params(blueprint) == 109_483_778
+    macs = count_macs(blueprint, length=128, head=False)
+    assert macs == 12 * (128 * (4 * 768 * 768 + 2 * 768 * 3072) + 2 * 128 * 128 * 768)
+    skipped = {Key("mha_block", 0): 0, Key("head", 0): 3}
+    assert macs - count_macs(blueprint, skipped, length=128, head=False) == 128 * 4 * 768**2 + 2 * 128**2 * 768
+
+
+@every_row
+@few
+@given(data=st.data())
+def test_subnets_of_the_same_completion_are_the_same_network(row: Row, data: st.DataObject) -> None:
+    supernet, batch = supernet_of(row), row.batch()
+    blueprint = supernet.blueprint
+    subnet = data.draw(subnets(blueprint))
+    complete = blueprint.complete(subnet)
+    assert complete.keys() == set(blueprint.elastic)
+    assert blueprint.complete(complete) == complete
+    assert subnet_from_json(subnet_to_json(complete)) == complete
+    assert supernet.count(complete, length=LENGTH) == supernet.count(subnet, length=LENGTH)
+    supernet.model.eval()
+    with torch.no_grad():
+        with supernet.activate(subnet):
+            expected = outputs(supernet.model, batch)
+        with supernet.activate(complete):
+            assert torch.equal(outputs(supernet.model, batch), expected)
+    inside = [key for block in complete if complete[block] == 0 for key in blueprint.inside(block)]
+    assert blueprint.complete({**subnet, **dict.fromkeys(inside, 1)}) == complete
+    assert {key.dim for key in blueprint.inside(Key("mha_block", 1))} == {"head"}
+    assert {key.dim for key in blueprint.inside(Key("ffn_block", 1))} == {"ffn"}
+
+
+# -- on disk -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_module_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep transformers from copying modelling files into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        patch.setattr(sys, "path", [*sys.path])
+        yield
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[Row, Path]:
+    """One heterogeneous subnet a row, each in a directory called ``subnet``, with its outputs."""
+    directories = {}
+    for row in ROWS:
+        supernet = supernet_of(row)
+        subnet = {**random_subnet(supernet.blueprint, seed=3), Key("mha_block", 1): 0, Key("ffn", 2): 5}
+        small = supernet.extract(subnet)
+        directories[row] = tmp_path_factory.mktemp(row.name) / "subnet"
+        save_subnet(small, directories[row])
+        with torch.no_grad():
+            save_file({"outputs": outputs(small, row.batch())}, directories[row] / "outputs.st")
+            save_file(row.batch(), directories[row] / "batch.st")
+    return directories
+
+
+@every_row
+def test_saved_subnet_reloads(row: Row, saved: dict[Row, Path]) -> None:
+    directory = saved[row]
+    expected = load_file(directory / "outputs.st")["outputs"]
+    own = load_model(str(directory), row.auto_class)
+    plain = row.auto_class.from_pretrained(directory, trust_remote_code=True)
+    assert type(own).__name__ == type(plain).__name__ == f"Subnet{row.name}"
+    assert isinstance(own, row.model_class)
+    assert isinstance(plain, row.model_class)
+    for model in (own, plain):
+        assert not model.training
+        with torch.no_grad():
+            assert torch.equal(outputs(model, row.batch()), expected)
+
+
+def test_saved_subnet_reloads_where_the_project_is_unknown(saved: dict[Row, Path], tmp_path: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+import torch, transformers
+from safetensors.torch import load_file
+torch.set_num_threads(1)
+for directory, auto_class in zip(sys.argv[1::2], sys.argv[2::2]):
+    model = getattr(transformers, auto_class).from_pretrained(directory, trust_remote_code=True).eval()
+    found = model(**load_file(Path(directory, "batch.st")))
+    names = ("logits", "start_logits", "end_logits", "last_hidden_state", "pooler_output")
+    found = torch.cat([found[name].flatten() for name in names if found.get(name) is not None])
+    print(type(model).__name__, (found - load_file(Path(directory, "outputs.st"))["outputs"]).abs().max().item())
+assert not [name for name in sys.modules if name.startswith("bootstrapnas")]
+"""
+    arguments = [word for row, directory in saved.items() for word in (str(directory), row.auto_class.__name__)]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_MODULES_CACHE": str(tmp_path / "m")}
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == [word for row in ROWS for word in (f"Subnet{row.name}", "0.0")]
+
+
+@every_row
+def test_files_shrink_with_the_subnet(row: Row, tmp_path: Path) -> None:
+    supernet = supernet_of(row)
+    sizes = []
+    for name, subnet in (("full", {}), ("narrow", {Key("ffn", 0): 6, Key("head", 1): 1}), ("empty", SKIP_ALL)):
+        save_subnet(supernet.extract(subnet), tmp_path / name)
+        sizes.append((tmp_path / name / "model.safetensors").stat().st_size)
+        assert sizes[-1] - 4 * supernet.count(subnet, length=1).params in range(12_000)  # the header
+    assert sizes[0] - sizes[1] > 4 * (18 * 64 + 3 * 8 * 4 * 32)
+    assert sizes[1] > sizes[2]
+
+
+@every_row
+def test_a_subnet_that_the_config_can_express_needs_no_code(row: Row, tmp_path: Path) -> None:
+    supernet, batch = supernet_of(row), row.batch()
+    small = supernet.extract({Key("ffn", layer): 11 for layer in range(3)})
+    assert type(small) is row.model_class
+    assert small.config.intermediate_size == 11
+    assert supernet.model.config.intermediate_size == 24
+    save_subnet(small, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=False)
+    with torch.no_grad():
+        assert torch.equal(outputs(again, batch), outputs(small, batch))
+    assert type(supernet.extract({})) is row.model_class
+    assert type(supernet.extract({Key("head", layer): 2 for layer in range(3)})) is not row.model_class
+
+
+@every_row
+def test_the_elastic_model_saves_as_an_ordinary_one(row: Row, tmp_path: Path) -> None:
+    original, batch = row.build(), row.batch()
+    elastic = Supernet(row.build())
+    with elastic.activate(random_subnet(elastic.blueprint)):
+        elastic.model.save_pretrained(tmp_path)
+    assert list(elastic.model.state_dict()) == list(original.state_dict())
+    again = row.auto_class.from_pretrained(tmp_path)
+    assert type(again) is row.model_class
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in original.named_parameters())
+    elastic.model.load_state_dict(original.state_dict())
+    with torch.no_grad():
+        assert torch.equal(outputs(again, batch), outputs(elastic.model, batch))
+
+
+@every_row
+def test_a_subnet_built_from_its_config_alone_is_initialised(row: Row) -> None:
+    supernet = supernet_of(row)
+    config = supernet.extract(random_subnet(supernet.blueprint, seed=3)).config
+    for _ in range(3):
+        stale = [torch.full((size,), torch.nan) for size in (24, 32, 24 * 32, 32 * 32, 8 * 32)]
+        del stale  # memory that an uninitialised tensor would find
+        model = subnet_class(row.model_class, config)(config)
+        for name, parameter in model.named_parameters():
+            assert parameter.isfinite().all(), name
+            assert parameter.abs().max() <= 1, name
+
+
+@pytest.mark.parametrize("auto_class", [ROWS[2].auto_class, ROWS[1].auto_class], ids=lambda auto: auto.__name__)
+def test_a_subnet_under_another_head(auto_class: type, saved: dict[Row, Path]) -> None:
+    directory = str(saved[ROW])
+    if auto_class is ROWS[1].auto_class:
+        other = load_model(directory, auto_class, num_labels=2)
+        own = load_model(directory, ROW.auto_class)
+        assert type(other).__name__ == "SubnetBertForQuestionAnswering"
+        pairs = zip(other.bert.encoder.parameters(), own.bert.encoder.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    else:
+        with pytest.raises(ValueError, match="it holds a SubnetBertForSequenceClassification, which AutoModel cannot"):
+            load_model(directory, auto_class)
+
+
+# -- what a user may do with an elastic model --------------------------------------------------------------------------
+
+
+def test_dropout_is_active_in_training_only() -> None:
+    supernet, batch = supernet_of(ROW), ROW.batch()
+    with supernet.activate({Key("ffn", 0): 3, Key("mha_block", 1): 0}), torch.no_grad():
+        supernet.model.train()
+        assert not torch.equal(outputs(supernet.model, batch), outputs(supernet.model, batch))
+        supernet.model.eval()
+        assert torch.equal(outputs(supernet.model, batch), outputs(supernet.model, batch))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.parametrize("reentrant", [False, True], ids=["plain", "reentrant"])
+@every_row
+def test_gradient_checkpointing_changes_no_gradient(row: Row, reentrant: bool) -> None:
+    batch = row.batch()
+    supernet = Supernet(row.build().train())
+    subnet = {**random_subnet(supernet.blueprint, seed=2), Key("mha_block", 0): 1, Key("ffn_block", 2): 0}
+    with supernet.activate(subnet):
+        expected = gradients(supernet.model, batch)
+        supernet.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        supernet.model.enable_input_require_grads()
+        found = gradients(supernet.model, batch)
+    assert all(found[name] is None if g is None else torch.equal(found[name], g) for name, g in expected.items())
+
+
+@every_row
+def test_bfloat16(row: Row, tmp_path: Path) -> None:
+    supernet, batch = supernet_of(row), row.batch()
+    subnet = random_subnet(supernet.blueprint, seed=4)
+    small = supernet.extract(subnet)
+    supernet.model.eval()
+    with supernet.activate(subnet), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = outputs(supernet.model, batch)
+        torch.testing.assert_close(found, outputs(small, batch))
+    assert found.isfinite().all()
+    half = Supernet(row.build().bfloat16())
+    extracted = half.extract(subnet)
+    assert {p.dtype for p in extracted.parameters()} == {torch.bfloat16}
+    save_subnet(extracted, tmp_path)
+    again = load_model(str(tmp_path), row.auto_class)
+    assert again.dtype == torch.bfloat16
+    with half.activate(subnet), torch.no_grad():
+        assert torch.equal(outputs(again, batch), outputs(extracted, batch))
+        torch.testing.assert_close(outputs(half.model, batch), outputs(extracted, batch))
+
+
+def train_once(supernet: Supernet, subnet: Subnet, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    with supernet.activate(subnet):
+        loss(supernet.model, ROW.batch()).backward()
+    optimizer.step()
+
+
+def test_adamw_sees_whole_tensors() -> None:
+    """Decay and momentum move what is not in the subnet, as in NNCF; a gradient alone never does."""
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    subnet = {Key("ffn", 0): 10}
+
+    def moved(decay: float, warm_up: bool) -> tuple[Tensor, Tensor]:
+        supernet = Supernet(ROW.build())
+        optimizer = torch.optim.AdamW(supernet.model.parameters(), lr=1e-2, weight_decay=decay)
+        if warm_up:
+            train_once(supernet, {}, optimizer)
+        before = supernet.model.get_parameter(name).detach().clone()
+        train_once(supernet, subnet, optimizer)
+        after = supernet.model.get_parameter(name).detach()
+        assert not torch.equal(after[:10], before[:10])
+        return before[10:], after[10:]
+
+    before, after = moved(decay=0.0, warm_up=False)
+    assert torch.equal(after, before)
+    before, after = moved(decay=0.1, warm_up=False)
+    torch.testing.assert_close(after, before * (1 - 1e-2 * 0.1))
+    before, after = moved(decay=0.0, warm_up=True)
+    assert not torch.equal(after, before)
+
+
+def test_a_skipped_block_has_no_gradient_so_no_optimiser_touches_it() -> None:
+    supernet = Supernet(ROW.build())
+    optimizer = torch.optim.AdamW(supernet.model.parameters(), lr=1e-2, weight_decay=0.1)
+    before = {name: p.detach().clone() for name, p in supernet.model.named_parameters()}
+    train_once(supernet, {Key("mha_block", 0): 0}, optimizer)
+    still = {name for name, p in supernet.model.named_parameters() if torch.equal(p, before[name])}
+    assert still == {name for name in before if name.startswith("bert.encoder.layer.0.attention.")}
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    model = ROW.build()
+    model.bert.embeddings.requires_grad_(False)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    supernet = Supernet(model)
+    supernet.reorder({Key("ffn", 0): torch.arange(24).flip(0)})
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == frozen
+    for subnet in ({}, {Key("ffn", 0): 3}):
+        small = supernet.extract(subnet)
+        assert {name for name, p in small.named_parameters() if not p.requires_grad} == frozen
+
+
+def test_an_extracted_model_shares_nothing_with_the_supernet() -> None:
+    supernet = Supernet(ROW.build())
+    for subnet in ({}, {Key("ffn", 0): 3}):
+        small = supernet.extract(subnet)
+        own = {tensor.untyped_storage().data_ptr() for tensor in supernet.model.state_dict(keep_vars=True).values()}
+        for name, tensor in [*small.named_parameters(), *small.named_buffers()]:
+            assert tensor.untyped_storage().data_ptr() not in own, name
+            assert tensor.is_contiguous(), name
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes, name
+        assert small.config is not supernet.model.config
+        assert "subnet" not in supernet.model.config.to_dict()
+
+
+def test_a_deep_copy_is_a_supernet_of_its_own() -> None:
+    supernet, batch = Supernet(ROW.build()), ROW.batch()
+    subnet = {Key("head", 0): 1, Key("ffn_block", 1): 0}
+    twin = copy.deepcopy(supernet)
+    with torch.no_grad(), supernet.activate(subnet):
+        small = outputs(supernet.model, batch)
+        full = outputs(twin.model, batch)
+        assert not torch.equal(small, full)
+        with twin.activate(subnet):
+            assert torch.equal(outputs(twin.model, batch), small)
+    assert twin.model.get_parameter("classifier.weight") is not supernet.model.get_parameter("classifier.weight")
+
+
+def test_hooks_of_modules_survive() -> None:
+    model, seen = ROW.build(), []
+    model.bert.encoder.layer[0].attention.register_forward_hook(lambda module, args, result: seen.append("attention"))
+    model.bert.encoder.layer[0].intermediate.dense.register_forward_hook(lambda *_: seen.append("dense"))
+    supernet = Supernet(model)
+    with supernet.activate({Key("ffn", 0): 3}):
+        outputs(model, ROW.batch())
+    assert seen == ["attention", "dense"]
+
+
+def test_a_subclass_of_a_known_class_is_that_class() -> None:
+    class MyBert(ROW.model_class):
+        pass
+
+    model = MyBert(ROW.config_class(**{"num_labels": 3, "hidden_size": 32, "num_attention_heads": 4})).eval()
+    assert type(Supernet(model).extract({})) is ROW.model_class
+
+
+# -- activation --------------------------------------------------------------------------------------------------------
+
+
+def test_activate_nests_and_restores() -> None:
+    supernet = supernet_of(ROW)
+    outer, inner = {Key("ffn", 0): 5}, {Key("head", 0): 2}
+    assert supernet.active == {}
+    with supernet.activate(outer) as model:
+        assert model is supernet.model
+        with supernet.activate(inner):
+            assert supernet.active == inner
+        assert supernet.active == outer
+        with pytest.raises(RuntimeError, match="inside"), supernet.activate(inner):
+            raise RuntimeError("inside")
+        assert supernet.active == outer
+        with pytest.raises(ValueError, match="25"), supernet.activate({Key("ffn", 0): 25}):
+            pass
+        assert supernet.active == outer
+    assert supernet.active == {}
+
+
+def test_the_active_subnet_is_a_copy() -> None:
+    supernet, batch = supernet_of(ROW), ROW.batch()
+    supernet.model.eval()
+    subnet = {Key("ffn", 0): 5}
+    with torch.no_grad(), supernet.activate(subnet):
+        expected = outputs(supernet.model, batch)
+        subnet[Key("ffn", 0)] = 1
+        assert torch.equal(outputs(supernet.model, batch), expected)
+
+
+# -- the search space --------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> SearchSpace:
+    blueprint = supernet_of(ROW).blueprint
+    keys = draw(st.lists(st.sampled_from(blueprint.elastic), min_size=1, max_size=8, unique=True))
+    return SearchSpace.build(
+        blueprint,
+        [
+            (key, draw(st.lists(st.integers(smallest(blueprint, key), blueprint.full[key]), min_size=1, max_size=5)))
+            for key in keys
+        ],
+    )
+
+
+@few
+@given(space=spaces(), seed=st.integers())
+def test_genomes_and_subnets_are_one_to_one(space: SearchSpace, seed: int) -> None:
+    genome = space.sample(Random(seed))
+    assert genome == space.sample(Random(seed))
+    assert all(0 <= index < count for index, count in zip(genome, space.cardinalities, strict=True))
+    subnet = space.subnet(genome)
+    assert space.genome(subnet) == genome
+    assert space.genome({}) == space.max_genome
+    assert space.num_subnets == torch.tensor(space.cardinalities).prod().item()
+    largest, smallest_, middle = (space.subnet(g) for g in (space.max_genome, space.min_genome, space.heuristic_genome))
+    for gene in space.genes:
+        (key,) = gene.keys
+        assert largest[key] == max(gene.choices)
+        assert smallest_[key] == min(gene.choices)
+        assert sum(size > middle[key] for size in gene.choices) <= sum(size < middle[key] for size in gene.choices)
+        assert smallest_[key] <= subnet[key] <= largest[key]
+
+
+@few
+@given(space=spaces(), width=st.integers(1, 6))
+def test_limiting_keeps_the_first_widths(space: SearchSpace, width: int) -> None:
+    limited = space.limited(width)
+    assert space.limited(-1) == space
+    for gene, kept in zip(space.genes, limited.genes, strict=True):
+        assert kept.keys == gene.keys
+        assert kept.choices == (gene.choices if 0 in gene.choices else gene.choices[:width])
+    assert limited.limited(width) == limited
+
+
+def test_a_gene_of_several_keys_sets_them_together() -> None:
+    keys = (Key("ffn", 0), Key("ffn", 1))
+    space = SearchSpace((Gene(keys, (24, 8)),))
+    space.check(supernet_of(ROW).blueprint)
+    assert space.subnet((1,)) == dict.fromkeys(keys, 8)
+    assert space.genome(dict.fromkeys(keys, 8)) == (1,)
+
+
+def test_the_heuristic_rounds_towards_larger() -> None:
+    choices = [(24, 16), (24, 16, 8), (24, 16, 12, 8)]
+    space = SearchSpace(tuple(Gene((Key("ffn", layer),), sizes) for layer, sizes in enumerate(choices)))
+    assert space.heuristic_genome == (0, 1, 1)
+
+
+# -- what BERT has not: fused projections, an elastic hidden size, tied weights ----------------------------------------
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> ToyModel:
+    monkeypatch.setitem(FAMILIES, "toy", TOY)
+    torch.manual_seed(0)
+    return ToyModel(ToyConfig()).eval()
+
+
+IDS = torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % 20
+
+
+def toy_gradients(model: PreTrainedModel) -> dict[str, Tensor | None]:
+    model.zero_grad(set_to_none=True)
+    model(IDS).pow(2).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@settings(parent=few, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_fused_projection_and_elastic_hidden_size(toy: ToyModel, data: st.DataObject) -> None:
+    model = copy.deepcopy(toy)
+    before = model(IDS).detach()
+    supernet = Supernet(model)
+    blueprint = supernet.blueprint
+    assert torch.equal(model(IDS), before)
+    orders = {key: torch.randperm(size) for key, size in blueprint.full.items() if key.dim in ("hidden", "head", "ffn")}
+    supernet.reorder(orders)
+    torch.testing.assert_close(model(IDS), before, rtol=0, atol=1e-5)
+    subnet = data.draw(subnets(blueprint))
+    small = supernet.extract(subnet)
+    with supernet.activate(subnet):
+        torch.testing.assert_close(model(IDS), small(IDS), rtol=0, atol=1e-6)
+        elastic = toy_gradients(model)
+    assert count_params(blueprint, subnet) == sum(p.numel() for p in small.parameters())
+    assert_gradients_of_subnet(blueprint, subnet, elastic, toy_gradients(small))
+    assert small.embed.embedding_dim == small.norm.normalized_shape[0] == blueprint.size(Key("hidden"), subnet)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(IDS[:1])
+    flops = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+    assert 2 * count_linear_macs(blueprint, subnet, length=LENGTH) == flops
+
+
+def test_fused_slices_are_the_parts_of_each_projection(toy: ToyModel) -> None:
+    blueprint = Blueprint.of(toy)
+    bias = torch.arange(36)
+    found = select(blueprint, "layers.0.qkv.bias", bias, {Key("head", 0): 2})
+    assert found.tolist() == [*range(0, 8), *range(12, 20), *range(24, 32)]
+    assert blueprint.shape("layers.0.qkv.weight", {Key("head", 0): 2, Key("hidden"): 5}) == (24, 5)
+
+
+def test_a_prefix_slice_is_a_view() -> None:
+    blueprint = supernet_of(ROW).blueprint
+    weight = torch.randn(32, 32)
+    name = "bert.encoder.layer.0.attention.output.dense.weight"
+    assert select(blueprint, name, weight, {Key("head", 0): 2}).data_ptr() == weight.data_ptr()
+
+
+def test_buffers_keep_their_type(toy: ToyModel) -> None:
+    supernet = Supernet(toy.bfloat16())
+    subnet = {Key("hidden"): 7}
+    small = supernet.extract(subnet)
+    assert small.scale.dtype == torch.bfloat16
+    with supernet.activate(subnet):
+        torch.testing.assert_close(toy(IDS), small(IDS))
+
+
+def test_tied_weights_stay_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", TIED_TOY)
+    model = TiedToyModel(ToyConfig()).eval()
+    assert model.decoder.weight is model.embed.weight
+    supernet = Supernet(model)
+    subnet = {Key("head", 0): 1, Key("ffn", 1): 3}
+    small = supernet.extract(subnet)
+    assert small.decoder.weight is small.embed.weight
+    with supernet.activate(subnet):
+        torch.testing.assert_close(model(IDS), small(IDS), rtol=0, atol=1e-6)
+    assert count_params(supernet.blueprint, subnet) == sum(p.numel() for p in small.parameters())
+
+
+def test_extraction_from_a_model_that_is_not_elastic() -> None:
+    model = ROW.build()
+    subnet = {Key("head", 2): 1}
+    small = extract(model, Blueprint.of(model), subnet)
+    with supernet_of(ROW).activate(subnet), torch.no_grad():
+        supernet_of(ROW).model.eval()
+        assert torch.equal(outputs(small, ROW.batch()), outputs(supernet_of(ROW).model, ROW.batch()))
+
+
+def test_the_bare_model_has_no_prefix() -> None:
+    blueprint = Blueprint.of(ROWS[2].build())
+    assert ROWS[2].model_class is BertModel
+    assert "encoder.layer.0.intermediate.dense.weight" in blueprint.parameters
+    assert blueprint.keys_of_module("encoder.layer.0.intermediate.dense") == (Key("ffn", 0),)
+    assert blueprint.keys_of_module("encoder.layer.2.attention.self.key") == (Key("head", 2),)
+    assert blueprint.channels_per_unit(Key("head", 1)) == 8
+    assert blueprint.channels_per_unit(Key("ffn", 1)) == 1
