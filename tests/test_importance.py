@@ -1,0 +1,385 @@
+"""Rules, criteria and files of scores; generation of search spaces from them."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import build_tiny_bert, tiny_bert_config
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForSequenceClassification
+
+from bootstrapnas.artefacts import save_tensors
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError
+from bootstrapnas.importance.criteria import CRITERIA, find_criterion
+from bootstrapnas.importance.reduction import orders
+from bootstrapnas.importance.rules import RULES, order_scores, width_scores
+from bootstrapnas.importance.store import load_importance, save_importance
+from bootstrapnas.space_generation import even_targets, generate_space, mac_targets
+
+LAYER = "bert.encoder.layer.0"
+QKV = tuple(f"{LAYER}.attention.self.{name}" for name in ("query", "key", "value"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Blueprint:
+    return Blueprint(tiny_bert_config(), "BertForSequenceClassification")
+
+
+@pytest.fixture(scope="module")
+def base() -> Blueprint:
+    return Blueprint(BertConfig(num_labels=2), "BertForSequenceClassification")
+
+
+def weight_scores(blueprint, seed=0):
+    """Scores in the shapes of the published structure, of every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = {}
+    for name, parameter in blueprint.parameters.items():
+        if ".encoder.layer." in name and "LayerNorm" not in name:
+            shape = list(blueprint.shape(name, {}))
+            if ".attention." in name:
+                shape = [size // 16 for size in shape]
+            elif len(shape) == 2:
+                shape[1 if ".intermediate." in name else 0] = 1
+            elif ".output." in name:
+                shape = [1]
+            scores[parameter.name] = torch.randn(shape, generator=generator)
+    return scores
+
+
+def unit_scores(blueprint, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.randn(blueprint.full[key], generator=generator)
+        for key in blueprint.elastic
+        if not blueprint.is_block(key)
+    }
+
+
+# -- rules -------------------------------------------------------------------------------------------------------------
+
+
+def test_every_rule_against_loops(tiny):
+    scores = weight_scores(tiny)
+    full = {}
+    for name, s in scores.items():
+        for axis, size in enumerate(tiny.shape(name, {})):
+            s = s.repeat_interleave(size // s.shape[axis], axis)
+        full[name] = s
+    for head in range(4):
+        rows = slice(head * 16, (head + 1) * 16)
+        members = [full[f"{path}.{leaf}"][rows] for path in QKV for leaf in ("weight", "bias")]
+        members.append(full[f"{LAYER}.attention.output.dense.weight"][:, rows])
+        expected = {
+            "max": max(m.max() for m in members),
+            "sum": sum(m.sum() for m in members),
+            "rows": sum(full[f"{path}.weight"][rows].sum() for path in QKV),
+        }
+        for rule, (width, order) in {
+            "prefix": ("max", "max"),
+            "eftnas": ("max", "rows"),
+            "sum": ("sum", "sum"),
+        }.items():
+            for function, wanted in ((width_scores, width), (order_scores, order)):
+                found = function(tiny, scores, rule)[Key("head", 0)][head]
+                torch.testing.assert_close(found, expected[wanted], rtol=1e-5, atol=1e-3)
+    rows = full[f"{LAYER}.intermediate.dense.weight"].sum(1)
+    torch.testing.assert_close(order_scores(tiny, scores, "eftnas")[Key("ffn", 0)], rows)
+    assert set(RULES) == {"prefix", "eftnas", "sum"}
+
+
+def test_keys_without_scores_are_left_out(tiny):
+    scores = {name: s for name, s in weight_scores(tiny).items() if "layer.1.attention" not in name}
+    assert list(width_scores(tiny, scores)) == [Key("head", 0), Key("ffn", 0), Key("ffn", 1)]
+    only_biases = {f"{LAYER}.intermediate.dense.bias": torch.zeros(128)}
+    assert list(width_scores(tiny, only_biases)) == [Key("ffn", 0)]
+    with pytest.raises(UserError, match="none of the scored parameters"):
+        order_scores(tiny, only_biases, "eftnas")
+    with pytest.raises(UserError, match="none of the scored parameters"):
+        width_scores(tiny, {"classifier.weight": torch.zeros(3, 64)})
+
+
+def test_an_unknown_rule_names_the_nearest(tiny):
+    with pytest.raises(UserError, match=r"unknown importance rule 'prefx'.*did you mean 'prefix'"):
+        width_scores(tiny, weight_scores(tiny), "prefx")
+
+
+# -- criteria ----------------------------------------------------------------------------------------------------------
+
+
+def model_loss(model, batch):
+    return model(**batch).loss
+
+
+def taylor_by_hand(model, batches):
+    totals = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for batch in batches:
+        model.zero_grad()
+        model_loss(model, batch).backward()
+        for name, p in model.named_parameters():
+            totals[name] += (p * p.grad).abs().detach()
+    return totals
+
+
+BY_HAND = {
+    "l1": lambda model, batches: {name: p.detach().abs() for name, p in model.named_parameters()},
+    "l2": lambda model, batches: {name: p.detach() ** 2 for name, p in model.named_parameters()},
+    "taylor": taylor_by_hand,
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria(name, tiny):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"input_ids": torch.randint(5, 60, (4, 9), generator=generator), "labels": torch.tensor([0, 1, 2, 0])}
+        for _ in range(3)
+    ]
+    model = build_tiny_bert().train()
+    scores = find_criterion(name)(model, tiny, iter(batches), model_loss)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    carriers = {p.name for key in tiny.elastic if not tiny.is_block(key) for p, _ in tiny.members(key)}
+    assert scores.keys() == carriers
+    assert f"{LAYER}.intermediate.dense.bias" in carriers
+    expected = BY_HAND[name](build_tiny_bert(), batches)
+    for parameter, found in scores.items():
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        torch.testing.assert_close(found, expected[parameter])
+    assert len(orders(order_scores(tiny, scores, "sum"))) == 4
+
+
+def test_criteria_refuse():
+    model = build_tiny_bert()
+    with pytest.raises(UserError, match=r"unknown importance criterion 'tailor'.*did you mean 'taylor'"):
+        find_criterion("tailor")
+    with pytest.raises(UserError, match="no batch"):
+        find_criterion("taylor")(model, Blueprint.of(model), [], model_loss)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_scores_survive_a_file(tiny, tmp_path):
+    scores = weight_scores(tiny)
+    save_importance(tmp_path / "importance.safetensors", scores, tiny, "movement", {"structure": {"a": "fine"}})
+    found, metadata = load_importance(tmp_path / "importance.safetensors", tiny)
+    assert found.keys() == scores.keys()
+    assert all(torch.equal(found[name], scores[name]) for name in scores)
+    assert metadata["criterion"] == "movement"
+    assert metadata["model_type"] == "bert"
+    assert metadata["structure"] == {"a": "fine"}
+
+
+def test_scores_of_another_head_fit(tiny, tmp_path):
+    save_importance(tmp_path / "scores", weight_scores(tiny), tiny, "movement")
+    answering = Blueprint(tiny_bert_config(), "BertForQuestionAnswering")
+    assert load_importance(tmp_path / "scores", answering)[0].keys() == weight_scores(tiny).keys()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        ({f"{LAYER}.output.dense.weigh": (1, 128)}, {}, "did you mean 'bert.encoder.layer.0.output.dense.weight'"),
+        ({f"{LAYER}.output.dense.weight": (1, 100)}, {}, r"shape \(1, 100\), which does not divide \(64, 128\)"),
+        ({}, {"model_type": "roberta"}, "scores of a 'roberta' model, not of 'bert'"),
+        ({}, {"kind": "weights"}, "holds no importance scores"),
+        ({}, {"format": 99}, "update bootstrapnas"),
+    ],
+)
+def test_loading_checks_scores_against_the_model(tensors, metadata, message, tiny, tmp_path):
+    header = {"kind": "importance", "criterion": "movement", "model_type": "bert"} | metadata
+    save_tensors(tmp_path / "scores", {name: torch.zeros(shape) for name, shape in tensors.items()}, header)
+    with pytest.raises(UserError, match=message) as caught:
+        load_importance(tmp_path / "scores", tiny)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_files_are_refused(tiny, tmp_path):
+    path = tmp_path / "scores"
+    with pytest.raises(UserError, match="does not exist"):
+        load_importance(path, tiny)
+    save_importance(path, weight_scores(tiny), tiny, "movement")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is corrupt"):
+        load_importance(path, tiny)
+    with pytest.raises(UserError, match="not all finite"):
+        save_importance(path, {f"{LAYER}.output.dense.bias": torch.tensor([torch.nan])}, tiny, "movement")
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+def test_published_targets(base):
+    full = count_macs(base, length=128) // 10**6
+    assert even_targets(full, 4400, 5) == (4400, 6093, 7786, 9479, 11174)
+
+
+def test_an_exact_division_drops_no_target():
+    assert even_targets(100, 20, 5) == (20, 40, 60, 80, 100)
+    assert mac_targets(1000) == (200, 400, 600, 800, 1000)
+    assert mac_targets(1000, 0.5, 2) == (500, 1000)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: even_targets(100, 20, 1), "at least 2 targets, not 1"),
+        (lambda: even_targets(100, 100, 5), "below the full model's 100, not 100"),
+        (lambda: mac_targets(100, 1.5), "between 0 and 1, not 1.5"),
+    ],
+)
+def test_targets_refuse(call, message):
+    with pytest.raises(UserError, match=message):
+        call()
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
+
+
+def test_base_model_meets_its_targets(base):
+    targets = tuple(10**6 * target for target in (4400, 6093, 7786, 9479, 11174))
+    report = generate_space(base, unit_scores(base), targets, length=128, tolerance=100 * 10**6)
+    assert report.notes == ()
+    for target, found in zip(targets, report.subnets, strict=True):
+        assert found.target == target
+        assert abs(found.macs - target) <= 100 * 10**6
+        assert found.macs == count_macs(base, found.subnet, length=128)
+        assert report.space.subnet(report.space.genome(found.subnet)).items() >= found.subnet.items()
+    assert [gene.keys[0] for gene in report.space.genes[:24]] == [
+        Key(dim, layer) for dim in ("head", "ffn") for layer in range(12)
+    ]
+    for gene in report.space.genes:
+        assert gene.choices[0] == base.full[gene.keys[0]]
+    for gene in report.space.genes[12:24]:
+        assert all(width % 8 == 0 for width in gene.choices)
+    assert count_macs(base, report.space.subnet(report.space.min_genome), length=128) == report.subnets[0].macs
+    assert report.subnets[-1].macs == count_macs(base, length=128)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 99))
+def test_a_target_gets_the_nearest_subnet_of_all_thresholds(tiny, seed, percent):
+    scores = {key: (s * 4).round() / 4 for key, s in unit_scores(tiny, seed).items()}  # coarse, with many ties
+    target = count_macs(tiny, length=32) * percent // 100
+    found = generate_space(tiny, scores, [target], length=32, tolerance=0).subnets[0]
+    reachable = []
+    for threshold in [-1e9, *sorted({float(x) for s in scores.values() for x in s})]:
+        subnet = {}
+        for key, s in scores.items():
+            kept, full = int((s > threshold).sum()), tiny.full[key]
+            if kept < 0.02 * full:
+                subnet[Key({"head": "mha_block", "ffn": "ffn_block"}[key.dim], key.layer)] = 0
+            elif key.dim == "ffn":
+                subnet[key] = min(full, (kept + 7) // 8 * 8)
+            else:
+                subnet[key] = kept
+        reachable.append(count_macs(tiny, subnet, length=32))
+    assert all(a >= b for a, b in pairwise(reachable))
+    assert abs(found.macs - target) == min(abs(macs - target) for macs in reachable)
+
+
+@given(st.integers(0, 10**6))
+def test_units_above_a_threshold_are_a_prefix_of_the_order(tiny, seed):
+    scores = weight_scores(tiny, seed)
+    widths = width_scores(tiny, scores)
+    order = orders(order_scores(tiny, scores))
+    targets = mac_targets(count_macs(tiny, length=16))
+    report = generate_space(tiny, widths, targets, length=16, tolerance=10**9, multiple={}, skip_blocks=False)
+    for found in report.subnets:
+        for key, size in found.subnet.items():
+            above = set(range(tiny.full[key]))
+            if found.threshold is not None:
+                above = set((widths[key] > found.threshold).nonzero().flatten().tolist())
+            assert size == max(1, len(above))
+            assert above <= set(order[key][:size].tolist())
+    for gene in report.space.genes:
+        sizes = [found.subnet[gene.keys[0]] for found in report.subnets]
+        assert sizes == sorted(sizes)
+        assert set(gene.choices) == {*sizes, tiny.full[gene.keys[0]]}
+
+
+def test_a_starved_block_is_skipped_and_its_width_left_alone(tiny):
+    scores = unit_scores(tiny)
+    scores[Key("ffn", 1)] = torch.full((128,), -9.0)
+    scores[Key("head", 0)] = torch.full((4,), -8.0)
+    target = int(count_macs(tiny, length=16) * 0.4)
+    report = generate_space(tiny, scores, [target], length=16, tolerance=target)
+    subnet = report.subnets[0].subnet
+    assert subnet[Key("ffn_block", 1)] == subnet[Key("mha_block", 0)] == 0
+    assert subnet[Key("ffn", 1)] == 128
+    assert Key("ffn_block", 0) not in subnet
+    choices = {gene.keys[0]: gene.choices for gene in report.space.genes}
+    assert choices[Key("ffn_block", 1)] == (1, 0)
+    assert choices[Key("ffn", 1)] == (128,)
+    kept = generate_space(tiny, scores, [target], length=16, tolerance=target, skip_blocks=False).subnets[0].subnet
+    assert set(kept) == set(scores)
+    assert kept[Key("ffn", 1)] == 8
+    assert kept[Key("head", 0)] == 1
+
+
+def test_multiples_round_up_to_full_at_most():
+    blueprint = Blueprint(BertConfig(hidden_size=64, num_attention_heads=4, intermediate_size=100), "BertModel")
+    scores = unit_scores(blueprint)
+    targets = mac_targets(count_macs(blueprint, length=16), 0.3, 8)
+    report = generate_space(blueprint, scores, targets, length=16, tolerance=10**9, multiple={"ffn": 32})
+    assert {w for g in report.space.genes if g.keys[0].dim == "ffn" for w in g.choices} <= {32, 64, 96, 100}
+    assert {w for g in report.space.genes if g.keys[0].dim == "head" for w in g.choices} <= {1, 2, 3, 4}
+
+
+def test_unreachable_targets_are_taken_as_near_as_possible_and_reported(tiny):
+    full = count_macs(tiny, length=16)
+    report = generate_space(tiny, unit_scores(tiny), [1, 2 * full], length=16, tolerance=100)
+    assert report.subnets[1].macs == full
+    assert report.subnets[1].threshold is None
+    assert report.subnets[0].macs == min(found.macs for found in report.subnets)
+    assert report.notes[1] == f"target of {2 * full:,} MACs: the nearest that a threshold reaches is {full:,}"
+    assert len(report.notes) == 2
+
+
+def test_keys_without_scores_stay_full(tiny):
+    scores = {key: s for key, s in unit_scores(tiny).items() if key.dim == "ffn"}
+    target = count_macs(tiny, length=16) // 2
+    report = generate_space(tiny, scores, [target], length=16, tolerance=target)
+    assert {gene.keys[0].dim for gene in report.space.genes} <= {"ffn", "ffn_block"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": []}, "at least one target"),
+        ({"targets": [5, -1]}, "must be positive numbers of MACs, not -1"),
+        ({"unit_scores": {}}, "at least one elastic dimension"),
+        ({"unit_scores": {Key("hidden"): torch.zeros(64)}}, "hidden, which is no elastic dimension"),
+        ({"unit_scores": {Key("ffn", 7): torch.zeros(128)}}, r"ffn\[7\], which is no elastic dimension"),
+        ({"unit_scores": {Key("ffn", 0): torch.zeros(127)}}, r"shape \[127\], but it has 128 units"),
+        ({"unit_scores": {Key("ffn", 0): torch.full((128,), torch.nan)}}, "not all finite"),
+        ({"multiple": {"fnn": 8}}, "did you mean 'ffn'"),
+        ({"multiple": {"ffn": 0}}, "cannot be multiples of 0"),
+    ],
+)
+def test_generation_refuses(change, message, tiny):
+    given = {"unit_scores": unit_scores(tiny), "targets": [10**6], "length": 16, "tolerance": 0} | change
+    with pytest.raises(UserError, match=message):
+        generate_space(tiny, given.pop("unit_scores"), given.pop("targets"), **given)
+
+
+def test_generated_subnets_run_and_cost_what_was_counted(tiny):
+    from bootstrapnas.supernet import Supernet
+
+    report = generate_space(
+        tiny, unit_scores(tiny), mac_targets(count_macs(tiny, length=16)), length=16, tolerance=10**9
+    )
+    supernet = Supernet(build_tiny_bert(), report.space)
+    for genome in (report.space.min_genome, report.space.sample(random.Random(0))):
+        subnet = report.space.subnet(genome)
+        extracted = supernet.extract(subnet)
+        assert isinstance(extracted, BertForSequenceClassification)
+        assert sum(p.numel() for p in extracted.parameters()) == supernet.count(subnet, length=16).params
