@@ -1,0 +1,19 @@
+"""OpenVINO IR of a model: conversion that is verified before it counts, running, latency."""
+
+from bootstrapnas.export.latency import Latency, LatencySettings, measure_latency, speed_up
+from bootstrapnas.export.openvino import ExportError, ExportResult, export_openvino
+from bootstrapnas.export.runtime import IRModel, available_precisions, load_ir, predict_ir
+
+__all__ = [
+    "ExportError",
+    "ExportResult",
+    "IRModel",
+    "Latency",
+    "LatencySettings",
+    "available_precisions",
+    "export_openvino",
+    "load_ir",
+    "measure_latency",
+    "predict_ir",
+    "speed_up",
+]

@@ -1,0 +1,160 @@
+"""Run an OpenVINO IR on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.evaluation import INDEX
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_FILE = "openvino_model.xml"
+PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+"""What OpenVINO's hint INFERENCE_PRECISION_HINT calls a precision: what its list of CPU capabilities calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class IRModel:
+    """A compiled IR.
+
+    Attributes
+    ----------
+    directory
+        Where it was read from.
+    precision
+        What it really computes in: ``"f32"``, ``"bf16"`` or ``"f16"``.
+    inputs, outputs
+        Names, in the order of the IR.
+    compiled
+        The `openvino.CompiledModel`.
+    """
+
+    directory: Path
+    precision: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    compiled: Any
+
+    def run(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray]:
+        """Return every output by name, float32.
+
+        Parameters
+        ----------
+        batch
+            The IR's inputs, shape [batch, length] each, NumPy or CPU tensors; other entries are not looked at.
+
+        Raises
+        ------
+        UserError
+            If an input is missing.
+        """
+        missing = [name for name in self.inputs if name not in batch]
+        if missing:
+            raise UserError(f"the IR in {self.directory} needs {listed(missing)}; the batch has {listed(batch)}")
+        results = self.compiled({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
+        return {name: results[name] for name in self.outputs}
+
+    def __call__(self, batch: Mapping[str, np.ndarray | Tensor]) -> np.ndarray:
+        """Return the output ``logits``, shape [batch, labels]; see `run`.
+
+        Raises
+        ------
+        UserError
+            If an input is missing, or the IR has no such output.
+        """
+        if "logits" not in self.outputs:
+            raise UserError(f"the IR in {self.directory} has no output logits, only {listed(self.outputs)}")
+        return self.run(batch)["logits"]
+
+
+def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", threads: int | None = None) -> IRModel:
+    """Compile the IR in a directory for the CPU, one request at a time.
+
+    Parameters
+    ----------
+    directory
+        Holds ``openvino_model.xml`` and ``openvino_model.bin``, as `export_openvino` and optimum-intel write them. The
+        weights are mapped into memory: replace the directory as a whole, never the files in it.
+    precision
+        ``"f32"``, ``"bf16"``, ``"f16"``, or `None` for OpenVINO's choice, which is not float32 on CPUs that are
+        faster in something shorter.
+    threads
+        Default: OpenVINO's choice.
+
+    Raises
+    ------
+    UserError
+        If the files are missing or corrupt, or the CPU does not compute in `precision`.
+    """
+    import openvino as ov
+
+    path = Path(directory) / MODEL_FILE
+    for file in (path, path.with_suffix(".bin")):
+        if not file.is_file():
+            raise UserError(f"{directory} holds no OpenVINO IR: {file.name} does not exist")
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if precision is not None:
+        _check_precision(precision)
+        hints["INFERENCE_PRECISION_HINT"] = precision
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads must be at least 1, not {threads}")
+        hints["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = ov.Core().compile_model(path, "CPU", hints)
+    except RuntimeError as error:
+        raise UserError(f"cannot load {path}, it is damaged or no IR: {last_line(error)}") from error
+    return IRModel(
+        Path(directory),
+        compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
+        tuple(port.get_any_name() for port in compiled.inputs),
+        tuple(port.get_any_name() for port in compiled.outputs),
+        compiled,
+    )
+
+
+def predict_ir(model: IRModel, batches: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
+    """Return the logits in the order of the data set, shape [rows, labels], float32.
+
+    Parameters
+    ----------
+    model
+        An IR with the output ``logits``.
+    batches
+        As for `bootstrapnas.evaluation.predict`: model inputs plus ``"index"``, the row numbers.
+    """
+    logits = np.concatenate([model(batch) for batch in batches])
+    rows = np.concatenate([np.asarray(batch[INDEX]) for batch in batches])
+    return logits[rows.argsort()]
+
+
+def available_precisions() -> tuple[str, ...]:
+    """Return the precisions in which this machine's CPU computes in hardware, ``"f32"`` first."""
+    import openvino as ov
+
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(precision for precision, name in PRECISIONS.items() if name in capabilities)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the line of OpenVINO's message that says what is wrong; those before it say where in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"unknown precision {precision!r}, known: {listed(PRECISIONS)}{near_miss(precision, PRECISIONS)}"
+        )
+    available = available_precisions()
+    if precision not in available:
+        raise UserError(f"this CPU does not compute in {precision}, only in {listed(available)}")
