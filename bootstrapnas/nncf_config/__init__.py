@@ -1,0 +1,26 @@
+"""NNCF JSON, the file that people edit: its only reader and writer. Free of torch."""
+
+from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space
+from bootstrapnas.nncf_config.node_names import NodeNames, module_path, scope_matcher
+from bootstrapnas.nncf_config.reading import (
+    NNCFConfig,
+    check_config,
+    read_config,
+    search_settings,
+    sequence_length,
+    write_config,
+)
+
+__all__ = [
+    "NNCFConfig",
+    "NodeNames",
+    "build_space",
+    "check_config",
+    "config_with_space",
+    "module_path",
+    "read_config",
+    "scope_matcher",
+    "search_settings",
+    "sequence_length",
+    "write_config",
+]

@@ -1,0 +1,309 @@
+"""From an NNCF config to a search space and back: node names to dimensions, channels to units."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from bootstrapnas import progress
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.families.base import Block
+from bootstrapnas.nncf_config.node_names import NodeNames, module_path, operation
+from bootstrapnas.nncf_config.reading import NNCFConfig, check_config
+from bootstrapnas.nncf_config.schema import Depth, Width
+from bootstrapnas.space import Gene, SearchSpace
+
+_ELASTICITY = "bootstrapNAS.training.elasticity"
+Warn = Callable[[str], None]
+
+
+def build_space(
+    config: NNCFConfig, blueprint: Blueprint, *, stage: int = -1, warn: Warn = progress.warn
+) -> SearchSpace:
+    """Build the search space that a config describes for a model, as a stage of training leaves it.
+
+    Genes are in the order of the groups, then of the blocks. Width or depth that the stage does not train has none,
+    and the stage's indicators hold.
+
+    Parameters
+    ----------
+    config, blueprint
+        What is elastic, and the model.
+    stage
+        Index into ``config.training.stages``; the last stage's space is the one that is searched.
+    warn
+        Told of what a user may not have meant.
+
+    Raises
+    ------
+    UserError
+        If the config names what the model does not have, or sizes that it cannot take.
+    """
+    training = config.training
+    genes: list[Gene] = []
+    try:
+        if training.is_elastic("width", stage):
+            genes += _width_genes(training.elasticity.width, blueprint, warn)
+        if training.is_elastic("depth", stage):
+            genes += _depth_genes(training.elasticity.depth, blueprint, training.stages[stage].depth_indicator, warn)
+    except UserError as error:
+        raise UserError(f"{config.path}: {_ELASTICITY}.{error}") from None
+    space = SearchSpace(tuple(genes))
+    return space.limited(training.stages[stage].width_indicator) if genes else space
+
+
+def config_with_space(
+    raw: Mapping[str, Any], blueprint: Blueprint, names: NodeNames, space: SearchSpace
+) -> dict[str, Any]:
+    """Return a copy of a config whose groups, widths and skipped blocks are those of `space`.
+
+    `build_space` reads the same genes from it, ordered by dimension, then by layer (all attention, then all FFN), then
+    the blocks in the same way, and cut by the ``width_indicator`` of its last stage. Other keys stay as they are.
+
+    Raises
+    ------
+    UserError
+        If the config does not train what the space varies, or NNCF has no words for a gene.
+    """
+    config = check_config(raw)
+    training = config.training
+    for dim, elastic in (("width", False), ("depth", True)):
+        varied = [gene for gene in space.genes if blueprint.is_block(gene.keys[0]) is elastic and gene.choices != (1,)]
+        if varied and not training.is_elastic(dim):
+            raise UserError(
+                f"the space varies {varied[0].name}, but {dim!r} is not both in {_ELASTICITY}."
+                "available_elasticity_dims and in train_dims of the last stage"
+            )
+    order = [dim.name for dim in blueprint.dims.values()]
+    genes = sorted(space.genes, key=lambda gene: (order.index(gene.keys[0].dim), gene.keys[0].layer or 0))
+    widths = [gene for gene in genes if not blueprint.is_block(gene.keys[0])]
+    blocks = [gene for gene in genes if blueprint.is_block(gene.keys[0]) and gene.choices != (1,)]
+    result = copy.deepcopy(dict(raw))
+    elasticity = result["bootstrapNAS"]["training"].setdefault("elasticity", {})
+    if training.is_elastic("width"):
+        width = elasticity.setdefault("width", {})
+        width["overwrite_groups"] = [
+            [names.linears[path] for key in gene.keys for path in _modules(blueprint, key, axis=0)] for gene in widths
+        ]
+        width["overwrite_groups_widths"] = [_channels(blueprint, gene) for gene in widths]
+        heads = {dim for attention in blueprint.family.attention for dim in attention.heads.split()}
+        width["add_dynamic_inputs"] = [
+            names.linears[path]
+            for gene in widths
+            for key in gene.keys
+            if key.dim in heads
+            for path in _modules(blueprint, key, axis=1)
+        ]
+    if training.is_elastic("depth"):
+        depth = elasticity.setdefault("depth", {})
+        depth["skipped_blocks"] = [_nodes(blueprint, names, gene) for gene in blocks if 1 in gene.choices]
+        fixed = [_nodes(blueprint, names, gene) for gene in blocks if 1 not in gene.choices]
+        depth.pop("fixed_skipped_blocks", None)
+        if fixed:
+            depth["fixed_skipped_blocks"] = fixed
+    return result
+
+
+# -- width -------------------------------------------------------------------------------------------------------------
+
+
+def _width_genes(width: Width, blueprint: Blueprint, warn: Warn) -> Iterator[Gene]:
+    for index, node in enumerate(width.add_dynamic_inputs):
+        # Attention's output follows its heads by itself; what cannot follow anything is a mistake.
+        if not any(True for _ in _followed(blueprint, f"width.add_dynamic_inputs[{index}]", node)):
+            raise UserError(f"width.add_dynamic_inputs[{index}]: no elastic dimension reaches the input of {node!r}")
+    if width.overwrite_groups is None or width.overwrite_groups_widths is None:
+        for dim in blueprint.dims.values():
+            for key in (key for key in blueprint.elastic if key.dim == dim.name and not blueprint.is_block(key)):
+                yield Gene((key,), derived_sizes(width, blueprint.full[key], blueprint.channels_per_unit(key)))
+        return
+    owner: dict[Key, int] = {}
+    for group, (nodes, widths) in enumerate(zip(width.overwrite_groups, width.overwrite_groups_widths, strict=True)):
+        keys = tuple(dict.fromkeys(_group_key(blueprint, f"width.overwrite_groups[{group}]", node) for node in nodes))
+        for key in keys:
+            if key in owner:
+                raise UserError(f"width.overwrite_groups[{group}] and [{owner[key]}] both hold {key}")
+            owner[key] = group
+        sizes = {
+            tuple(_units(blueprint, key, channels, f"width.overwrite_groups_widths[{group}]") for channels in widths)
+            for key in keys
+        }
+        if len(sizes) > 1:
+            units = " and ".join(f"{blueprint.channels_per_unit(key)} for {key}" for key in keys)
+            raise UserError(f"width.overwrite_groups[{group}] joins units of different widths: {units} channels")
+        full = blueprint.full[keys[0]] * blueprint.channels_per_unit(keys[0])
+        if max(widths) < full:
+            warn(
+                f"width.overwrite_groups_widths[{group}]: the largest width {max(widths)} is below the full {full}, "
+                "so the space does not contain the full network"
+            )
+        yield Gene(keys, tuple(sorted(set(sizes.pop()), reverse=True)))
+
+
+def derived_sizes(width: Width, full: int, channels_per_unit: int) -> tuple[int, ...]:
+    """Return the sizes, in units, of a group of `full` units by NNCF's rule for groups without a list of widths.
+
+    The rule counts channels: down from the maximum in steps of ``width_step``, or the maximum times each of
+    ``width_multipliers``, floored to a multiple of 8, never below ``min_width``. Here a width that cuts a unit is
+    floored to whole units, and left out if that goes below ``min_width``.
+    """
+    top = full * channels_per_unit
+    if top <= width.min_width:
+        return (full,)
+    if width.width_multipliers is None:
+        widths = list(range(top, width.min_width - 1, -width.width_step))
+    else:
+        shares = sorted(width.width_multipliers, reverse=True)
+        widths = [max(int(top * share) // 8 * 8, width.min_width) for share in shares if share < 1]
+    sizes = dict.fromkeys(channels // channels_per_unit for channels in widths)
+    smaller = [size for size in sizes if size < full and size * channels_per_unit >= width.min_width]
+    kept = (full, *smaller)
+    return kept if width.max_num_widths == -1 else kept[: width.max_num_widths]
+
+
+def _group_key(blueprint: Blueprint, where: str, node: str) -> Key:
+    """Return the elastic dimension on the output of a node."""
+    try:
+        keys = blueprint.keys_of_module(module_path(node))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if len(keys) != 1:
+        found = " and ".join(map(str, keys)) if keys else "none"
+        raise UserError(f"{where}: {node!r} must have one elastic dimension on its output, it has {found}")
+    return keys[0]
+
+
+def _units(blueprint: Blueprint, key: Key, channels: int, where: str) -> int:
+    per_unit = blueprint.channels_per_unit(key)
+    if channels < 1 or channels > blueprint.full[key] * per_unit:
+        raise UserError(f"{where}: width {channels} of {key} must be from 1 to {blueprint.full[key] * per_unit}")
+    if channels % per_unit:
+        raise UserError(f"{where}: width {channels} of {key} is not a multiple of {per_unit}, the channels of one unit")
+    return channels // per_unit
+
+
+def _channels(blueprint: Blueprint, gene: Gene) -> list[int]:
+    widths = {tuple(size * blueprint.channels_per_unit(key) for size in gene.choices) for key in gene.keys}
+    if len(widths) > 1:
+        raise UserError(f"NNCF cannot express {gene.name}: their units differ in channels")
+    return list(widths.pop())
+
+
+def _modules(blueprint: Blueprint, key: Key, axis: int) -> list[str]:
+    """Return the paths of the linear layers that carry `key` on an axis (0: output, 1: input)."""
+    members = blueprint.members(key)
+    return [parameter.name.rpartition(".")[0] for parameter, at in members if parameter.applied and at == axis]
+
+
+def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
+    """Yield the elastic dimensions on the input of a linear layer."""
+    path = module_path(node)
+    try:
+        blueprint.keys_of_module(path)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    for product in blueprint.parameters[f"{path}.weight"].axes[-1]:
+        yield from (key for key in product if blueprint.dims[key.dim].elastic)
+
+
+# -- depth -------------------------------------------------------------------------------------------------------------
+
+
+def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn) -> Iterator[Gene]:
+    bounds = _Bounds(blueprint)
+    if depth.skipped_blocks is None:
+        blocks: list[tuple[Key, ...]] = [(key,) for key in bounds.ends.values()]
+    else:
+        blocks = [
+            bounds.between(*map(operation, nodes), where=f"depth.skipped_blocks[{index}]")
+            for index, nodes in enumerate(depth.skipped_blocks)
+        ]
+    fixed = [
+        bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
+        for index, nodes in enumerate(depth.fixed_skipped_blocks)
+    ]
+    always = {key for keys in fixed for key in keys}
+    if depth.skipped_blocks is None:
+        blocks = [keys for keys in blocks if not always.intersection(keys)]
+    seen: set[Key] = set()
+    for keys in [*blocks, *fixed]:
+        for key in keys:
+            if key in seen:
+                raise UserError(f"depth: {key} is in two of the skipped blocks")
+            seen.add(key)
+    for chain in _chains(blocks, bounds):
+        if len(chain) > 1 and indicator > 1:
+            warn(
+                f"depth.skipped_blocks: {' and '.join(str(key) for keys in chain for key in keys)} follow each other; "
+                "NNCF skips an earlier one only together with the later ones, here each is skipped on its own"
+            )
+        yield from (Gene(keys, (1, 0)) for keys in chain[-indicator:])
+    yield from (Gene(keys, (0,)) for keys in fixed)
+
+
+def _chains(blocks: Sequence[tuple[Key, ...]], bounds: _Bounds) -> Iterator[list[tuple[Key, ...]]]:
+    """Split the blocks where one does not begin at the end of the one before it in the list (NNCF's groups)."""
+    if not blocks:
+        return
+    chain = [blocks[0]]
+    for before, keys in pairwise(blocks):
+        if bounds.end(before[-1]) != bounds.start(keys[0]):
+            yield chain
+            chain = []
+        chain.append(keys)
+    yield chain
+
+
+class _Bounds:
+    """Where the blocks of a model start and end, as operations: ``"<module path>/<operator>_<call>"``."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self._blueprint = blueprint
+        self._blocks = {block.name: block for block in blueprint.family.blocks}
+        keys = [Key(name, layer) for name in self._blocks for layer in range(blueprint.num_layers)]
+        self.starts = {self.start(key): key for key in keys}
+        self.ends = {self.end(key): key for key in keys}
+
+    def _of(self, key: Key) -> tuple[Block, int]:
+        assert key.layer is not None
+        return self._blocks[key.dim], key.layer
+
+    def start(self, key: Key) -> str:
+        """Return the operation whose output a skipped block hands on."""
+        block, layer = self._of(key)
+        if not block.nncf_start.startswith("<"):
+            return self._blueprint.layer_path(layer, block.nncf_start)
+        if layer == 0:
+            return self._blueprint.prefix + block.nncf_first
+        return self._blueprint.layer_path(layer - 1, block.nncf_start[1:])
+
+    def end(self, key: Key) -> str:
+        """Return the last operation of a block."""
+        block, layer = self._of(key)
+        return self._blueprint.layer_path(layer, block.nncf_end)
+
+    def between(self, start: str, end: str, *, where: str) -> tuple[Key, ...]:
+        """Return the blocks, one after the other, from an operation to another."""
+        for name, known, word in ((start, self.starts, "starts after"), (end, self.ends, "ends with")):
+            if name not in known:
+                raise UserError(f"{where}: no block of the model {word} {name!r}{near_miss(name, known)}")
+        keys = [self.starts[start]]
+        while self.end(keys[-1]) != end:
+            following = self.starts.get(self.end(keys[-1]))
+            if following is None:
+                right = self.start(self.ends[end])
+                raise UserError(f"{where}: the block that ends with {end!r} starts after {right!r}, not {start!r}")
+            keys.append(following)
+        return tuple(keys)
+
+
+def _nodes(blueprint: Blueprint, names: NodeNames, gene: Gene) -> list[str]:
+    bounds = _Bounds(blueprint)
+    start, end = bounds.start(gene.keys[0]), bounds.end(gene.keys[-1])
+    if bounds.between(start, end, where=gene.name) != gene.keys:
+        raise UserError(f"NNCF cannot express {gene.name}: the blocks do not follow each other")
+    return [names.node(start), names.node(end)]
