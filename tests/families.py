@@ -121,13 +121,9 @@ def smallest(blueprint: Blueprint, key: Key) -> int:
     return 0 if blueprint.is_block(key) else 1
 
 
-def subnets(blueprint: Blueprint, *, blocks: bool = True) -> st.SearchStrategy[dict[Key, int]]:
+def subnets(blueprint: Blueprint) -> st.SearchStrategy[dict[Key, int]]:
     """Return a strategy of arbitrary subnets; keys may be left out."""
-    sizes = {
-        key: st.integers(smallest(blueprint, key), blueprint.full[key])
-        for key in blueprint.elastic
-        if blocks or not blueprint.is_block(key)
-    }
+    sizes = {key: st.integers(smallest(blueprint, key), blueprint.full[key]) for key in blueprint.elastic}
     return st.fixed_dictionaries({}, optional=sizes)
 
 

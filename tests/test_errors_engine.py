@@ -235,7 +235,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_half()
     assert artefacts.read_json(path) == {"old": 1}
     assert os.listdir(tmp_path) == ["a.json"]
-    artefacts.write_json(path, {"new": 2})
+    with path.open() as reader:
+        artefacts.write_json(path, {"new": 2})
+        assert json.load(reader) == {"old": 1}  # a new file took the name; nobody sees half of it
     assert artefacts.read_json(path) == {"new": 2}
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
 
