@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 STAGE_FILE = "stage.json"
+_UNTRACKED = (STAGE_FILE, "README.md")  # a model card is rewritten when its subnet has been measured
 
 
 # -- single files ------------------------------------------------------------------------------------------------------
@@ -151,13 +152,13 @@ def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """Return a short content digest of a file, or of a directory's own files (no subdirectories, no stage.json)."""
+    """Return a short content digest of a file, or of a directory's files (no stage.json, README.md, subdirectories)."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     total = hashlib.sha256()
-    for file_path in sorted(p for p in path.iterdir() if p.is_file() and p.name != STAGE_FILE):
+    for file_path in sorted(p for p in path.iterdir() if p.is_file() and p.name not in _UNTRACKED):
         total.update(f"{file_path.name}:{digest(file_path)}\n".encode())
     return total.hexdigest()[:16]
 
@@ -180,7 +181,7 @@ class Stage:
             files = {
                 p.relative_to(self.directory).as_posix(): p.stat().st_size
                 for p in sorted(self.directory.iterdir())
-                if p.is_file() and p.name != STAGE_FILE
+                if p.is_file() and p.name not in _UNTRACKED
             }
         write_json(
             self.directory / STAGE_FILE,

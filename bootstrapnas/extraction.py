@@ -160,18 +160,30 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
         If there is no such model, or it is not one of `auto_class`.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig
 
+    config = load_config(directory_or_id, **settings)
     try:
-        config = AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
         if config.to_dict().get("subnet") is None:
             model = auto_class.from_pretrained(directory_or_id, config=config, trust_remote_code=False)
         else:
             model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, config=config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot load a model from {directory_or_id!r}: {lines[0]}") from error
+        raise UserError(f"cannot load a model from {directory_or_id!r}: {_first_line(error)}") from error
     return model
+
+
+def load_config(directory_or_id: str, **settings: Any) -> PreTrainedConfig:
+    """Load a model's config by hub id or directory, with changes; `UserError` if there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load a model from {directory_or_id!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _plain_class(model: PreTrainedModel, blueprint: Blueprint) -> type[PreTrainedModel]:

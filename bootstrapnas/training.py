@@ -49,6 +49,12 @@ class StageTrainer(Trainer):
         Called with the number of the optimiser step about to start.
     learning_rate
         Learning rate as a function of the optimiser step; instead of Hugging Face's schedules.
+    score_learning_rate
+        Learning rate of importance scores (parameters whose name ends in ``_importance``); default: that of the rest.
+    stop_after
+        Number of optimiser steps after which training ends, whatever the schedule says.
+    eval_dataset, measure
+        With both, evaluations that `args` ask for call ``measure()`` and log its metrics with the prefix ``eval_``.
     """
 
     def __init__(
@@ -65,17 +71,27 @@ class StageTrainer(Trainer):
         penalty: Callable[[], Tensor] | None = None,
         before_step: Callable[[int], None] | None = None,
         learning_rate: Callable[[int], float] | None = None,
+        score_learning_rate: float | None = None,
+        stop_after: int | None = None,
+        eval_dataset: Any = None,
+        measure: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         args.remove_unused_columns = False  # the collator decides what reaches the model
-        super().__init__(model=model, args=args, train_dataset=train_dataset, data_collator=data_collator)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            data_collator=data_collator,
+            eval_dataset=eval_dataset if measure is not None else None,
+        )
         self._supernet, self._subnets = supernet, subnets
         self._distillation, self._penalty = distillation, penalty
-        self._step_learning_rate = learning_rate
+        self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
+        self._measure = measure
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
         self.add_callback(_Progress(title))
-        if before_step is not None:
-            self.add_callback(_BeforeStep(before_step))
+        self.add_callback(_Steps(before_step, stop_after))
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -100,6 +116,15 @@ class StageTrainer(Trainer):
         if self._penalty is not None:
             loss = loss + self._penalty()
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure, log, and return the metrics."""
+        if self._measure is None:
+            raise RuntimeError("this trainer was given nothing to measure")
+        metrics = {f"eval_{name}": value for name, value in self._measure().items()}
+        self.log(metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 
@@ -171,12 +196,19 @@ class _Progress(TrainerCallback):
             self._ticker.__exit__(None, None, None)
 
 
-class _BeforeStep(TrainerCallback):
-    def __init__(self, function: Callable[[int], None]) -> None:
-        self.function = function
+class _Steps(TrainerCallback):
+    """Calls a function before each optimiser step and ends training after the last one wanted."""
+
+    def __init__(self, before_step: Callable[[int], None] | None, stop_after: int | None) -> None:
+        self.before_step, self.stop_after = before_step, stop_after
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self.function(state.global_step)
+        if self.before_step is not None:
+            self.before_step(state.global_step)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stop_after is not None and state.global_step >= self.stop_after:
+            control.should_training_stop = True
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

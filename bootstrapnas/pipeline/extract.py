@@ -12,6 +12,7 @@ from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.search import COST, PARETO
 from bootstrapnas.pipeline.workshop import begin, inherited_task, load_supernet, load_tokenizer, save_artefact
@@ -59,7 +60,7 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
         return stage.directory
     spec = inherited_task(arguments.supernet_dir)
     supernet, config = load_supernet(arguments.supernet_dir, spec)
-    length = config.sequence_length
+    length = sequence_length(config)
     subnet, values = choose(arguments, supernet, length)
     costs = count_costs(supernet.blueprint, subnet, length=length)
     full = count_costs(supernet.blueprint, FULL, length=length)

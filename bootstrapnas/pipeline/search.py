@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +12,7 @@ import torch
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.evaluation import evaluation_dtype
-from bootstrapnas.nncf_config import NNCFConfig, search_settings
+from bootstrapnas.nncf_config import NNCFConfig, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.workshop import (
     Rows,
@@ -20,6 +20,7 @@ from bootstrapnas.pipeline.workshop import (
     evaluate_model,
     load_supernet,
     load_tokenizer,
+    preferred,
     resolve_task,
     task_settings,
 )
@@ -85,7 +86,7 @@ def run(
     if stage.finished:
         return stage.directory
     supernet, config = load_supernet(search.supernet_dir, spec)
-    settings, length = settings_of(search, config), config.sequence_length
+    settings, length = settings_of(search, config, typed), sequence_length(config)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -119,22 +120,15 @@ def run(
     return stage.directory
 
 
-def settings_of(search: SearchArguments, config: NNCFConfig) -> SearchSettings:
-    """Return the config's search settings, changed by the flags that were given (a warning names each)."""
-    given = {
-        "algorithm": search.algorithm,
-        "num_evals": search.num_evals,
-        "population": search.population,
-        "seed": search.search_seed,
-        "ref_acc": search.ref_acc,
-        "acc_delta": search.acc_delta,
-    }
-    from_config = search_settings(config)
-    changes = {name: value for name, value in given.items() if value is not None}
-    for name, value in changes.items():
-        if config.names(f"bootstrapNAS.search.{name}") and getattr(from_config, name) != value:
-            warn(f"--{name} {value} wins over the config's bootstrapNAS.search.{name} = {getattr(from_config, name)}")
-    return replace(from_config, **changes)
+def settings_of(search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any]) -> SearchSettings:
+    """Return the config's search settings, changed by the flags that were typed."""
+    settings = search_settings(config)
+    for name in ("algorithm", "num_evals", "population", "seed", "ref_acc", "acc_delta"):
+        key, flag_name = f"bootstrapNAS.search.{name}", "search_seed" if name == "seed" else name
+        chosen = preferred(typed, flag_name, None, key, settings.get(name))
+        if chosen is not None:
+            settings[name] = chosen
+    return SearchSettings(**settings)
 
 
 def choose_best(result: SearchResult, metric: str, ref_acc: float | None, acc_delta: float) -> Candidate:

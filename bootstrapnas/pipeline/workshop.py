@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model, save_subnet
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments, TaskArguments
-from bootstrapnas.progress import notice
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import (
     BUILTIN_TEXT,
@@ -242,6 +243,13 @@ def freeze_embeddings(model: PreTrainedModel) -> None:
             parameter.requires_grad_(False)
 
 
+def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:
+    """Return the number of optimiser steps of one epoch, as the Trainer counts them."""
+    batch = training.train_batch_size * training.world_size
+    micro = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
+    return max(1, math.ceil(micro / training.gradient_accumulation_steps))
+
+
 def finish(stage: Stage, metrics: Mapping[str, float], **result: Any) -> None:
     """Write the metrics, delete checkpoints, mark the stage complete."""
     write_json(stage.directory / METRICS_FILE, dict(metrics))
@@ -255,6 +263,27 @@ def resume_point(stage: Stage) -> str | None:
     if found is not None:
         notice(f"{stage.name}: resuming from {found.name}")
     return None if found is None else str(found)
+
+
+# -- configs -----------------------------------------------------------------------------------------------------------
+
+
+def report_config(config: NNCFConfig) -> None:
+    """Say which keys of a config change nothing."""
+    for key, reason in config.ignored:
+        warn(f"{config.path}: {key} has no effect: {reason}")
+
+
+def preferred(typed: Mapping[str, Any], flag: str, default: Any, key: str, in_config: Any) -> Any:
+    """Return the value of a flag that was typed, else the config's, else the flag's default.
+
+    A typed flag that contradicts the config wins, with a warning.
+    """
+    if in_config is None:
+        return typed.get(flag, default)
+    if flag in typed and typed[flag] != in_config:
+        warn(f"--{flag} {typed[flag]} wins over the config's {key} = {in_config}")
+    return typed.get(flag, in_config)
 
 
 # -- supernets ---------------------------------------------------------------------------------------------------------

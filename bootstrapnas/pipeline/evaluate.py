@@ -1,0 +1,67 @@
+"""The task metric of a model directory, an extracted subnet or an OpenVINO IR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import numpy as np
+import torch
+
+from bootstrapnas.errors import UserError
+from bootstrapnas.evaluation import evaluation_dtype, predict
+from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.pipeline.arguments import TaskArguments, flag
+from bootstrapnas.pipeline.workshop import Rows, load_classifier, load_tokenizer, resolve_task
+from bootstrapnas.tasks import TaskSpec, compute_metrics, write_predictions
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate."""
+
+    _argument_group_name = "evaluation"
+
+    model_dir: Optional[str] = flag(None, "A model directory: a teacher, an extracted subnet, a supernet (as a whole).")
+    ir_dir: Optional[str] = flag(None, "Instead: output of export.")
+    split: str = flag("validation", "validation, validation_mismatched, test or train.")
+    precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")
+    predict: Optional[str] = flag(None, "Also write a prediction per row to this JSON lines file.")
+    eval_batch_size: int = flag(32, "Rows of a batch.")
+
+
+GROUPS = (EvaluateArguments, TaskArguments)
+SPLITS = ("validation", "validation_mismatched", "test", "train")
+
+
+def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, float]:
+    """Evaluate; print the metrics as JSON and return them."""
+    directory = arguments.model_dir or arguments.ir_dir
+    if directory is None or (arguments.model_dir and arguments.ir_dir):
+        raise UserError("pass either --model_dir or --ir_dir")
+    if arguments.split not in SPLITS:
+        raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {arguments.split!r}")
+    spec = resolve_task(task_args, directory)
+    rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
+    logits = _logits(arguments, spec, rows)
+    metrics = compute_metrics(spec, logits, rows.labels(arguments.split))
+    if arguments.predict is not None:
+        write_predictions(arguments.predict, spec, logits)
+    print(json.dumps({name: round(value, 6) for name, value in metrics.items()}))
+    return metrics
+
+
+def _logits(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> np.ndarray:
+    """Return the logits of the split, shape [rows, labels]."""
+    prepared = rows.batches(arguments.split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.ir_dir is not None:
+        bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
+        return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared)
+    assert arguments.model_dir is not None
+    model = load_classifier(arguments.model_dir, spec)
+    return predict(model.to(device, evaluation_dtype(arguments.precision, device)), prepared)

@@ -1,0 +1,78 @@
+"""Convert a model directory to OpenVINO IR, verified against torch on real rows."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrapnas.export import export_openvino
+from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
+from bootstrapnas.pipeline.workshop import (
+    Rows,
+    begin,
+    load_classifier,
+    load_tokenizer,
+    resolve_task,
+    task_settings,
+)
+from bootstrapnas.progress import notice
+from bootstrapnas.tasks import TASK_FILE
+
+VERIFICATION_ROWS = 16
+
+
+@dataclass
+class ExportArguments:
+    """What to export."""
+
+    _argument_group_name = "export"
+
+    model_dir: str = required("A model directory: a teacher, an extracted subnet, any fine-tuned model.")
+    weight_format: str = flag("fp32", "Of the weights: fp32 or fp16.")
+
+
+GROUPS = (ExportArguments, TaskArguments, OutputArguments)
+
+
+def run(
+    arguments: ExportArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
+) -> Path:
+    """Export; return the output directory."""
+    spec = resolve_task(task_args, arguments.model_dir)
+    stage = begin(
+        "export",
+        output.output_dir,
+        typed,
+        {"model": arguments.model_dir},
+        overwrite=output.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if stage.finished:
+        return stage.directory
+    model = load_classifier(arguments.model_dir, spec)
+    tokenizer = load_tokenizer(arguments.model_dir)
+    examples = Rows(spec, tokenizer, VERIFICATION_ROWS).batches("validation")
+    # The longest rows and the shortest: what verification should see of the lengths.
+    examples = [examples[0], examples[-1]]
+    with tempfile.TemporaryDirectory(dir=stage.directory, prefix=".ir.") as temporary:
+        result = export_openvino(
+            model,
+            tokenizer,
+            Path(temporary) / "ir",
+            weight_format=arguments.weight_format,
+            example_batches=[{k: v for k, v in batch.items() if k not in ("labels", "index")} for batch in examples],
+        )
+        for file in (Path(temporary) / "ir").iterdir():
+            os.replace(file, stage.directory / file.name)
+    spec.save(stage.directory / TASK_FILE)
+    notice(
+        f"export: {arguments.weight_format}, {result.size / 1e6:.1f} MB, "
+        f"within {result.max_abs_difference:.1e} of torch (allowed {result.tolerance:.0e})"
+    )
+    figures = asdict(result)
+    stage.complete(**{name: figures[name] for name in ("weight_format", "size", "max_abs_difference", "tolerance")})
+    return stage.directory

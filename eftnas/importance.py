@@ -1,0 +1,205 @@
+"""Movement-sparsity training: scores of all weights, for widths and order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from transformers import PreTrainedModel
+
+from bootstrapnas.artefacts import Stage
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.errors import UserError
+from bootstrapnas.evaluation import INDEX
+from bootstrapnas.importance import (
+    IMPORTANCE_FILE,
+    MovementSettings,
+    Scores,
+    Structure,
+    assign_structures,
+    attach,
+    build_structure,
+    find_criterion,
+    resolve,
+    save_importance,
+    write_structured_sparsity,
+)
+from bootstrapnas.nncf_config import NNCFConfig, NodeNames, read_config, scope_matcher
+from bootstrapnas.pipeline.arguments import (
+    DistillationArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    TaskArguments,
+    flag,
+    required,
+)
+from bootstrapnas.pipeline.workshop import (
+    Rows,
+    begin,
+    distillation_of,
+    finish,
+    freeze_embeddings,
+    load_classifier,
+    load_tokenizer,
+    preferred,
+    report_config,
+    resolve_task,
+    resume_point,
+    steps_of_epoch,
+    task_settings,
+    with_fixed_data,
+    with_teacher_logits,
+)
+from bootstrapnas.progress import notice
+from bootstrapnas.tasks import TASK_FILE, batches
+from bootstrapnas.training import StageTrainer
+
+# ruff: noqa: UP045
+
+MOVEMENT = "movement"
+STOCK_QUANTILE_CAP = 0.98
+
+
+@dataclass
+class ImportanceArguments:
+    """What scores the weights."""
+
+    _argument_group_name = "importance"
+
+    nncf_config: str = required("NNCF config with a movement_sparsity section.")
+    criterion: str = flag(MOVEMENT, "movement (trains), or one of the criteria without training: taylor, l1, l2.")
+    criterion_batches: int = flag(16, "Batches that a criterion without training sees.")
+    score_learning_rate: Optional[float] = flag(None, "Learning rate of the scores; default: that of the weights.")
+    nncf_quantile_cap: bool = flag(False, "Stock NNCF's rule: never mask a tensor beyond its 98th percentile.")
+
+
+GROUPS = (ModelArguments, ImportanceArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
+
+
+def run(
+    model_args: ModelArguments,
+    importance: ImportanceArguments,
+    task_args: TaskArguments,
+    kd: DistillationArguments,
+    training: StageTrainingArguments,
+    *,
+    typed: Mapping[str, Any],
+) -> Path:
+    """Score the weights; return the output directory."""
+    source = model_args.model_name_or_path
+    spec = resolve_task(task_args, source, kd.kd_teacher_model)
+    config = read_config(importance.nncf_config)
+    report_config(config)
+    stage = begin(
+        "importance",
+        str(training.output_dir),
+        typed,
+        {"model": source, "teacher": kd.kd_teacher_model, "nncf_config": importance.nncf_config},
+        overwrite=training.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if stage.finished:
+        return stage.directory
+    spec = with_fixed_data(spec, stage.directory)
+    rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
+    model = load_classifier(source, spec, training.seed)
+    if importance.criterion == MOVEMENT:
+        scores = train_scores(model, config, importance, kd, training, rows, stage, typed)
+    else:
+        scores = one_shot_scores(model, importance, training, rows)
+    details = {"model": source, "seed": training.seed}
+    save_importance(stage.directory / IMPORTANCE_FILE, scores, Blueprint.of(model), importance.criterion, details)
+    spec.save(stage.directory / TASK_FILE)
+    finish(stage, {}, criterion=importance.criterion)
+    return stage.directory
+
+
+def one_shot_scores(
+    model: PreTrainedModel, importance: ImportanceArguments, training: StageTrainingArguments, rows: Rows
+) -> Scores:
+    """Return the scores of a criterion that needs no training, from some training rows."""
+    train, size = rows.split("train"), training.per_device_train_batch_size
+    sample = train.shuffle(seed=training.seed).select(range(min(len(train), importance.criterion_batches * size)))
+    inputs = [
+        {name: tensor for name, tensor in batch.items() if name != INDEX}
+        for batch in batches(sample, rows.collator, size)
+    ]
+    criterion = find_criterion(importance.criterion)
+    return criterion(model, Blueprint.of(model), inputs, lambda scored, batch: scored(**batch).loss)
+
+
+def train_scores(
+    model: PreTrainedModel,
+    config: NNCFConfig,
+    importance: ImportanceArguments,
+    kd: DistillationArguments,
+    training: StageTrainingArguments,
+    rows: Rows,
+    stage: Stage,
+    typed: Mapping[str, Any],
+) -> Scores:
+    """Return the scores of movement sparsity; training ends with the warm-up, when masks are resolved."""
+    blueprint, names, train = Blueprint.of(model), NodeNames.of(model), rows.split("train")
+    if kd.kd_teacher_model is not None:
+        train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+    if training.freeze_embeddings:
+        freeze_embeddings(model)
+    settings = movement_settings(config, importance.nncf_quantile_cap)
+    training.num_train_epochs = preferred(
+        typed,
+        "num_train_epochs",
+        settings.warmup_end_epoch,
+        "movement_sparsity_total_epochs",
+        config.document.movement_sparsity_total_epochs,
+    )
+    if training.num_train_epochs < settings.warmup_end_epoch:
+        raise UserError(
+            f"training ends after epoch {training.num_train_epochs:g}, before the warm-up does "
+            f"(warmup_end_epoch {settings.warmup_end_epoch:g}); raise --num_train_epochs"
+        )
+    steps_per_epoch = steps_of_epoch(len(train), training)
+    movement = attach(model, structures_of(config, names), settings, steps_per_epoch)
+    trainer = StageTrainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        data_collator=rows.collator,
+        title="importance",
+        distillation=distillation_of(kd, rows.spec),
+        penalty=movement.loss,
+        before_step=movement.step,
+        score_learning_rate=importance.score_learning_rate,
+        stop_after=movement.end_step,
+    )
+    trainer.train(resume_from_checkpoint=resume_point(stage))
+    movement.step(movement.end_step)
+    scores, threshold = movement.scores(), movement.threshold
+    movement.detach()
+    units = resolve(blueprint, scores, threshold)
+    path = stage.directory / "structured_sparsity.csv"
+    write_structured_sparsity(path, blueprint, units, lambda module: names.linears[module])
+    kept = sum(int(mask.sum()) for mask in units.values()) / sum(mask.numel() for mask in units.values())
+    notice(f"importance: {kept:.1%} of all units above the final threshold {threshold:g}")
+    return scores
+
+
+def movement_settings(config: NNCFConfig, stock_cap: bool) -> MovementSettings:
+    """Return the schedule of the config's movement_sparsity section."""
+    values = config.movement.params.model_dump(exclude={"steps_per_epoch"})
+    return MovementSettings(**values, threshold_quantile_cap=STOCK_QUANTILE_CAP if stock_cap else 1.0)
+
+
+def structures_of(config: NNCFConfig, names: NodeNames) -> dict[str, Structure]:
+    """Return module path -> granularity of its scores, by the scopes of the config's movement_sparsity section."""
+    section = config.movement
+    rules = [
+        (scope_matcher(entry.target_scopes), build_structure(entry.mode, entry.sparse_factors, entry.axis))
+        for entry in section.sparse_structure_by_scopes
+    ]
+    ignored = scope_matcher(section.ignored_scopes)
+    targeted = scope_matcher(section.target_scopes) if section.target_scopes is not None else None
+    return assign_structures(
+        names.linears, rules, lambda node: ignored(node) or (targeted is not None and not targeted(node))
+    )

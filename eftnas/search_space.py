@@ -1,0 +1,110 @@
+"""Turn importance scores into a search space, written as an NNCF config.
+
+One global threshold per target of MACs decides every width; the widths over all targets are the space (EFTNAS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.errors import UserError
+from bootstrapnas.extraction import load_config
+from bootstrapnas.importance import IMPORTANCE_FILE, load_importance, width_scores
+from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
+from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
+from bootstrapnas.pipeline.workshop import report_config
+from bootstrapnas.progress import notice, warn
+from bootstrapnas.space_generation import SpaceReport, generate_space, mac_targets
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class SpaceArguments:
+    """The space to generate."""
+
+    _argument_group_name = "search space"
+
+    source_config: str = required("NNCF config to start from; its width and depth entries are written anew.")
+    importance_weight_dir: str = required("Output of eftnas importance (or its importance.safetensors).")
+    target_config: str = required("NNCF config to write.")
+    num_subnets: int = flag(5, "Number of targets, evenly spaced from the full model down.")
+    lowest_macs_ratio: float = flag(0.2, "The lowest target, as a share of the full model's MACs.")
+    macs_ratios: Optional[str] = flag(None, "Instead: shares of the full model's MACs, separated by commas.")
+    macs_targets: Optional[str] = flag(None, "Instead: targets in millions of MACs, separated by commas.")
+    tolerance: float = flag(0.01, "A target missed by more than this share of the full model's MACs is reported.")
+    ffn_multiple: int = flag(8, "FFN widths are multiples of this; 1 is the original.")
+    skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
+    depth: bool = flag(True, "Whether blocks may be skipped at all.")
+    importance_rule: str = flag("prefix", "From weights to units: prefix (one rule), or eftnas (the original's pair).")
+    overwrite_target_config: bool = flag(False, "Replace a different target_config.")
+
+
+GROUPS = (ModelArguments, SpaceArguments)
+
+
+def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
+    """Generate the space; return the path of the config written."""
+    config = read_config(arguments.source_config)
+    report_config(config)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(load_config(model_args.model_name_or_path))
+    blueprint = Blueprint.of(model)
+    path = Path(arguments.importance_weight_dir)
+    scores, _ = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
+    length = sequence_length(config)
+    full = count_macs(blueprint, length=length)
+    report = generate_space(
+        blueprint,
+        width_scores(blueprint, scores, arguments.importance_rule),
+        targets_of(arguments, full),
+        length=length,
+        tolerance=int(arguments.tolerance * full),
+        multiple={"ffn": arguments.ffn_multiple},
+        skip_below=arguments.skip_below,
+        skip_blocks=arguments.depth,
+    )
+    describe(report, full)
+    target = Path(arguments.target_config)
+    written = config_with_space(config.raw, blueprint, NodeNames.of(model), report.space)
+    if target.exists() and not arguments.overwrite_target_config and read_config(target).raw != written:
+        raise UserError(f"target_config {target} holds another config; pass --overwrite_target_config to replace it")
+    write_config(target, written)
+    return target
+
+
+def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:
+    """Return the targets in MACs that the flags ask for."""
+    if arguments.macs_targets is not None and arguments.macs_ratios is not None:
+        raise UserError("pass either --macs_targets or --macs_ratios")
+    if arguments.macs_targets is not None:
+        return tuple(int(1e6 * value) for value in _numbers("macs_targets", arguments.macs_targets))
+    if arguments.macs_ratios is not None:
+        return tuple(int(full * value) for value in _numbers("macs_ratios", arguments.macs_ratios))
+    return mac_targets(full, arguments.lowest_macs_ratio, arguments.num_subnets)
+
+
+def describe(report: SpaceReport, full: int) -> None:
+    """Print what each target came to and how large the space is."""
+    for note in report.notes:
+        warn(note)
+    for found in report.subnets:
+        skipped = sum(size == 0 for size in found.subnet.values())
+        blocks = f", {skipped} blocks skipped" if skipped else ""
+        notice(f"search-space: {found.macs / 1e6:,.0f} M MACs ({found.macs / full:.1%}){blocks}")
+    notice(f"search-space: {len(report.space)} genes, {float(report.space.num_subnets):.1e} subnets")
+
+
+def _numbers(flag_name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{flag_name} must be numbers separated by commas, not {text!r}") from None

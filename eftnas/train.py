@@ -1,0 +1,251 @@
+"""Reorder the model by importance and train it as an elastic supernet, with the sandwich rule and distillation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from bootstrapnas.artefacts import write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError
+from bootstrapnas.importance import IMPORTANCE_FILE, load_importance, order_scores, orders
+from bootstrapnas.nncf_config import NNCFConfig, build_space, check_config, read_config
+from bootstrapnas.pipeline.arguments import (
+    DistillationArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    TaskArguments,
+    flag,
+    required,
+)
+from bootstrapnas.pipeline.workshop import (
+    SPACE_FILE,
+    Rows,
+    begin,
+    distillation_of,
+    evaluate_model,
+    finish,
+    freeze_embeddings,
+    load_classifier,
+    load_tokenizer,
+    preferred,
+    report_config,
+    resolve_task,
+    resume_point,
+    save_artefact,
+    steps_of_epoch,
+    task_settings,
+    with_fixed_data,
+    with_teacher_logits,
+)
+from bootstrapnas.progress import notice, warn
+from bootstrapnas.sampling import sampling_of, step_random
+from bootstrapnas.schedule import StageSchedule, build_schedule
+from bootstrapnas.space import SearchSpace
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.training import StageTrainer
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class SupernetArguments:
+    """The supernet and how it is trained."""
+
+    _argument_group_name = "supernet"
+
+    nncf_config: str = required("NNCF config with the search space.")
+    importance_weight_dir: Optional[str] = flag(None, "Output of eftnas importance; puts important units first.")
+    reorg_cache_model: Optional[str] = flag(None, "The same by its published name.")
+    importance_rule: str = flag("prefix", "From weights to units: prefix (one rule), eftnas (the original's), sum.")
+    sampling: Optional[str] = flag(None, "Subnets of a step: sandwich (max, random, min; the default) or random.")
+    nncf_lr_lag: bool = flag(False, "NNCF's learning rates to the step: they lag one step behind per finished epoch.")
+    do_search: bool = flag(False, "Go on to eftnas search, into <output_dir>/search.")
+
+
+GROUPS = (ModelArguments, SupernetArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
+
+
+def run(
+    model_args: ModelArguments,
+    arguments: SupernetArguments,
+    task_args: TaskArguments,
+    kd: DistillationArguments,
+    training: StageTrainingArguments,
+    *,
+    typed: Mapping[str, Any],
+) -> Path:
+    """Train the supernet; return the output directory."""
+    source = model_args.model_name_or_path
+    config = read_config(arguments.nncf_config)
+    report_config(config)
+    kd.kd_teacher_model = preferred(
+        typed, "kd_teacher_model", None, "kd_teacher_model", config.document.kd_teacher_model
+    )
+    kd.kd_temperature = preferred(
+        typed, "kd_temperature", kd.kd_temperature, "kd_temperature", config.document.kd_temperature
+    )
+    importance_path = importance_file(arguments)
+    spec = resolve_task(
+        task_args, source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None
+    )
+    stage = begin(
+        "train",
+        str(training.output_dir),
+        typed,
+        {
+            "model": source,
+            "teacher": kd.kd_teacher_model,
+            "importance": str(importance_path) if importance_path else None,
+            "nncf_config": arguments.nncf_config,
+        },
+        overwrite=training.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if not stage.finished:
+        spec = with_fixed_data(spec, stage.directory)
+        tokenizer = load_tokenizer(model_args.tokenizer_name or source)
+        rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
+        model = load_classifier(source, spec, training.seed)
+        space = build_space(config, Blueprint.of(model))
+        supernet = Supernet(model, space)
+        if importance_path is not None:
+            scores, _ = load_importance(importance_path, supernet.blueprint)
+            supernet.reorder(orders(order_scores(supernet.blueprint, scores, arguments.importance_rule)))
+        else:
+            warn("no --importance_weight_dir: units keep the order of the checkpoint")
+        if training.freeze_embeddings:
+            freeze_embeddings(model)
+        train = rows.split("train")
+        if kd.kd_teacher_model is not None:
+            train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+        trainer = build_trainer(supernet, config, arguments, training, kd, rows, train, typed)
+        trainer.train(resume_from_checkpoint=resume_point(stage))
+        metrics = measure_extremes(supernet, rows)
+        notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
+        save_artefact(stage.directory, model, tokenizer, spec)
+        write_json(stage.directory / SPACE_FILE, config.raw)
+        finish(stage, metrics)
+    if arguments.do_search:
+        search(stage.directory)
+    return stage.directory
+
+
+def importance_file(arguments: SupernetArguments) -> Path | None:
+    """Return the file of scores that the flags name."""
+    given = arguments.importance_weight_dir or arguments.reorg_cache_model
+    if given is None:
+        return None
+    path = Path(given)
+    return path / IMPORTANCE_FILE if path.is_dir() else path
+
+
+def build_trainer(
+    supernet: Supernet,
+    config: NNCFConfig,
+    arguments: SupernetArguments,
+    training: StageTrainingArguments,
+    kd: DistillationArguments,
+    rows: Rows,
+    train: Any,
+    typed: Mapping[str, Any],
+) -> StageTrainer:
+    """Return the trainer of all stages of the config's schedule."""
+    schedule = schedule_of(config, training, typed, steps_of_epoch(len(train), training), arguments.nncf_lr_lag)
+    training.max_steps = schedule.total_steps
+    training.learning_rate = max(stage.init_lr for stage in schedule.stages)
+    spaces = stage_spaces(config, supernet.blueprint)
+    assert len(spaces) == len(schedule.stages)
+    sandwich = config.training.sandwich_rule
+    in_config = None if sandwich is None else ("sandwich" if sandwich else "random")
+    sample = sampling_of(preferred(typed, "sampling", "sandwich", "bootstrapNAS.training.sandwich_rule", in_config))
+
+    def subnets(step: int) -> dict[str, Mapping[Key, int]]:
+        index = schedule.index(step)
+        space, rate = spaces[index], schedule.stages[index].sample_rate
+        genomes = sample(space, step_random(training.seed, step // rate))
+        return {name: space.subnet(genome) for name, genome in genomes.items()}
+
+    validation = rows.batches("validation")
+    return StageTrainer(
+        model=supernet.model,
+        args=training,
+        train_dataset=train,
+        data_collator=rows.collator,
+        title="supernet",
+        supernet=supernet,
+        subnets=subnets,
+        distillation=distillation_of(kd, rows.spec),
+        learning_rate=schedule.lr,
+        eval_dataset=train,
+        measure=lambda: measure_extremes(supernet, rows, validation),
+    )
+
+
+def schedule_of(
+    config: NNCFConfig, training: StageTrainingArguments, typed: Mapping[str, Any], steps_per_epoch: int, parity: bool
+) -> StageSchedule:
+    """Return the config's schedule; a learning rate or a number of epochs that was typed wins, with a warning."""
+    schedule = build_schedule(
+        config.training,
+        steps_per_epoch=steps_per_epoch,
+        epochs=training.num_train_epochs,
+        learning_rate=training.learning_rate,
+        parity=parity,
+    )
+    where = "bootstrapNAS.training.schedule.list_stage_descriptions"
+    epochs, rate = typed.get("num_train_epochs"), typed.get("learning_rate")
+    stages = list(schedule.stages)
+    if epochs is not None and sum(stage.epochs for stage in stages) != epochs:
+        if len(stages) > 1:
+            raise UserError(
+                f"--num_train_epochs {epochs:g} contradicts the {len(stages)} stages of {config.path}, which take "
+                f"{sum(stage.epochs for stage in stages):g} epochs together; change {where}"
+            )
+        warn(f"--num_train_epochs {epochs:g} wins over the config's {where}[0].epochs = {stages[0].epochs:g}")
+        stages[0] = replace(stages[0], epochs=epochs, epochs_lr=epochs)
+    if rate is not None:
+        if schedule.overall is not None:
+            raise UserError(f"--learning_rate {rate:g} contradicts lr_schedule.params.base_lr of {config.path}")
+        for index, stage in enumerate(stages):
+            if stage.init_lr != rate:
+                warn(f"--learning_rate {rate:g} wins over the config's {where}[{index}].init_lr = {stage.init_lr:g}")
+        stages = [replace(stage, init_lr=rate) for stage in stages]
+    for index, stage in enumerate(stages):
+        if index and stage.reorg_weights:
+            warn(f"{config.path}: {where}[{index}].reorg_weights: units are put in order once, before training")
+    return replace(schedule, stages=tuple(stages))
+
+
+def stage_spaces(config: NNCFConfig, blueprint: Blueprint) -> list[SearchSpace]:
+    """Return the space of every stage: what is elastic once that stage has begun, within its indicators."""
+    spaces = []
+    for stage in config.training.stages:
+        raw = copy.deepcopy(dict(config.raw))
+        description = stage.model_dump(exclude_unset=True, mode="json")
+        raw["bootstrapNAS"]["training"]["schedule"] = {"list_stage_descriptions": [description]}
+        raw["bootstrapNAS"]["training"].setdefault("elasticity", {})["available_elasticity_dims"] = stage.train_dims
+        spaces.append(build_space(check_config(raw, config.path), blueprint))
+    return spaces
+
+
+def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:
+    """Return the selecting metric of the largest and the smallest subnet on the validation rows."""
+    prepared = prepared or rows.batches("validation")
+    metric, found = rows.spec.metric, {}
+    for name, genome in (("max", supernet.space.max_genome), ("min", supernet.space.min_genome)):
+        with supernet.activate(supernet.space.subnet(genome)):
+            found[f"{metric}_{name}"] = evaluate_model(supernet.model, rows, "validation", prepared)[metric]
+    return found
+
+
+def search(directory: Path) -> None:
+    """Search the supernet just trained, with the config's settings."""
+    from bootstrapnas.pipeline.cli import execute
+    from eftnas.cli import COMMANDS
+
+    execute("eftnas", COMMANDS, "search", ["--supernet_dir", str(directory), "--output_dir", str(directory / "search")])
