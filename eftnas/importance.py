@@ -40,8 +40,7 @@ from bootstrapnas.pipeline.workshop import (
     begin,
     distillation_of,
     finish,
-    freeze_embeddings,
-    load_classifier,
+    load_student,
     load_tokenizer,
     preferred,
     report_config,
@@ -104,7 +103,7 @@ def run(
         return stage.directory
     spec = with_fixed_data(spec, stage.directory)
     rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
-    model = load_classifier(source, spec, training.seed)
+    model = load_student(model_args, spec, training)
     if importance.criterion == MOVEMENT:
         scores = train_scores(model, config, importance, kd, training, rows, stage, typed)
     else:
@@ -144,8 +143,6 @@ def train_scores(
     blueprint, names, train = Blueprint.of(model), NodeNames.of(model), rows.split("train")
     if kd.kd_teacher_model is not None:
         train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
-    if training.freeze_embeddings:
-        freeze_embeddings(model)
     settings = movement_settings(config, importance.nncf_quantile_cap)
     training.num_train_epochs = preferred(
         typed,
@@ -176,8 +173,9 @@ def train_scores(
     trainer.train(resume_from_checkpoint=resume_point(stage))
     movement.step(movement.end_step)
     scores, threshold = movement.scores(), movement.threshold
+    # By the masks in force rather than the threshold, which stock NNCF caps per tensor.
+    units = resolve(blueprint, {name: mask.float() for name, mask in movement.masks().items()}, 0.0)
     movement.detach()
-    units = resolve(blueprint, scores, threshold)
     path = stage.directory / "structured_sparsity.csv"
     write_structured_sparsity(path, blueprint, units, lambda module: names.linears[module])
     kept = sum(int(mask.sum()) for mask in units.values()) / sum(mask.numel() for mask in units.values())

@@ -17,7 +17,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import load_config
-from bootstrapnas.importance import IMPORTANCE_FILE, load_importance, width_scores
+from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, width_scores
 from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
 from bootstrapnas.pipeline.workshop import report_config
@@ -44,7 +44,9 @@ class SpaceArguments:
     ffn_multiple: int = flag(8, "FFN widths are multiples of this; 1 is the original.")
     skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
     depth: bool = flag(True, "Whether blocks may be skipped at all.")
-    importance_rule: str = flag("prefix", "From weights to units: prefix (one rule), or eftnas (the original's pair).")
+    importance_rule: Optional[str] = flag(
+        None, "From weights to units: prefix (default for movement), sum (for other criteria), eftnas (the original's)."
+    )
     overwrite_target_config: bool = flag(False, "Replace a different target_config.")
 
 
@@ -59,12 +61,12 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
         model = AutoModelForSequenceClassification.from_config(load_config(model_args.model_name_or_path))
     blueprint = Blueprint.of(model)
     path = Path(arguments.importance_weight_dir)
-    scores, _ = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
+    scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
     length = sequence_length(config)
     full = count_macs(blueprint, length=length)
     report = generate_space(
         blueprint,
-        width_scores(blueprint, scores, arguments.importance_rule),
+        width_scores(blueprint, scores, arguments.importance_rule or default_rule(metadata["criterion"])),
         targets_of(arguments, full),
         length=length,
         tolerance=int(arguments.tolerance * full),

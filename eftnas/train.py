@@ -12,7 +12,7 @@ from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.importance import IMPORTANCE_FILE, load_importance, order_scores, orders
+from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, order_scores, orders
 from bootstrapnas.nncf_config import NNCFConfig, build_space, check_config, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
@@ -29,8 +29,7 @@ from bootstrapnas.pipeline.workshop import (
     distillation_of,
     evaluate_model,
     finish,
-    freeze_embeddings,
-    load_classifier,
+    load_student,
     load_tokenizer,
     preferred,
     report_config,
@@ -61,7 +60,9 @@ class SupernetArguments:
     nncf_config: str = required("NNCF config with the search space.")
     importance_weight_dir: Optional[str] = flag(None, "Output of eftnas importance; puts important units first.")
     reorg_cache_model: Optional[str] = flag(None, "The same by its published name.")
-    importance_rule: str = flag("prefix", "From weights to units: prefix (one rule), eftnas (the original's), sum.")
+    importance_rule: Optional[str] = flag(
+        None, "From weights to units: prefix (default for movement), sum (for other criteria), eftnas (the original's)."
+    )
     sampling: Optional[str] = flag(None, "Subnets of a step: sandwich (max, random, min; the default) or random.")
     nncf_lr_lag: bool = flag(False, "NNCF's learning rates to the step: they lag one step behind per finished epoch.")
     do_search: bool = flag(False, "Go on to eftnas search, into <output_dir>/search.")
@@ -110,16 +111,15 @@ def run(
         spec = with_fixed_data(spec, stage.directory)
         tokenizer = load_tokenizer(model_args.tokenizer_name or source)
         rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-        model = load_classifier(source, spec, training.seed)
+        model = load_student(model_args, spec, training)
         space = build_space(config, Blueprint.of(model))
         supernet = Supernet(model, space)
         if importance_path is not None:
-            scores, _ = load_importance(importance_path, supernet.blueprint)
-            supernet.reorder(orders(order_scores(supernet.blueprint, scores, arguments.importance_rule)))
+            scores, metadata = load_importance(importance_path, supernet.blueprint)
+            rule = arguments.importance_rule or default_rule(metadata["criterion"])
+            supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
         else:
             warn("no --importance_weight_dir: units keep the order of the checkpoint")
-        if training.freeze_embeddings:
-            freeze_embeddings(model)
         train = rows.split("train")
         if kd.kd_teacher_model is not None:
             train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)

@@ -77,6 +77,8 @@ class Family:
         Parts of a layer that can be skipped.
     attention
         Attention products in a layer.
+    dropout
+        Config attributes that hold dropout probabilities.
     """
 
     model_type: str
@@ -90,3 +92,4 @@ class Family:
     architectures: Mapping[str, Mapping[str, Labels]]
     blocks: tuple[Block, ...] = ()
     attention: tuple[Attention, ...] = ()
+    dropout: tuple[str, ...] = ()

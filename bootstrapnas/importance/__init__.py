@@ -3,7 +3,7 @@
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
 from bootstrapnas.importance.movement import MovementSettings, MovementSparsity, attach
 from bootstrapnas.importance.reduction import Scores, expand, orders, unit_scores
-from bootstrapnas.importance.rules import RULES, order_scores, width_scores
+from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
 from bootstrapnas.importance.store import IMPORTANCE_FILE, load_importance, save_importance
 from bootstrapnas.importance.structured import resolve, write_structured_sparsity
 from bootstrapnas.importance.structures import Block, Fine, PerDim, Structure, assign_structures, build_structure
@@ -22,6 +22,7 @@ __all__ = [
     "assign_structures",
     "attach",
     "build_structure",
+    "default_rule",
     "expand",
     "find_criterion",
     "load_importance",

@@ -54,6 +54,11 @@ RULES: dict[str, Rule] = {
 }
 
 
+def default_rule(criterion: str) -> str:
+    """Return the rule for a criterion's scores: ``prefix`` for movement, ``sum`` for additive ones."""
+    return "prefix" if criterion == "movement" else "sum"
+
+
 def width_scores(blueprint: Blueprint, scores: Scores, rule: str = "prefix") -> dict[Key, Tensor]:
     """Return key -> score per unit, shape [units], to be compared with a threshold when widths are chosen.
 

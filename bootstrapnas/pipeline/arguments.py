@@ -29,6 +29,10 @@ class ModelArguments:
 
     model_name_or_path: str = required("Hub id, or a local directory: pre-trained, fine-tuned or extracted.")
     tokenizer_name: Optional[str] = flag(None, "Hub id or directory of the tokenizer, when not the model's.")
+    dropout: Optional[float] = flag(None, "Dropout probability while training; default: the checkpoint's.")
+    attn_implementation: Optional[str] = flag(
+        None, "Attention while training: sdpa or eager (faster in bfloat16 on CPUs for short texts); default: sdpa."
+    )
 
 
 @dataclass

@@ -18,8 +18,7 @@ from bootstrapnas.pipeline.workshop import (
     distillation_of,
     evaluate_model,
     finish,
-    freeze_embeddings,
-    load_classifier,
+    load_student,
     load_tokenizer,
     resolve_task,
     resume_point,
@@ -58,9 +57,7 @@ def run(
     spec = with_fixed_data(spec, stage.directory)
     tokenizer = load_tokenizer(model_args.tokenizer_name or source)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-    model = load_classifier(source, spec, training.seed)
-    if training.freeze_embeddings:
-        freeze_embeddings(model)
+    model = load_student(model_args, spec, training)
     train = rows.split("train")
     if kd.kd_teacher_model is not None:
         train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)

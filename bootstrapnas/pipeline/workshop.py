@@ -25,9 +25,10 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.distillation import Distillation, label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
-from bootstrapnas.extraction import load_model, save_subnet
+from bootstrapnas.extraction import load_config, load_model, save_subnet
+from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
-from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments, TaskArguments
+from bootstrapnas.pipeline.arguments import DistillationArguments, ModelArguments, StageTrainingArguments, TaskArguments
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import (
@@ -172,10 +173,10 @@ def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
         raise UserError(f"cannot load a tokenizer from {directory_or_id!r}: {first}") from error
 
 
-def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42) -> PreTrainedModel:
+def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
     """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
 
-    Returned in float32, whatever the checkpoint holds.
+    Returned in float32, whatever the checkpoint holds. `settings` are further changes to its config.
     """
     set_seed(seed)
     names = list(spec.label_names) or ["LABEL_0"]
@@ -186,8 +187,27 @@ def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42) -> Pre
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
         problem_type=spec.problem_type,
+        **settings,
     )
     return model.float()
+
+
+def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrainingArguments) -> PreTrainedModel:
+    """Load the model that a stage trains, as its flags ask for."""
+    settings: dict[str, Any] = {}
+    if arguments.attn_implementation is not None:
+        settings["attn_implementation"] = arguments.attn_implementation
+    if arguments.dropout is not None:
+        if not 0 <= arguments.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {arguments.dropout}")
+        names = family_of(load_config(arguments.model_name_or_path)).dropout
+        settings |= dict.fromkeys(names, arguments.dropout)
+    model = load_classifier(arguments.model_name_or_path, spec, training.seed, **settings)
+    if training.freeze_embeddings:
+        for name, parameter in model.named_parameters():
+            if ".embeddings." in f".{name}":
+                parameter.requires_grad_(False)
+    return model
 
 
 def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> None:
@@ -234,13 +254,6 @@ def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distill
         teacher_weight=arguments.kd_teacher_weight,
         regression=spec.is_regression,
     )
-
-
-def freeze_embeddings(model: PreTrainedModel) -> None:
-    """Stop training the embeddings."""
-    for name, parameter in model.named_parameters():
-        if ".embeddings." in f".{name}":
-            parameter.requires_grad_(False)
 
 
 def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:

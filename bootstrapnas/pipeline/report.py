@@ -1,0 +1,126 @@
+"""The closing table of a run: the full model against the chosen subnets, measured side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+
+from bootstrapnas.artefacts import open_stage, read_json, write_text
+from bootstrapnas.costs import Costs
+from bootstrapnas.export import available_precisions, load_ir, measure_latency, predict_ir
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.workshop import Rows, inherited_task, load_tokenizer
+from bootstrapnas.progress import notice
+from bootstrapnas.report import Report, Row, build_report, model_card, terminal_table, write_report
+from bootstrapnas.tasks import TaskSpec, compute_metrics, tfidf_baseline
+
+PRECISIONS = ("f32", "bf16")
+SECONDS_A_PRECISION = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model of the table: its name, its Hugging Face directory and its IR."""
+
+    name: str
+    model: Path
+    ir: Path
+
+
+def write_run_report(
+    entries: Sequence[Entry],
+    directory: Path,
+    *,
+    search_dir: Path,
+    base_model: str,
+    split: str,
+    batch: int,
+    length: int | None,
+    repeats: int,
+) -> Report:
+    """Measure every entry, write ``report.{json,md,html}`` and the subnets' model cards, and print the table.
+
+    The first entry is the full model. Metrics are those of the IR at float32 on `split`; latencies are measured
+    together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
+    """
+    spec = inherited_task(str(entries[0].model))
+    subnets = {entry.name: read_json(entry.model / SUBNET_FILE) for entry in entries[1:]}
+    full = Costs(**next(iter(subnets.values()))["full_costs"])
+    costs = {entries[0].name: full, **{name: Costs(**found["costs"]) for name, found in subnets.items()}}
+    rows_of_task = Rows(spec, load_tokenizer(str(entries[0].model)), 32)
+    split = split if getattr(rows_of_task.data, split) is not None else "validation"
+    prepared, labels = rows_of_task.batches(split), rows_of_task.labels(split)
+    metrics = {}
+    for entry in entries:
+        notice(f"report: evaluating {entry.name}")
+        metrics[entry.name] = compute_metrics(spec, predict_ir(load_ir(entry.ir, "f32"), prepared), labels)
+    irs = {entry.name: entry.ir for entry in entries}
+    latency = {
+        precision: measure_latency(
+            irs,
+            batch=batch,
+            length=length or full.length,
+            precision=precision,
+            repeats=repeats,
+            max_seconds=SECONDS_A_PRECISION,
+        )
+        for precision in PRECISIONS
+        if precision in available_precisions()
+    }
+    report = build_report(
+        [
+            Row(
+                entry.name,
+                costs[entry.name],
+                {spec.metric: metrics[entry.name][spec.metric]},
+                latency={precision: found[entry.name] for precision, found in latency.items()},
+            )
+            for entry in entries
+        ],
+        title=f"{spec.task_name}: the full model and its subnets",
+        notes=notes(spec, rows_of_task, split),
+    )
+    stage = open_stage(directory, "report", {}, {}, overwrite=True)
+    write_report(report, directory, picture=search_dir / "search_progression.png")
+    stage.complete()
+    for entry in entries[1:]:
+        write_card(entry, subnets[entry.name], report, base_model)
+    rich.print(terminal_table(report))
+    notice(f"report: {directory}")
+    return report
+
+
+def notes(spec: TaskSpec, rows: Rows, split: str) -> list[str]:
+    """Return what a reader of the table should know of the task and the metric."""
+    found = [f"{spec.metric} on the {len(rows.labels(split))} rows of the {split} split, by the float32 IR."]
+    if not spec.is_regression:
+        baseline = tfidf_baseline(rows.data)
+        found.append(f"TF-IDF with logistic regression has {baseline:.1%} on the validation split.")
+    return found
+
+
+def write_card(entry: Entry, subnet: dict[str, object], report: Report, base_model: str) -> None:
+    """Write the README.md of an extracted subnet."""
+    config = read_json(entry.model / "config.json")
+    architecture = str(config["architectures"][0]).removeprefix("Subnet")
+    task = architecture.partition("For")[2]
+    steps = [
+        f"`{base_model}` was fine-tuned; the result is the teacher.",
+        "Movement-sparsity training scored the weights; the scores gave the search space and the order of units.",
+        "An elastic supernet was trained with the sandwich rule and distillation from the teacher.",
+        f"A search proposed subnets; this one was chosen by: {subnet['chosen_by']}.",
+    ]
+    card = model_card(
+        f"{entry.name}: a subnet of {Path(base_model).name}",
+        base_model=base_model,
+        auto_class=f"AutoModelFor{task}" if task else "AutoModel",
+        remote_code="auto_map" in config,
+        steps=steps,
+        sizes=subnet["sizes"],  # type: ignore[arg-type]
+        report=report,
+        ir=f"../../ir/{entry.ir.name}",
+    )
+    write_text(entry.model / "README.md", card)

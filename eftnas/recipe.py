@@ -1,0 +1,241 @@
+"""Run all stages of EFTNAS from one recipe; finished stages are found again, interrupted ones resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.pipeline.arguments import flag, required
+from bootstrapnas.pipeline.cli import execute, to_arguments
+from bootstrapnas.pipeline.workshop import METRICS_FILE
+from bootstrapnas.progress import notice
+from bootstrapnas.tasks import BUILTIN_TEXT, TASK_FILE, TaskSpec, export_builtin
+
+# ruff: noqa: UP045
+
+Flags = dict[str, Any]
+PACKAGE = "package:"
+"""Prefix of a model that lies in an installed Python package: ``package:<name>/<directory>``."""
+
+
+class Stages(BaseModel):
+    """Flags per stage, by the stage's command; those that say where files lie are set by the run itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    finetune: Flags = {}
+    importance: Flags = {}
+    search_space: Flags = Field(default={}, alias="search-space")
+    train: Flags = {}
+    search: Flags = {}
+    export: Flags = {}
+
+
+class ReportSettings(BaseModel):
+    """What the closing table measures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str = "validation"
+    batch: int = Field(default=1, ge=1)
+    length: int | None = Field(default=None, ge=1)
+    repeats: int = Field(default=50, ge=1)
+
+
+class Recipe(BaseModel):
+    """A whole run.
+
+    ``student`` is what the supernet starts from: the fine-tuned ``teacher``, or the ``pretrained`` model as published.
+    ``variants`` are changes to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output_dir: str
+    model_name_or_path: str
+    nncf_config: str
+    task: Flags
+    training: Flags = {}
+    student: str = Field(default="teacher", pattern="^(teacher|pretrained)$")
+    stages: Stages = Field(default_factory=Stages)
+    subnets: dict[str, Flags] = Field(min_length=1)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    variants: dict[str, dict[str, Any]] = {}
+
+
+@dataclass
+class RecipeArguments:
+    """The recipe and what to change in it."""
+
+    _argument_group_name = "recipe"
+
+    config: str = required("Recipe, a YAML file.")
+    output_dir: Optional[str] = flag(None, "Instead of the recipe's.")
+    variant: Optional[str] = flag(None, "One of the recipe's variants, for example long.")
+    fresh: bool = flag(False, "Delete what the output directory holds and start over.")
+
+
+GROUPS = (RecipeArguments,)
+
+
+def run(arguments: RecipeArguments, *, typed: Mapping[str, Any]) -> Path:
+    """Run every stage; return the output directory."""
+    recipe = read_recipe(arguments.config, arguments.variant)
+    root = Path(arguments.output_dir or recipe.output_dir)
+    if arguments.fresh and root.exists():
+        if not (root / "teacher").is_dir():
+            raise UserError(f"output_dir {root} does not look like a run (it has no teacher/): delete it yourself")
+        shutil.rmtree(root)
+    return Run(recipe, root).all()
+
+
+def read_recipe(path: str, variant: str | None = None) -> Recipe:
+    """Read and check a recipe, changed by one of its variants.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, not YAML, has an unknown or ill-typed key, or lacks the variant.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"recipe {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read recipe {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"recipe {path} must be a mapping")
+    if variant is not None:
+        variants = raw.get("variants") or {}
+        if variant not in variants:
+            raise UserError(f"recipe {path} has no variant {variant!r} (it has: {listed(variants)})")
+        raw = merged(raw, variants[variant])
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = Stages.model_fields if first["loc"][0] == "stages" else Recipe.model_fields
+            names = [field.alias or name for name, field in known.items()]
+            raise UserError(f"recipe {path}: unknown key {where!r}{near_miss(str(first['loc'][-1]), names)}") from None
+        raise UserError(f"recipe {path}: {where}: {first['msg']}") from None
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` laid over it, mapping by mapping."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def resolve_model(name: str) -> str:
+    """Return a hub id or path; ``package:<name>/<directory>`` is a directory of an installed Python package."""
+    if not name.startswith(PACKAGE):
+        return name
+    package, _, directory = name.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model {name!r}: the Python package {package!r} is not installed")
+    return str(Path(spec.submodule_search_locations[0]) / directory)
+
+
+class Run:
+    """One run of a recipe below a directory."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        self.recipe, self.root = recipe, root
+        self.pretrained = resolve_model(recipe.model_name_or_path)
+
+    def all(self) -> Path:
+        """Run every stage in order."""
+        recipe, root = self.recipe, self.root
+        task = self.task()
+        training = {**recipe.training}
+        teacher, importance, space = root / "teacher", root / "importance", root / "space.json"
+        supernet, search = root / "supernet", root / "search"
+        self.stage(
+            "finetune", {"model_name_or_path": self.pretrained, "output_dir": teacher, **task, **training},
+            recipe.stages.finetune,
+        )  # fmt: skip
+        student = teacher if recipe.student == "teacher" else self.pretrained
+        start = {"model_name_or_path": student, "kd_teacher_model": teacher, **training}
+        if recipe.student == "pretrained":
+            start |= task
+        config = {"nncf_config": recipe.nncf_config}
+        self.stage("importance", {**start, **config, "output_dir": importance}, recipe.stages.importance)
+        self.stage(
+            "search-space",
+            {
+                "source_config": recipe.nncf_config,
+                "model_name_or_path": student,
+                "importance_weight_dir": importance,
+                "target_config": space,
+            },
+            recipe.stages.search_space,
+        )
+        self.stage(
+            "train",
+            {**start, "nncf_config": space, "importance_weight_dir": importance, "output_dir": supernet},
+            recipe.stages.train,
+        )
+        # The chosen subnet is held against the teacher, unless the recipe names another reference.
+        metric = TaskSpec.load(teacher / TASK_FILE).metric
+        floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
+        self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)
+        self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)
+        for name, choice in recipe.subnets.items():
+            subnet = root / "subnets" / name
+            self.stage("extract", {"supernet_dir": supernet, "search_dir": search, "output_dir": subnet}, choice)
+            self.stage("export", {"model_dir": subnet, "output_dir": root / "ir" / name}, recipe.stages.export)
+        self.report()
+        return root
+
+    def task(self) -> Flags:
+        """Return the flags of the task; the built-in data set is written once, for all stages."""
+        task = dict(self.recipe.task)
+        if task.get("task_name") == BUILTIN_TEXT and "dataset_dir" not in task:
+            directory = self.root / "data"
+            if not directory.is_dir():
+                notice("data: reading docstrings of installed packages")
+                export_builtin(directory)
+            task["dataset_dir"] = str(directory)
+        return task
+
+    def stage(self, command: str, wired: Flags, chosen: Flags) -> None:
+        """Run one command with the flags that the run wires and those that the recipe chooses."""
+        from eftnas.cli import COMMANDS
+
+        for name in chosen:
+            if name in wired and name in ("output_dir", "model_dir", "supernet_dir", "search_dir", "nncf_config"):
+                raise UserError(f"recipe: {command} cannot set {name}: the run decides where files lie")
+        execute("eftnas", COMMANDS, command, to_arguments({**wired, **chosen}))
+
+    def report(self) -> None:
+        """Measure the full model and the subnets side by side and print the table."""
+        from bootstrapnas.pipeline.report import Entry, write_run_report
+
+        entries = [Entry("full", self.root / "teacher", self.root / "ir" / "full")]
+        entries += [Entry(n, self.root / "subnets" / n, self.root / "ir" / n) for n in self.recipe.subnets]
+        settings = self.recipe.report
+        write_run_report(
+            entries,
+            self.root / "report",
+            search_dir=self.root / "search",
+            base_model=self.recipe.model_name_or_path,
+            split=settings.split,
+            batch=settings.batch,
+            length=settings.length,
+            repeats=settings.repeats,
+        )
