@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,7 @@ from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families.base import Block
 from bootstrapnas.nncf_config.node_names import NodeNames, module_path, operation
 from bootstrapnas.nncf_config.reading import NNCFConfig, check_config
-from bootstrapnas.nncf_config.schema import Depth, Width
+from bootstrapnas.nncf_config.schema import WIDTH_RULE, Depth, Width
 from bootstrapnas.space import Gene, SearchSpace
 
 _ELASTICITY = "bootstrapNAS.training.elasticity"
@@ -61,8 +62,10 @@ def config_with_space(
 ) -> dict[str, Any]:
     """Return a copy of a config whose groups, widths and skipped blocks are those of `space`.
 
-    `build_space` reads the same genes from it, ordered by dimension, then by layer (all attention, then all FFN), then
-    the blocks in the same way, and cut by the ``width_indicator`` of its last stage. Other keys stay as they are.
+    `build_space` reads the same genes from it, cut by the ``width_indicator`` of its last stage: widths of attention in
+    all layers, then of the FFN in all layers, then blocks in the same way. Where NNCF would then take two blocks for a
+    chain, of which it skips the last one only, blocks are listed from the last to the first. The rule that derives
+    widths goes, being idle; other keys stay as they are.
 
     Raises
     ------
@@ -71,21 +74,26 @@ def config_with_space(
     """
     config = check_config(raw)
     training = config.training
-    for dim, elastic in (("width", False), ("depth", True)):
-        varied = [gene for gene in space.genes if blueprint.is_block(gene.keys[0]) is elastic and gene.choices != (1,)]
-        if varied and not training.is_elastic(dim):
-            raise UserError(
-                f"the space varies {varied[0].name}, but {dim!r} is not both in {_ELASTICITY}."
-                "available_elasticity_dims and in train_dims of the last stage"
-            )
-    order = [dim.name for dim in blueprint.dims.values()]
+    order = list(blueprint.dims)
     genes = sorted(space.genes, key=lambda gene: (order.index(gene.keys[0].dim), gene.keys[0].layer or 0))
     widths = [gene for gene in genes if not blueprint.is_block(gene.keys[0])]
-    blocks = [gene for gene in genes if blueprint.is_block(gene.keys[0]) and gene.choices != (1,)]
+    blocks = [gene for gene in genes if blueprint.is_block(gene.keys[0]) and 1 in gene.choices[:-1]]
+    fixed = [gene for gene in genes if gene.choices == (0,)]
+    for dim, found in (("width", widths), ("depth", [*blocks, *fixed])):
+        if found and not training.is_elastic(dim):
+            raise UserError(
+                f"the space varies {found[0].name}, but {dim!r} is not both in {_ELASTICITY}."
+                "available_elasticity_dims and in train_dims of the last stage"
+            )
+    bounds = _Bounds(blueprint)
+    if len(list(_chains([gene.keys for gene in blocks], bounds))) < len(blocks):
+        blocks.sort(key=lambda gene: (gene.keys[0].layer or 0, order.index(gene.keys[0].dim)), reverse=True)
     result = copy.deepcopy(dict(raw))
     elasticity = result["bootstrapNAS"]["training"].setdefault("elasticity", {})
     if training.is_elastic("width"):
         width = elasticity.setdefault("width", {})
+        for name in WIDTH_RULE:
+            width.pop(name, None)
         width["overwrite_groups"] = [
             [names.linears[path] for key in gene.keys for path in _modules(blueprint, key, axis=0)] for gene in widths
         ]
@@ -100,11 +108,10 @@ def config_with_space(
         ]
     if training.is_elastic("depth"):
         depth = elasticity.setdefault("depth", {})
-        depth["skipped_blocks"] = [_nodes(blueprint, names, gene) for gene in blocks if 1 in gene.choices]
-        fixed = [_nodes(blueprint, names, gene) for gene in blocks if 1 not in gene.choices]
+        depth["skipped_blocks"] = [_nodes(bounds, names, gene) for gene in blocks]
         depth.pop("fixed_skipped_blocks", None)
         if fixed:
-            depth["fixed_skipped_blocks"] = fixed
+            depth["fixed_skipped_blocks"] = [_nodes(bounds, names, gene) for gene in fixed]
     return result
 
 
@@ -215,32 +222,28 @@ def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
 
 def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn) -> Iterator[Gene]:
     bounds = _Bounds(blueprint)
+    fixed = [
+        bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
+        for index, nodes in enumerate(depth.fixed_skipped_blocks)
+    ]
     if depth.skipped_blocks is None:
-        blocks: list[tuple[Key, ...]] = [(key,) for key in bounds.ends.values()]
+        always = {key for keys in fixed for key in keys}
+        chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in bounds.ends.values() if key not in always]
     else:
         blocks = [
             bounds.between(*map(operation, nodes), where=f"depth.skipped_blocks[{index}]")
             for index, nodes in enumerate(depth.skipped_blocks)
         ]
-    fixed = [
-        bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
-        for index, nodes in enumerate(depth.fixed_skipped_blocks)
-    ]
-    always = {key for keys in fixed for key in keys}
-    if depth.skipped_blocks is None:
-        blocks = [keys for keys in blocks if not always.intersection(keys)]
-    seen: set[Key] = set()
-    for keys in [*blocks, *fixed]:
-        for key in keys:
-            if key in seen:
-                raise UserError(f"depth: {key} is in two of the skipped blocks")
-            seen.add(key)
-    for chain in _chains(blocks, bounds):
+        twice = [key for key, count in Counter(key for keys in [*blocks, *fixed] for key in keys).items() if count > 1]
+        if twice:
+            raise UserError(f"depth: {twice[0]} is in two of the skipped blocks")
+        chains = list(_chains(blocks, bounds))
+    for chain in chains:
+        follow = f"depth.skipped_blocks: {' and '.join(str(key) for keys in chain for key in keys)} follow each other; "
+        if len(chain) > indicator:
+            warn(f"{follow}depth_indicator {indicator} lets only the last {indicator} of them be skipped")
         if len(chain) > 1 and indicator > 1:
-            warn(
-                f"depth.skipped_blocks: {' and '.join(str(key) for keys in chain for key in keys)} follow each other; "
-                "NNCF skips an earlier one only together with the later ones, here each is skipped on its own"
-            )
+            warn(f"{follow}NNCF skips one only together with the later ones, here each is skipped on its own")
         yield from (Gene(keys, (1, 0)) for keys in chain[-indicator:])
     yield from (Gene(keys, (0,)) for keys in fixed)
 
@@ -301,9 +304,7 @@ class _Bounds:
         return tuple(keys)
 
 
-def _nodes(blueprint: Blueprint, names: NodeNames, gene: Gene) -> list[str]:
-    bounds = _Bounds(blueprint)
-    start, end = bounds.start(gene.keys[0]), bounds.end(gene.keys[-1])
-    if bounds.between(start, end, where=gene.name) != gene.keys:
+def _nodes(bounds: _Bounds, names: NodeNames, gene: Gene) -> list[str]:
+    if any(bounds.end(key) != bounds.start(following) for key, following in pairwise(gene.keys)):
         raise UserError(f"NNCF cannot express {gene.name}: the blocks do not follow each other")
-    return [names.node(start), names.node(end)]
+    return [names.node(bounds.start(gene.keys[0])), names.node(bounds.end(gene.keys[-1]))]

@@ -18,6 +18,7 @@ from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.nncf_config.schema import (
     NO_KERNELS,
     REASON,
+    WIDTH_RULE,
     Document,
     InputInfo,
     MovementSparsity,
@@ -113,7 +114,9 @@ def check_config(raw: Any, path: str = "NNCF config") -> NNCFConfig:
     try:
         return NNCFConfig(path, raw, Document.model_validate(raw))
     except ValidationError as error:
-        errors = error.errors(include_url=False)
+        found = error.errors(include_url=False)
+        # A list with a bad entry is also reported as too short.
+        errors = [one for one in found if not any(_inside(other["loc"], one["loc"]) for other in found)]
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise UserError(f"{path}: {_explain(errors[0], raw)}{more}") from None
 
@@ -217,6 +220,10 @@ _EXPECTED: Final = {
 }
 
 
+def _inside(path: KeyPath, outer: KeyPath) -> bool:
+    return len(path) > len(outer) and path[: len(outer)] == outer
+
+
 def _explain(error: ErrorDetails, raw: Mapping[str, Any]) -> str:
     path, kind, context = error["loc"], error["type"], error.get("ctx", {})
     where = _text(path, raw)
@@ -298,6 +305,6 @@ def _ignored(section: Section, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
                 elif item == "kernel" and name in ("available_elasticity_dims", "train_dims"):
                     yield (*here, index), NO_KERNELS
     if isinstance(section, Width) and section.overwrite_groups is not None:
-        for name in ("min_width", "max_num_widths", "width_step", "width_multipliers"):
+        for name in WIDTH_RULE:
             if name in section.model_fields_set:
                 yield (*path, name), "overwrite_groups_widths lists the widths"

@@ -70,6 +70,10 @@ class BatchnormAdaptation(Section):
 # -- bootstrapNAS.training ---------------------------------------------------------------------------------------------
 
 
+WIDTH_RULE = ("min_width", "max_num_widths", "width_step", "width_multipliers")
+"""The keys of `Width` that `overwrite_groups_widths` makes idle."""
+
+
 class Width(Section):
     """Elastic width: the groups of layers that share a width, and the widths, in channels.
 
