@@ -98,7 +98,7 @@ def generate_space(
     targets: Sequence[int],
     *,
     length: int,
-    tolerance: int,
+    tolerance: int | None = None,
     multiple: Mapping[str, int] | None = None,
     skip_below: float = 0.02,
     skip_blocks: bool = True,
@@ -119,7 +119,7 @@ def generate_space(
     length
         Tokens of that sequence.
     tolerance
-        MACs that a target may be missed by without a note.
+        MACs that a target may be missed by without a note; default: 1 % of the full model's.
     multiple
         Dimension -> widths are multiples of this (or full); 1 for a dimension left out. Default: `CHANNEL_MULTIPLE`
         for units of one channel, 1 for larger ones such as heads.
@@ -140,10 +140,11 @@ def generate_space(
         raise UserError(f"targets must be positive numbers of MACs, not {min(targets)}")
     units = _Units(blueprint, unit_scores, length, _multiples(blueprint, multiple), skip_below, skip_blocks)
     subnets = tuple(units.nearest(target) for target in targets)
+    allowed = count_macs(blueprint, length=length) // 100 if tolerance is None else tolerance
     notes = tuple(
         f"target of {found.target:,} MACs: the nearest that a threshold reaches is {found.macs:,}"
         for found in subnets
-        if abs(found.macs - found.target) > tolerance
+        if abs(found.macs - found.target) > allowed
     )
     widths = [(key, [blueprint.full[key], *(found.subnet[key] for found in subnets)]) for key in units.keys]
     skipped = {key for found in subnets for key in found.subnet if key not in unit_scores}
