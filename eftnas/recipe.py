@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.workshop import METRICS_FILE
@@ -162,7 +164,9 @@ class Run:
         """Run every stage in order."""
         recipe, root = self.recipe, self.root
         task = self.task()
-        training = {**recipe.training}
+        training = dict(recipe.training)
+        if training.get("bf16") == "auto":
+            training["bf16"] = fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         teacher, importance, space = root / "teacher", root / "importance", root / "space.json"
         supernet, search = root / "supernet", root / "search"
         self.stage(

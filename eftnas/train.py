@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, order_scores, orders
-from bootstrapnas.nncf_config import NNCFConfig, build_space, check_config, read_config
+from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -44,7 +43,6 @@ from bootstrapnas.pipeline.workshop import (
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.sampling import sampling_of, step_random
 from bootstrapnas.schedule import StageSchedule, build_schedule
-from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
 
@@ -158,8 +156,8 @@ def build_trainer(
     schedule = schedule_of(config, training, typed, steps_of_epoch(len(train), training), arguments.nncf_lr_lag)
     training.max_steps = schedule.total_steps
     training.learning_rate = max(stage.init_lr for stage in schedule.stages)
-    spaces = stage_spaces(config, supernet.blueprint)
-    assert len(spaces) == len(schedule.stages)
+    # What is elastic once each stage has begun, within its indicators.
+    spaces = [build_space(config, supernet.blueprint, stage=index) for index in range(len(schedule.stages))]
     sandwich = config.training.sandwich_rule
     in_config = None if sandwich is None else ("sandwich" if sandwich else "random")
     sample = sampling_of(preferred(typed, "sampling", "sandwich", "bootstrapNAS.training.sandwich_rule", in_config))
@@ -197,6 +195,9 @@ def schedule_of(
         learning_rate=training.learning_rate,
         parity=parity,
     )
+    for name in ("warmup_steps", "warmup_ratio", "lr_scheduler_type", "max_steps"):
+        if name in typed:
+            warn(f"--{name} has no effect: learning rate and duration follow the schedule of {config.path}")
     where = "bootstrapNAS.training.schedule.list_stage_descriptions"
     epochs, rate = typed.get("num_train_epochs"), typed.get("learning_rate")
     stages = list(schedule.stages)
@@ -219,18 +220,6 @@ def schedule_of(
         if index and stage.reorg_weights:
             warn(f"{config.path}: {where}[{index}].reorg_weights: units are put in order once, before training")
     return replace(schedule, stages=tuple(stages))
-
-
-def stage_spaces(config: NNCFConfig, blueprint: Blueprint) -> list[SearchSpace]:
-    """Return the space of every stage: what is elastic once that stage has begun, within its indicators."""
-    spaces = []
-    for stage in config.training.stages:
-        raw = copy.deepcopy(dict(config.raw))
-        description = stage.model_dump(exclude_unset=True, mode="json")
-        raw["bootstrapNAS"]["training"]["schedule"] = {"list_stage_descriptions": [description]}
-        raw["bootstrapNAS"]["training"].setdefault("elasticity", {})["available_elasticity_dims"] = stage.train_dims
-        spaces.append(build_space(check_config(raw, config.path), blueprint))
-    return spaces
 
 
 def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+import torch
 from transformers import TrainingArguments
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
@@ -91,3 +92,9 @@ class StageTrainingArguments(TrainingArguments):
     logging_steps: float = flag(10, "Steps between two values of the loss.")
     report_to: Optional[str] = flag("none", "Integrations to report to.")
     dataloader_pin_memory: bool = flag(False, "Pin memory of batches (for GPUs).")
+
+    def __post_init__(self) -> None:
+        # Hugging Face takes bfloat16 without a GPU as a mistake unless the CPU is asked for.
+        if not torch.cuda.is_available():
+            self.use_cpu: bool = True
+        super().__post_init__()

@@ -76,7 +76,10 @@ def parse(
         flag = argument.split("=")[0]
         if flag.startswith("--") and flag not in known:
             raise UserError(f"unknown flag {flag}{near_miss(flag, known)}; see {program} --help")
-    instances = parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
+    try:
+        instances = parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
+    except (ValueError, ImportError) as error:  # Hugging Face checks its arguments against each other
+        raise UserError(str(error)) from error
     dests = [known[argument.split("=")[0]] for argument in arguments if argument.split("=")[0] in known]
     typed = {
         dest: getattr(instance, dest)

@@ -204,8 +204,9 @@ def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrain
         settings |= dict.fromkeys(names, arguments.dropout)
     model = load_classifier(arguments.model_name_or_path, spec, training.seed, **settings)
     if training.freeze_embeddings:
+        labelled = tuple(family_of(model.config).embeddings)
         for name, parameter in model.named_parameters():
-            if ".embeddings." in f".{name}":
+            if name.endswith(labelled):
                 parameter.requires_grad_(False)
     return model
 
