@@ -7,14 +7,16 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+import torch
+import transformers
+from transformers import BertConfig, BertForSequenceClassification
 
 
 def machine() -> str:
     """Return processor, core count and library versions in one line."""
-    import torch
-    import transformers
-
     name = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -29,6 +31,29 @@ def machine() -> str:
 
 
 _SHOWN = {"amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512_f", "avx2"}
+
+
+def build_bert() -> BertForSequenceClassification:
+    """Return a BERT of 6 layers x 384 (12 heads, FFN 1536, 8 labels) with random weights."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=8
+    )
+    return BertForSequenceClassification(config)
+
+
+def random_batch(batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Return token ids, a mask without padding and labels, shapes [batch, length] and [batch]."""
+    return {
+        "input_ids": torch.randint(1000, 30000, (batch, length)),
+        "attention_mask": torch.ones(batch, length, dtype=torch.long),
+        "labels": torch.randint(8, (batch,)),
+    }
+
+
+def autocast(dtype: str) -> AbstractContextManager[object]:
+    """Return a context that computes in ``"bfloat16"`` where that is safe, or changes nothing."""
+    return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:

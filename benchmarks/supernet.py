@@ -12,8 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import interleaved, ratio, write_table
-from transformers import BertConfig, BertForSequenceClassification
+from common import autocast, build_bert, interleaved, random_batch, ratio, write_table
 
 from bootstrapnas.dims import Key
 from bootstrapnas.supernet import Supernet
@@ -28,11 +27,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=8
-    )
-    plain = BertForSequenceClassification(config)
+    plain = build_bert()
     supernet = Supernet(copy.deepcopy(plain))
     subnets = {
         "max": {},
@@ -41,21 +36,14 @@ def main() -> None:
         "min": sized(supernet, heads=2, ffn=160),
     }
     extracted = {name: supernet.extract(subnet).train() for name, subnet in subnets.items()}
-    batch = {
-        "input_ids": torch.randint(1000, 30000, (arguments.batch, arguments.length)),
-        "attention_mask": torch.ones(arguments.batch, arguments.length, dtype=torch.long),
-        "labels": torch.randint(8, (arguments.batch,)),
-    }
-
-    def autocast():
-        return torch.autocast("cpu", torch.bfloat16) if arguments.dtype == "bfloat16" else nullcontext()
+    batch = random_batch(arguments.batch, arguments.length)
 
     def stepper(model, passes=None):
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-6)
 
         def step() -> None:
             for subnet in passes or [None]:
-                with supernet.activate(subnet) if subnet is not None else nullcontext(), autocast():
+                with supernet.activate(subnet) if subnet is not None else nullcontext(), autocast(arguments.dtype):
                     loss = model(**batch).loss
                     loss.backward()
             optimiser.step()
@@ -66,7 +54,11 @@ def main() -> None:
     def forward(model, subnet=None):
         def run() -> None:
             model.eval()
-            with torch.inference_mode(), supernet.activate(subnet) if subnet is not None else nullcontext(), autocast():
+            with (
+                torch.inference_mode(),
+                supernet.activate(subnet) if subnet is not None else nullcontext(),
+                autocast(arguments.dtype),
+            ):
                 model(**batch)
             model.train()
 
