@@ -71,8 +71,8 @@ def main() -> None:
         f"Cost of movement-sparsity training, {arguments.dtype}",
         ["training step", "median", "min", "max", "at most"],
         rows,
-        f"BERT 6 x 384, random weights, batch {arguments.batch}, {arguments.length} tokens, AdamW, blocks of 32 x 32 "
-        f"in attention, one score per FFN channel, {arguments.repeats} interleaved turns; ratios are taken turn by turn.",
+        f"BERT 6 x 384, random weights, batch {arguments.batch}, {arguments.length} tokens, AdamW, blocks of "
+        f"32 x 32 in attention, one score per FFN channel, {arguments.repeats} interleaved turns; ratios turn by turn.",
     )
 
 
