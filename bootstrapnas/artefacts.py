@@ -241,15 +241,23 @@ def open_stage(
     if directory.is_dir() and any(directory.iterdir()):
         if not (directory / STAGE_FILE).is_file():
             raise UserError(f"output_dir {directory} is not empty and was not made by this program; choose another")
+        _refuse_own_input(directory, inputs)
         if not overwrite:
             found = _read_header(directory / STAGE_FILE)
-            _refuse_other_run(stage, found)
-            stage.finished = found["status"] == "complete"
-            stage.resuming = not stage.finished
-            stage.result = found["result"]
-            if stage.finished:
-                _check_files(directory, found)
-            return stage
+            difference = _difference(stage, found)
+            # Another run that failed before it made anything holds nothing to protect.
+            if difference and (found["status"] == "complete" or len(list(directory.iterdir())) > 1):
+                raise UserError(
+                    f"output_dir {directory} holds another run ({difference}); "
+                    "choose another --output_dir or pass --overwrite_output_dir"
+                )
+            if not difference:
+                stage.finished = found["status"] == "complete"
+                stage.resuming = not stage.finished
+                stage.result = found["result"]
+                if stage.finished:
+                    _check_files(directory, found)
+                return stage
         shutil.rmtree(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -260,7 +268,7 @@ def open_stage(
 
 
 def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]:
-    """Read stage.json of a finished artefact, made by one of the stages `names`.
+    """Read stage.json of a finished artefact, made by one of the stages `names` (without any: by whichever).
 
     Raises
     ------
@@ -272,9 +280,11 @@ def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]
         raise UserError(f"{directory} does not exist or is not a directory")
     wanted = " or ".join(names)
     if not (directory / STAGE_FILE).is_file():
-        raise UserError(f"{directory} is not the output of the stage {wanted}: it has no {STAGE_FILE}")
+        raise UserError(
+            f"{directory} is not the output of {f'the stage {wanted}' if names else 'any stage'}: it has no {STAGE_FILE}"
+        )
     found = _read_header(directory / STAGE_FILE)
-    if found["stage"] not in names:
+    if names and found["stage"] not in names:
         raise UserError(f"{directory} is the output of the stage {found['stage']}, not of {wanted}")
     if found["status"] != "complete":
         raise UserError(f"{directory} is unfinished: run its {found['stage']} stage again, it resumes")
@@ -323,21 +333,22 @@ def _check_files(directory: Path, found: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_other_run(stage: Stage, found: Mapping[str, Any]) -> None:
+def _refuse_own_input(directory: Path, inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    for role, value in inputs.items():
+        if value is not None and Path(value).exists() and Path(value).resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"output_dir {directory} holds the stage's own input {value} ({role}); choose another")
+
+
+def _difference(stage: Stage, found: Mapping[str, Any]) -> str:
+    """Return what another run in the same directory did otherwise, or an empty string."""
+
     def contents(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         return {role: entry.get("digest") or entry["id"] for role, entry in inputs.items()}
 
     if found["stage"] != stage.name:
-        difference = f"made by the stage {found['stage']}, not {stage.name}"
-    else:
-        old = {**found["settings"], **contents(found["inputs"])}
-        new = {**stage.settings, **contents(stage.inputs)}
-        changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        if not changed:
-            return
-        shown = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
-        difference = shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    raise UserError(
-        f"output_dir {stage.directory} holds another run ({difference}); "
-        "choose another --output_dir or pass --overwrite_output_dir"
-    )
+        return f"made by the stage {found['stage']}, not {stage.name}"
+    old = {**found["settings"], **contents(found["inputs"])}
+    new = {**stage.settings, **contents(stage.inputs)}
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
+    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

@@ -15,12 +15,12 @@ console = Console(stderr=True, highlight=False)
 
 def notice(text: str) -> None:
     """Print a line about what is happening."""
-    console.print(text, markup=False)
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a warning that the user should read."""
-    console.print(f"warning: {text}", style="yellow", markup=False)
+    console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 class Ticker:
