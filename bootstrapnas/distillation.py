@@ -36,11 +36,11 @@ class Distillation:
         return self.task_weight * task_loss + self.teacher_weight * term
 
 
-def label_order(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
+def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "the teacher") -> list[int]:
     """Return, for each class of the student, the index of the teacher's output for it.
 
     Names are compared without regard to case. Hugging Face's placeholder names (``LABEL_0`` …) say nothing, so the
-    order is taken as it is when either side has only those.
+    order is taken as it is when either side has only those. `whose` names the teacher in messages.
 
     Raises
     ------
@@ -49,13 +49,13 @@ def label_order(teacher: Sequence[str], student: Sequence[str]) -> list[int]:
     """
     if len(teacher) != len(student):
         raise UserError(
-            f"the teacher has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})"
+            f"{whose} has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})"
         )
     if _placeholders(teacher) or _placeholders(student):
         return list(range(len(student)))
     index = {name.lower(): position for position, name in enumerate(teacher)}
     if index.keys() != {name.lower() for name in student}:
-        raise UserError(f"the teacher has other labels ({_shown(teacher)}) than the task ({_shown(student)})")
+        raise UserError(f"{whose} has other labels ({_shown(teacher)}) than the task ({_shown(student)})")
     return [index[name.lower()] for name in student]
 
 

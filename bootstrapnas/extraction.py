@@ -168,7 +168,7 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
         else:
             model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, config=config)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load a model from {directory_or_id!r}: {_first_line(error)}") from error
+        raise load_failure("a model", directory_or_id, error) from error
     return model
 
 
@@ -179,11 +179,17 @@ def load_config(directory_or_id: str, **settings: Any) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load a model from {directory_or_id!r}: {_first_line(error)}") from error
+        raise load_failure("a model", directory_or_id, error) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def load_failure(what: str, directory_or_id: str, error: Exception) -> UserError:
+    """Return the error that tells in a line why Hugging Face could not load something by hub id or directory."""
+    why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if Path(directory_or_id).is_file():
+        why = "it is a file, not a directory"
+    elif not Path(directory_or_id).is_dir():
+        why = f"there is no such directory, and as a hub id: {why}"
+    return UserError(f"cannot load {what} from {directory_or_id!r}: {why}")
 
 
 def _plain_class(model: PreTrainedModel, blueprint: Blueprint) -> type[PreTrainedModel]:

@@ -20,7 +20,7 @@ from bootstrapnas.extraction import load_config
 from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, width_scores
 from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
-from bootstrapnas.pipeline.workshop import report_config
+from bootstrapnas.pipeline.workshop import check_whole, report_config
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.space_generation import SpaceReport, generate_space, mac_targets
 
@@ -60,6 +60,8 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     with torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(load_config(model_args.model_name_or_path))
     blueprint = Blueprint.of(model)
+    check_whole(model_args.model_name_or_path)
+    check_whole(arguments.importance_weight_dir)
     path = Path(arguments.importance_weight_dir)
     scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
     length = sequence_length(config)
@@ -90,7 +92,10 @@ def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:
     if arguments.macs_targets is not None:
         return tuple(int(1e6 * value) for value in _numbers("macs_targets", arguments.macs_targets))
     if arguments.macs_ratios is not None:
-        return tuple(int(full * value) for value in _numbers("macs_ratios", arguments.macs_ratios))
+        ratios = _numbers("macs_ratios", arguments.macs_ratios)
+        if not all(0 < ratio <= 1 for ratio in ratios):
+            raise UserError(f"--macs_ratios must lie above 0 and at most 1, not {arguments.macs_ratios}")
+        return tuple(int(full * ratio) for ratio in ratios)
     return mac_targets(full, arguments.lowest_macs_ratio, arguments.num_subnets)
 
 

@@ -7,6 +7,9 @@ from typing import Any, Optional
 
 import torch
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from bootstrapnas.errors import UserError, listed
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
 # ruff: noqa: UP045
@@ -82,6 +85,7 @@ class StageTrainingArguments(TrainingArguments):
 
     _argument_group_name = "training (all of Hugging Face's TrainingArguments)"
 
+    output_dir: str = required("Directory to write.")
     overwrite_output_dir: bool = flag(False, "Delete what another run left in output_dir.")
     freeze_embeddings: bool = flag(False, "Do not train the embeddings.")
     per_device_train_batch_size: int = flag(32, "Rows of a batch.")
@@ -94,7 +98,16 @@ class StageTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = flag(False, "Pin memory of batches (for GPUs).")
 
     def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.num_train_epochs <= 0:
+            raise UserError(f"--num_train_epochs must be above 0, not {self.num_train_epochs:g}")
         # Hugging Face takes bfloat16 without a GPU as a mistake unless the CPU is asked for.
         if not torch.cuda.is_available():
             self.use_cpu: bool = True
         super().__post_init__()
+        installed = get_available_reporting_integrations()
+        for name in self.report_to or ():
+            if name not in installed:
+                raise UserError(f"--report_to {name}: it is not installed (installed: {listed(installed) or 'none'})")

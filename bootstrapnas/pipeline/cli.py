@@ -77,9 +77,13 @@ def parse(
         if flag.startswith("--") and flag not in known:
             raise UserError(f"unknown flag {flag}{near_miss(flag, known)}; see {program} --help")
     try:
-        instances = parser.parse_args_into_dataclasses(args=list(arguments), look_for_args_file=False)
+        *instances, left = parser.parse_args_into_dataclasses(
+            args=list(arguments), look_for_args_file=False, return_remaining_strings=True
+        )
     except (ValueError, ImportError) as error:  # Hugging Face checks its arguments against each other
         raise UserError(str(error)) from error
+    if left:
+        raise UserError(f"unexpected argument {left[0]!r}; see {program} --help")
     dests = [known[argument.split("=")[0]] for argument in arguments if argument.split("=")[0] in known]
     typed = {
         dest: getattr(instance, dest)
@@ -87,7 +91,7 @@ def parse(
         for instance in instances
         if dest in {field.name for field in dataclasses.fields(instance)}
     }
-    return instances, typed
+    return tuple(instances), typed
 
 
 def to_arguments(flags: Mapping[str, Any]) -> list[str]:

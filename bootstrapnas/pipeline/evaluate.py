@@ -14,8 +14,15 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.export import load_ir, predict_ir
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
-from bootstrapnas.pipeline.workshop import Rows, load_classifier, load_tokenizer, resolve_task
-from bootstrapnas.tasks import TaskSpec, compute_metrics, write_predictions
+from bootstrapnas.pipeline.workshop import (
+    Rows,
+    check_whole,
+    load_classifier,
+    load_tokenizer,
+    measure_logits,
+    resolve_task,
+)
+from bootstrapnas.tasks import TaskSpec, write_predictions
 
 # ruff: noqa: UP045
 
@@ -45,10 +52,11 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         raise UserError("pass either --model_dir or --ir_dir")
     if arguments.split not in SPLITS:
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {arguments.split!r}")
+    check_whole(directory)
     spec = resolve_task(task_args, directory)
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
     logits = _logits(arguments, spec, rows)
-    metrics = compute_metrics(spec, logits, rows.labels(arguments.split))
+    metrics = measure_logits(rows, arguments.split, logits)
     if arguments.predict is not None:
         write_predictions(arguments.predict, spec, logits)
     print(json.dumps({name: round(value, 6) for name, value in metrics.items()}))

@@ -17,7 +17,7 @@ from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.search import COST, PARETO
 from bootstrapnas.pipeline.workshop import begin, inherited_task, load_supernet, load_tokenizer, save_artefact
 from bootstrapnas.progress import notice
-from bootstrapnas.search import Candidate, select_by_budget
+from bootstrapnas.search import Candidate, NothingQualifiesError, select_by_budget
 from bootstrapnas.supernet import Supernet
 
 # ruff: noqa: UP045
@@ -48,6 +48,7 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
     """Extract; return the output directory."""
     if (arguments.subnet is None) == (arguments.max_macs_ratio is None):
         raise UserError("pass either --subnet or --max_macs_ratio")
+    read_stage(arguments.supernet_dir, "train")
     subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
     stage = begin(
         "extract",
@@ -98,7 +99,14 @@ def choose(
         found = _search(arguments)
         budget = arguments.max_macs_ratio * count_costs(supernet.blueprint, FULL, length=length).macs
         candidates = [Candidate(tuple(entry["genome"]), entry["values"], 0) for entry in found["front"]]
-        chosen = select_by_budget(candidates, found["metric"], COST, budget)
+        try:
+            chosen = select_by_budget(candidates, found["metric"], COST, budget)
+        except NothingQualifiesError:
+            least = min(candidate.values[COST] for candidate in candidates) * arguments.max_macs_ratio / budget
+            raise UserError(
+                f"no subnet on the front of {arguments.search_dir} has at most {arguments.max_macs_ratio:g} of the "
+                f"full model's MACs; the smallest has {least:.4f}: raise --max_macs_ratio"
+            ) from None
         return space.subnet(chosen.genome), dict(chosen.values)
     assert name is not None
     if name in ("max", "min", "heuristic"):
@@ -112,11 +120,18 @@ def choose(
             raise UserError(f"--subnet {name}: the front of {arguments.search_dir} has indices 0 to {len(front) - 1}")
         return space.subnet(front[int(name)]["genome"]), front[int(name)]["values"]
     if Path(name).is_file():
-        found = read_json(name)
-        subnet = subnet_from_json(found.get("sizes", found))
-        supernet.blueprint.check(subnet)
-        return subnet, None
+        return _read_subnet(name, supernet), None
     raise UserError(f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file")
+
+
+def _read_subnet(path: str, supernet: Supernet) -> dict[Key, int]:
+    found = read_json(path)
+    try:
+        subnet = subnet_from_json(found.get("sizes", found) if isinstance(found, dict) else found)
+        supernet.blueprint.check(subnet)
+    except UserError as error:
+        raise UserError(f"--subnet {path}: {error}") from None
+    return subnet
 
 
 def _search(arguments: ExtractArguments) -> dict[str, Any]:

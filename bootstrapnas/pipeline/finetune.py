@@ -68,6 +68,8 @@ def run(
         data_collator=rows.collator,
         title="fine-tuning",
         distillation=distillation_of(kd, spec),
+        eval_dataset=train,
+        measure=lambda: evaluate_model(model, rows, "validation"),
     )
     trainer.train(resume_from_checkpoint=resume_point(stage))
     metrics = evaluate_model(model, rows, "validation")

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 import torch
 
+from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.evaluation import evaluation_dtype
@@ -74,6 +75,7 @@ def run(
     search: SearchArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
 ) -> Path:
     """Search; return the output directory."""
+    read_stage(search.supernet_dir, "train")
     spec = resolve_task(task_args, search.supernet_dir)
     stage = begin(
         "search",

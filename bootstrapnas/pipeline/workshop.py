@@ -14,18 +14,19 @@ from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 from transformers.utils import logging as transformers_logging
 
-from bootstrapnas.artefacts import Stage, open_stage, read_stage, write_json
+from bootstrapnas.artefacts import STAGE_FILE, Stage, open_stage, read_stage, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.distillation import Distillation, label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
-from bootstrapnas.extraction import load_config, load_model, save_subnet
+from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import DistillationArguments, ModelArguments, StageTrainingArguments, TaskArguments
@@ -78,7 +79,13 @@ def begin(
     overwrite: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> Stage:
-    """Open a stage whose result is decided by its typed flags, `settings` and the contents of its `inputs`."""
+    """Open a stage whose result is decided by its typed flags, `settings` and the contents of its `inputs`.
+
+    Inputs that a stage made must be finished and whole.
+    """
+    for value in inputs.values():
+        if value is not None:
+            check_whole(value)
     decided = {key: value for key, value in typed.items() if key not in _INCIDENTAL}
     stage = open_stage(output_dir, name, {**decided, **(settings or {})}, inputs, overwrite=overwrite)
     if stage.finished:
@@ -86,6 +93,16 @@ def begin(
     else:
         notice(f"{name}: {'resuming' if stage.resuming else 'writing'} {output_dir}")
     return stage
+
+
+def check_whole(source: str) -> None:
+    """Raise `UserError` if a directory (or the one that holds a file) was made by a stage and is not finished or whole.
+
+    Hub ids and directories of other origin pass.
+    """
+    directory = Path(source) if Path(source).is_dir() else Path(source).parent
+    if (directory / STAGE_FILE).is_file():
+        read_stage(directory)
 
 
 def task_settings(spec: TaskSpec) -> dict[str, Any]:
@@ -126,8 +143,12 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             if task.dataset_dir is not None:
                 changes["dataset_dir"] = str(Path(task.dataset_dir).absolute())
             return replace(spec, **changes)
-    looked = ", ".join(str(d) for d in directories if d is not None)
-    raise UserError(f"no task: pass --task_name or --train_file (nor is there a {TASK_FILE} to inherit in {looked})")
+    looked = ", ".join(
+        f"{directory} {f'has no {TASK_FILE}' if Path(directory).is_dir() else 'is no directory'}"
+        for directory in directories
+        if directory is not None
+    )
+    raise UserError(f"no task: pass --task_name or --train_file (there is none to inherit: {looked})")
 
 
 def with_fixed_data(spec: TaskSpec, directory: Path) -> TaskSpec:
@@ -141,6 +162,8 @@ class Rows:
     """A task's rows for one tokenizer: tokenized splits and batches of true length."""
 
     def __init__(self, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise UserError(f"the batch size of evaluations must be at least 1, not {batch_size}")
         self.spec, self.tokenizer, self.batch_size = spec, tokenizer, batch_size
         self.data: TaskData = load_task(spec)
         self.collator: Collator = build_collator(tokenizer)
@@ -169,17 +192,20 @@ def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(directory_or_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot load a tokenizer from {directory_or_id!r}: {first}") from error
+        raise load_failure("a tokenizer", directory_or_id, error) from error
 
 
 def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
     """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
 
-    Returned in float32, whatever the checkpoint holds. `settings` are further changes to its config.
+    Returned in float32, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
+    further changes to its config.
     """
     set_seed(seed)
     names = list(spec.label_names) or ["LABEL_0"]
+    saved = load_config(directory_or_id)
+    has_head = any("ForSequenceClassification" in name for name in saved.architectures or ())
+    order = label_order(_labels(saved), names, whose=directory_or_id) if has_head else list(range(len(names)))
     model = load_model(
         directory_or_id,
         AutoModelForSequenceClassification,
@@ -189,7 +215,15 @@ def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **sett
         problem_type=spec.problem_type,
         **settings,
     )
+    if order != sorted(order):
+        for name, parameter in model.named_parameters():
+            if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
+                parameter.data = parameter.data[order]
     return model.float()
+
+
+def _labels(config: PreTrainedConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrainingArguments) -> PreTrainedModel:
@@ -224,7 +258,19 @@ def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrained
 def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[Any] | None = None) -> dict[str, float]:
     """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
     logits = predict(model, prepared if prepared is not None else rows.batches(split))
+    return measure_logits(rows, split, logits)
+
+
+def measure_logits(rows: Rows, split: str, logits: np.ndarray) -> dict[str, float]:
+    """Return the task's metrics (fractions) of a model's outputs, shape [rows, labels]; `UserError` if it diverged."""
+    check_finite(logits, "the model's outputs")
     return compute_metrics(rows.spec, logits, rows.labels(split))
+
+
+def check_finite(logits: np.ndarray, whose: str) -> None:
+    """Raise `UserError` if outputs hold NaN or infinity."""
+    if not np.isfinite(logits).all():
+        raise UserError(f"{whose} hold NaN or infinity: its training diverged; train it with a lower --learning_rate")
 
 
 def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments) -> Dataset:
@@ -232,16 +278,14 @@ def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments
 
     The teacher sees each row once, in eval mode, whatever the number of epochs and of subnets a step.
     """
-    import torch
-
     teacher = load_model(teacher_path, AutoModelForSequenceClassification)
-    names = [teacher.config.id2label[index] for index in range(teacher.config.num_labels)]
-    order = label_order(names, rows.spec.label_names or ["LABEL_0"])
+    labels = rows.spec.label_names or ["LABEL_0"]
+    order = label_order(_labels(teacher.config), labels, whose=f"the teacher {teacher_path}")
     teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))
     prepared = batches(train, rows.collator, arguments.per_device_eval_batch_size)
     logits = predict(teacher, prepared)[:, order]
     del teacher
-    assert torch.isfinite(torch.from_numpy(logits)).all(), "teacher logits are not finite"
+    check_finite(logits, f"the outputs of the teacher {teacher_path}")
     return train.add_column(TEACHER_LOGITS, list(logits))
 
 
@@ -249,6 +293,8 @@ def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distill
     """Return the distillation that the flags ask for, or None without a teacher."""
     if arguments.kd_teacher_model is None:
         return None
+    if arguments.kd_temperature <= 0:
+        raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
     return Distillation(
         temperature=arguments.kd_temperature,
         task_weight=arguments.kd_task_weight,
