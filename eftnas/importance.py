@@ -39,6 +39,7 @@ from bootstrapnas.pipeline.workshop import (
     Rows,
     begin,
     distillation_of,
+    evaluate_model,
     finish,
     load_student,
     load_tokenizer,
@@ -158,6 +159,11 @@ def train_scores(
         )
     steps_per_epoch = steps_of_epoch(len(train), training)
     movement = attach(model, structures_of(config, names), settings, steps_per_epoch)
+    if movement.first_step == 0 and settings.init_importance_threshold is None:
+        raise UserError(
+            f"{config.path}: compression.params.warmup_start_epoch {settings.warmup_start_epoch:g} begins the warm-up "
+            "with untrained scores, all 0, which would mask every weight; begin later or set init_importance_threshold"
+        )
     trainer = StageTrainer(
         model=model,
         args=training,
@@ -169,6 +175,8 @@ def train_scores(
         before_step=movement.step,
         score_learning_rate=importance.score_learning_rate,
         stop_after=movement.end_step,
+        eval_dataset=train,
+        measure=lambda: evaluate_model(model, rows, "validation"),
     )
     trainer.train(resume_from_checkpoint=resume_point(stage))
     movement.step(movement.end_step)
