@@ -237,7 +237,6 @@ class Run:
             entries,
             self.root / "report",
             search_dir=self.root / "search",
-            base_model=self.recipe.model_name_or_path,
             split=settings.split,
             batch=settings.batch,
             length=settings.length,

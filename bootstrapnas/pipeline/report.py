@@ -8,13 +8,14 @@ from pathlib import Path
 
 import rich
 
-from bootstrapnas.artefacts import open_stage, read_json, write_text
+from bootstrapnas.artefacts import open_stage, read_json
 from bootstrapnas.costs import Costs
 from bootstrapnas.export import available_precisions, load_ir, measure_latency, predict_ir
 from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.extract import write_card
 from bootstrapnas.pipeline.workshop import Rows, inherited_task, load_tokenizer
 from bootstrapnas.progress import notice
-from bootstrapnas.report import Report, Row, build_report, model_card, terminal_table, write_report
+from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report
 from bootstrapnas.tasks import TaskSpec, compute_metrics, tfidf_baseline
 
 PRECISIONS = ("f32", "bf16")
@@ -35,7 +36,6 @@ def write_run_report(
     directory: Path,
     *,
     search_dir: Path,
-    base_model: str,
     split: str,
     batch: int,
     length: int | None,
@@ -87,7 +87,7 @@ def write_run_report(
     write_report(report, directory, picture=search_dir / "search_progression.png")
     stage.complete()
     for entry in entries[1:]:
-        write_card(entry, subnets[entry.name], report, base_model)
+        write_card(entry.model, entry.name, report, ir=f"../../ir/{entry.ir.name}")
     rich.print(terminal_table(report))
     notice(f"report: {directory}")
     return report
@@ -100,27 +100,3 @@ def notes(spec: TaskSpec, rows: Rows, split: str) -> list[str]:
         baseline = tfidf_baseline(rows.data)
         found.append(f"TF-IDF with logistic regression has {baseline:.1%} on the validation split.")
     return found
-
-
-def write_card(entry: Entry, subnet: dict[str, object], report: Report, base_model: str) -> None:
-    """Write the README.md of an extracted subnet."""
-    config = read_json(entry.model / "config.json")
-    architecture = str(config["architectures"][0]).removeprefix("Subnet")
-    task = architecture.partition("For")[2]
-    steps = [
-        f"`{base_model}` was fine-tuned; the result is the teacher.",
-        "Movement-sparsity training scored the weights; the scores gave the search space and the order of units.",
-        "An elastic supernet was trained with the sandwich rule and distillation from the teacher.",
-        f"A search proposed subnets; this one was chosen by: {subnet['chosen_by']}.",
-    ]
-    card = model_card(
-        f"{entry.name}: a subnet of {Path(base_model).name}",
-        base_model=base_model,
-        auto_class=f"AutoModelFor{task}" if task else "AutoModel",
-        remote_code="auto_map" in config,
-        steps=steps,
-        sizes=subnet["sizes"],  # type: ignore[arg-type]
-        report=report,
-        ir=f"../../ir/{entry.ir.name}",
-    )
-    write_text(entry.model / "README.md", card)
