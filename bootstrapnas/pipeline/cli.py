@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import os
@@ -70,7 +71,13 @@ def parse(
     program: str, description: str, groups: Sequence[Any], arguments: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the filled dataclasses and the flags that were typed, by name, with their values."""
-    parser = _parser()(list(groups), prog=program, description=description.split("\n\n")[0], allow_abbrev=False)
+    parser = _parser()(
+        list(groups),
+        prog=program,
+        description=description.split("\n\n")[0],
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+    )
     known = {option: action.dest for action in parser._actions for option in action.option_strings}
     for argument in arguments:
         flag = argument.split("=")[0]
@@ -103,6 +110,13 @@ def to_arguments(flags: Mapping[str, Any]) -> list[str]:
         arguments.append(f"--{name}")
         arguments.extend(str(v) for v in (value if isinstance(value, list) else [value]))
     return arguments
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def _parser() -> Any:
