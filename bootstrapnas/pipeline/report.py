@@ -97,6 +97,5 @@ def notes(spec: TaskSpec, rows: Rows, split: str) -> list[str]:
     """Return what a reader of the table should know of the task and the metric."""
     found = [f"{spec.metric} on the {len(rows.labels(split))} rows of the {split} split, by the float32 IR."]
     if not spec.is_regression:
-        baseline = tfidf_baseline(rows.data)
-        found.append(f"TF-IDF with logistic regression has {baseline:.1%} on the validation split.")
+        found.append(f"TF-IDF with logistic regression reaches {tfidf_baseline(rows.data, split):.1%} there.")
     return found

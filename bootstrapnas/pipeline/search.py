@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -114,7 +114,7 @@ def run(
             values = candidate.values
             ticker.update(done, f"{spec.metric} {values[spec.metric]:.4f} at {values[COST] / 1e6:.0f} M MACs")
 
-        result = run_search(algorithm, evaluate, objectives, log, settings.budget, progress)
+        result = run_search(algorithm, evaluate, objectives, log, settings.budget, progress, canonical_of(supernet))
     best = choose_best(result, spec.metric, settings.ref_acc, settings.acc_delta)
     write_results(stage.directory, result, best, supernet, spec.metric, length)
     spec.save(stage.directory / "task.json")
@@ -131,6 +131,21 @@ def settings_of(search: SearchArguments, config: NNCFConfig, typed: Mapping[str,
         if chosen is not None:
             settings[name] = chosen
     return SearchSettings(**settings)
+
+
+def canonical_of(supernet: Supernet) -> Callable[[Genome], Genome]:
+    """Return what maps a genome to the one that stands for its network: widths inside a skipped block at index 0."""
+    space, blueprint = supernet.space, supernet.blueprint
+    blocks = {key: blueprint.inside(key) for gene in space.genes for key in gene.keys if blueprint.is_block(key)}
+
+    def canonical(genome: Genome) -> Genome:
+        subnet = space.subnet(genome)
+        idle = {key for block, inside in blocks.items() if subnet[block] == 0 for key in inside}
+        return tuple(
+            0 if idle.issuperset(gene.keys) else index for gene, index in zip(space.genes, genome, strict=True)
+        )
+
+    return canonical
 
 
 def choose_best(result: SearchResult, metric: str, ref_acc: float | None, acc_delta: float) -> Candidate:

@@ -40,6 +40,7 @@ def run_search(
     log: EvaluationLog,
     budget: int,
     progress: Callable[[int, Candidate], None] | None = None,
+    canonical: Callable[[Genome], Genome] = lambda genome: genome,
 ) -> SearchResult:
     """Let an algorithm propose genomes until the budget is spent or it has nothing left to propose.
 
@@ -60,6 +61,9 @@ def run_search(
         Proposals to make in all, repeats included.
     progress
         Called after each proposal with the number made so far and the candidate.
+    canonical
+        Maps genomes that describe one network (a skipped block has no width) to one of them, which is what is
+        evaluated, logged and listed.
 
     Raises
     ------
@@ -76,7 +80,7 @@ def run_search(
             break
         generation += 1
         proposed = batch[: budget - len(candidates)]
-        for genome in proposed:
+        for genome in map(canonical, proposed):
             values = _values(genome, evaluate, objectives, log)
             candidates.append(Candidate(genome, values, generation))
             if progress is not None:

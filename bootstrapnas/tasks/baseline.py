@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from bootstrapnas.tasks.loading import TaskData
 
 
-def tfidf_baseline(data: TaskData) -> float:
-    """Fit TF-IDF features with logistic regression on the training rows; return the task's metric on validation.
+def tfidf_baseline(data: TaskData, split: str = "validation") -> float:
+    """Fit TF-IDF features with logistic regression on the training rows; return the task's metric on a split.
 
     Raises
     ------
@@ -31,10 +31,11 @@ def tfidf_baseline(data: TaskData) -> float:
         raise UserError(f"the TF-IDF baseline is for classes; task {data.spec.task_name} is a regression")
     model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
     model.fit(_texts(data.train), list(data.train["label"]))
-    scores = np.zeros((len(data.validation), data.spec.num_labels))
-    predicted = model.predict(_texts(data.validation))
+    rows = getattr(data, split)
+    scores = np.zeros((len(rows), data.spec.num_labels))
+    predicted = model.predict(_texts(rows))
     scores[np.arange(len(predicted)), predicted] = 1.0
-    return compute_metrics(data.spec, scores, np.asarray(data.validation["label"]))[data.spec.metric]
+    return compute_metrics(data.spec, scores, np.asarray(rows["label"]))[data.spec.metric]
 
 
 def _texts(rows: Dataset) -> list[str]:
