@@ -281,7 +281,8 @@ def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]
     wanted = " or ".join(names)
     if not (directory / STAGE_FILE).is_file():
         raise UserError(
-            f"{directory} is not the output of {f'the stage {wanted}' if names else 'any stage'}: it has no {STAGE_FILE}"
+            f"{directory} is not the output of {f'the stage {wanted}' if names else 'any stage'}: "
+            f"it has no {STAGE_FILE}"
         )
     found = _read_header(directory / STAGE_FILE)
     if names and found["stage"] not in names:

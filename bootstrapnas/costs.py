@@ -44,7 +44,7 @@ def count_attention_macs(blueprint: Blueprint, subnet: Subnet = FULL, *, length:
     total = 0
     for layer in range(blueprint.num_layers):
         for attention in blueprint.family.attention:
-            if blueprint.size(Key(attention.block, layer), subnet):
+            if not attention.block or blueprint.size(Key(attention.block, layer), subnet):
                 dims = f"{attention.heads} {attention.head_dim}".split()
                 keys = tuple(Key(dim, layer if blueprint.dims[dim].per_layer else None) for dim in dims)
                 total += 2 * blueprint.product(keys, subnet) * length**2

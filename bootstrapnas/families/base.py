@@ -41,12 +41,12 @@ class Attention:
     """The two matrix products of attention (scores and weighted values), which no parameter shows.
 
     `heads` and `head_dim` are label products; both cost ``heads * head_dim * length**2`` MACs a sequence each.
-    `block` is the block that contains them.
+    `block` is the skippable block that contains them, if any.
     """
 
     heads: str
     head_dim: str
-    block: str
+    block: str = ""
 
 
 @dataclass(frozen=True, slots=True)
