@@ -128,6 +128,18 @@ class StageTrainer(Trainer):
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make Hugging Face's optimiser; scores get a group of their own when their learning rate differs."""
+        optimizer = super().create_optimizer(model)
+        rate = self._score_learning_rate
+        scores = {id(p) for name, p in self.model.named_parameters() if name.endswith("_importance")}
+        if rate is not None and len(optimizer.param_groups) == 2:
+            scored = [p for group in optimizer.param_groups for p in group["params"] if id(p) in scores]
+            for group in optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in scores]
+            optimizer.add_param_group({"params": scored, "lr": rate, "weight_decay": 0.0})
+        return optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """Use the given learning rate per step, else Hugging Face's schedule."""
         rate = self._step_learning_rate

@@ -32,7 +32,6 @@ ACTS = {
     "Training.algorithm": "Only `progressive_shrinking`.",
     "Training.progressivity_of_elasticity": "The order in which stages may add dimensions; stages are checked against "
     "it.",
-    "Training.frozen_layers_allowed": "Checked. Frozen parameters are always allowed.",
     "Training.sandwich_rule": "`true`: the largest, a random and the smallest subnet a step; `false`: one random. "
     "Without it `--sampling` decides (sandwich).",
     "StageDescription.train_dims": "What is elastic from this stage on: `width`, `depth`. `kernel` is named in a "
@@ -47,7 +46,6 @@ ACTS = {
     "StageDescription.init_lr": "Learning rate at the beginning of the stage; -1 or missing: `--learning_rate`.",
     "StageDescription.epochs_lr": "Epochs in which the learning rate falls to zero; missing: `epochs`.",
     "StageDescription.sample_rate": "New subnets are drawn every so many steps.",
-    "StageDescription.reorg_interval": "Checked. Units are put in order once, before training.",
     "Elasticity.available_elasticity_dims": "What may be elastic at all.",
     "Width.min_width": "Without `overwrite_groups`: the smallest width, in channels.",
     "Width.max_num_widths": "Without `overwrite_groups`: at most so many widths; -1: no limit.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.importance.movement import MovementLinear, MovementSettings, attach
 from bootstrapnas.importance.structured import parameter_mask, resolve, write_structured_sparsity
 from bootstrapnas.importance.structures import Block, Fine, PerDim, assign_structures, build_structure
+from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.training import StageTrainer
 
 HEADS, HEAD_DIM, FFN = 4, 16, 128
 LAYERS = ("bert.encoder.layer.0", "bert.encoder.layer.1")
@@ -497,3 +500,21 @@ def test_structured_sparsity_csv(tmp_path):
         ("5", "1", f"{ffn}.output.dense", "(64, 128)", "(64, 30)", "(64,)", "(64,)", "[30 items]",
          f"node of {ffn}.output.dense"),
     ]  # fmt: skip
+
+
+def test_scores_train_at_their_own_rate(tmp_path: Path) -> None:
+    tiny_bert = build_tiny_bert()
+    attach(tiny_bert, {"bert.encoder.layer.0.intermediate.dense": PerDim(0)}, MovementSettings(0.5, 1, 0.02), 10)
+    trainer = StageTrainer(
+        model=tiny_bert,
+        args=StageTrainingArguments(output_dir=str(tmp_path), learning_rate=1e-5, use_cpu=True),
+        train_dataset=[{}],
+        data_collator=lambda rows: {},
+        title="scores",
+        score_learning_rate=1e-2,
+    )
+    optimizer = trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: rates[id(p)] for name, p in tiny_bert.named_parameters() if p.requires_grad}
+    assert {rate for name, rate in found.items() if name.endswith("_importance")} == {1e-2}
+    assert {rate for name, rate in found.items() if not name.endswith("_importance")} == {1e-5}

@@ -145,7 +145,7 @@ class StageDescription(Section):
     init_lr: Number | None = None
     epochs_lr: Count | None = None
     sample_rate: Count = 1
-    reorg_interval: Count | None = None
+    reorg_interval: Count | None = without_effect(None, "units are put in order once, before training")
 
     @model_validator(mode="after")
     def _check(self) -> StageDescription:
@@ -217,7 +217,7 @@ class Training(Section):
         (), "a teacher is named on the command line"
     )
     train_steps: Count | None = without_effect(None, "the rows of an epoch are set on the command line")
-    frozen_layers_allowed: Bool = False
+    frozen_layers_allowed: Bool = without_effect(False, "frozen layers are always allowed")
     sandwich_rule: Bool | None = None
 
     @property
