@@ -23,6 +23,8 @@ REQUIRES = [
 ]
 
 EXTRAS = {
+    # With it, exports carry the tokenizer as an IR too.
+    "tokenizers": ["openvino-tokenizers>=2025.0"],
     # Their docstrings are texts of the built-in data set.
     "quickstart": ["networkx", "pandas", "sympy"],
     "dev": [
