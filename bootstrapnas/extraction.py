@@ -167,7 +167,11 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
             model = auto_class.from_pretrained(directory_or_id, config=config, trust_remote_code=False)
         else:
             model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, config=config)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except SafetensorError as error:
+        raise UserError(
+            f"cannot load a model from {directory_or_id!r}: its weights are damaged ({error}); copy or make them again"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise load_failure("a model", directory_or_id, error) from error
     return model
 

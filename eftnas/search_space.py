@@ -79,8 +79,8 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     describe(report, full)
     target = Path(arguments.target_config)
     written = config_with_space(config.raw, blueprint, NodeNames.of(model), report.space)
-    if target.exists() and not arguments.overwrite_target_config and read_config(target).raw != written:
-        raise UserError(f"target_config {target} holds another config; pass --overwrite_target_config to replace it")
+    if target.exists() and not arguments.overwrite_target_config and not _holds(target, written):
+        raise UserError(f"target_config {target} holds something else; pass --overwrite_target_config to replace it")
     write_config(target, written)
     return target
 
@@ -108,6 +108,13 @@ def describe(report: SpaceReport, full: int) -> None:
         blocks = f", {skipped} blocks skipped" if skipped else ""
         notice(f"search-space: {found.macs / 1e6:,.0f} M MACs ({found.macs / full:.1%}){blocks}")
     notice(f"search-space: {len(report.space)} genes, {float(report.space.num_subnets):.1e} subnets")
+
+
+def _holds(target: Path, written: Mapping[str, Any]) -> bool:
+    try:
+        return read_config(target).raw == written
+    except UserError:
+        return False
 
 
 def _numbers(flag_name: str, text: str) -> list[float]:

@@ -176,7 +176,7 @@ def _parse(text: str, path: str) -> Any:
 
 
 def _readable(message: str) -> str:
-    message = _POSITION.sub("", message).replace("b'comma'", "','")
+    message = _POSITION.sub("", message).replace("b'comma'", "','").replace("b'JSON5Value'", "a value")
     message = _CODE_POINT.sub(lambda match: repr(chr(int(match[1], 16))), message)
     return _NAMED.sub(r"\1", message)
 

@@ -104,10 +104,10 @@ def run(
     objectives = (Objective(COST), Objective(spec.metric, maximise=True))
     space = supernet.space
     seeds = list(dict.fromkeys([space.max_genome, space.heuristic_genome, space.min_genome]))[: settings.population]
+    algorithm = build_algorithm(space.cardinalities, settings, seeds)
     log = EvaluationLog(stage.directory / EVALUATIONS, space.cardinalities, asdict(settings))
     if len(log):
         notice(f"search: {len(log)} evaluations found")
-    algorithm = build_algorithm(space.cardinalities, settings, seeds)
     with Ticker("search", settings.budget) as ticker:
 
         def progress(done: int, candidate: Candidate) -> None:

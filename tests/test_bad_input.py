@@ -1,0 +1,527 @@
+"""Mistakes that users make: one line that says what is wrong, where, and what would be right; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import LENGTH, call, succeed, write_config
+from conftest import TaskFiles
+
+from bootstrapnas.artefacts import digest
+from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.workshop import Rows, load_classifier, load_tokenizer, with_teacher_logits
+from bootstrapnas.tasks import TaskSpec
+
+ROOT = Path(__file__).parents[1]
+FILES = "--train_file train.jsonl --validation_file validation.jsonl"
+FINETUNE = f"finetune --model_name_or_path pretrained {FILES} --output_dir new"
+IMPORTANCE = "importance --model_name_or_path teacher --nncf_config config.json --output_dir new"
+SPACE = "search-space --source_config config.json --model_name_or_path teacher --target_config new"
+TRAIN = "train --model_name_or_path teacher --nncf_config space.json --output_dir new"
+SEARCH = "search --supernet_dir supernet --output_dir new"
+EXTRACT = "extract --supernet_dir supernet --output_dir new"
+ELASTICITY = "bootstrapNAS.training.elasticity"
+OFFLINE = "there is no such directory, and as a hub id: We couldn't connect to 'https://huggingface.co' …"
+DAMAGED = "its weights are damaged (…); copy or make them again"
+
+
+# -- a world to make mistakes in ---------------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def without_stage(source: str, name: str) -> Path:
+    """Copy an artefact as if another program had made it."""
+    shutil.copytree(source, name)
+    Path(name, "stage.json").unlink()
+    return Path(name)
+
+
+def unfinished(source: str, name: str) -> Path:
+    """Copy an artefact as if its stage had been killed."""
+    shutil.copytree(source, name)
+    header = json.loads(Path(name, "stage.json").read_text())
+    Path(name, "stage.json").write_text(json.dumps({**header, "status": "running", "files": {}}))
+    return Path(name)
+
+
+def width_config(name: str, widths: list[int], node: str = "self/NNCFLinear[query]") -> None:
+    """Write a config whose one group is the heads of the first layer."""
+    layer = "BertForSequenceClassification/BertModel[bert]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[0]"
+    attention = f"{layer}/BertAttention[attention]/BertSelfAttention[self]"
+
+    def change(config: dict[str, Any]) -> None:
+        config["bootstrapNAS"]["training"]["elasticity"]["width"] = {
+            "overwrite_groups": [[f"{attention}/NNCFLinear[{node}]/linear_0"]],
+            "overwrite_groups_widths": [widths],
+        }
+
+    write_config(Path(name), change)
+
+
+def write_configs() -> None:
+    write_config(Path("config.json"))
+    width_config("wide.json", [256, 64], "query")
+    width_config("ragged.json", [64, 40], "query")
+    width_config("node.json", [64, 32], "querry")
+
+    def misspelt(config: dict[str, Any]) -> None:
+        config["bootstrapNAS"]["training"]["elasticity"]["width"] = {"overwrite_group": []}
+
+    def without(*keys: str) -> Any:
+        return lambda config: [config.pop(key) for key in keys]
+
+    write_config(Path("misspelt.json"), misspelt)
+    write_config(Path("unscored.json"), without("compression"))
+    write_config(Path("inelastic.json"), without("bootstrapNAS"))
+    write_config(Path("lengthless.json"), without("input_info"))
+    write_config(Path("early.json"), lambda config: config["compression"]["params"].update(warmup_start_epoch=0))
+    Path("broken.json").write_text('{"input_info": [}')
+
+
+def write_models(teacher: Path) -> None:
+    from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+    sizes = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 120, "max_position_embeddings": 64}
+    DistilBertForSequenceClassification(DistilBertConfig(**sizes, num_labels=3)).save_pretrained("distilbert")
+    model = BertForSequenceClassification.from_pretrained(teacher)
+    for name, labels in (("other_labels", ["no", "yes", "wait"]), ("fourth_label", ["go", "stop", "wait", "turn"])):
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: index for index, label in enumerate(labels)}
+        model.classifier = torch.nn.Linear(64, len(labels))
+        model.save_pretrained(name)
+    for name in ("distilbert", "other_labels", "fourth_label"):
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(teacher / file, name)
+
+
+def damage() -> None:
+    """Make the damaged artefacts, each from a good one."""
+    shutil.copytree("supernet", "cut_supernet")
+    cut(Path("cut_supernet/model.safetensors"))
+    cut(without_stage("teacher", "cut_model") / "model.safetensors")
+    path = without_stage("teacher", "garbled_model") / "model.safetensors"
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+    (without_stage("teacher", "broken_model") / "config.json").write_text("{")
+    shutil.copytree("supernet", "broken_task")
+    path = Path("broken_task/task.json")
+    path.write_text("[" + path.read_text()[1:])  # as long as before
+    shutil.copytree("supernet", "broken_stage")
+    cut(Path("broken_stage/stage.json"))
+    cut(without_stage("importance", "cut_scores") / "importance.safetensors")
+    shutil.copytree("search", "no_front")
+    Path("no_front/pareto.json").unlink()
+    unfinished("teacher", "unfinished_teacher")
+    unfinished("supernet", "unfinished_supernet")
+    Path("unfinished_importance").mkdir()
+    shutil.copy("unfinished_teacher/stage.json", "unfinished_importance")
+    header = Path("unfinished_importance/stage.json")
+    header.write_text(header.read_text().replace('"finetune"', '"importance"'))
+    lines = (unfinished("search", "corrupt_log") / "evaluations.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = lines[2][:30] + "\n"
+    Path("corrupt_log/evaluations.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> Iterator[Path]:
+    """A directory of good and bad artefacts, also the working directory, so that messages are exact. Read-only."""
+    root = tmp_path_factory.mktemp("world")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        shutil.copytree(tiny_bert_dir, "pretrained")
+        shutil.copy(tiny_task_files.train, "train.jsonl")
+        shutil.copy(tiny_task_files.validation, "validation.jsonl")
+        Path("no_label.jsonl").write_text('{"text": "go", "lable": "go"}\n')
+        Path("new_label.jsonl").write_text('{"text": "go", "label": "stopp"}\n')
+        write_configs()
+        brief = {"num_train_epochs": 1, "learning_rate": 1e-3}
+        files = {"train_file": "train.jsonl", "validation_file": "validation.jsonl", "max_seq_length": LENGTH}
+        succeed("finetune", model_name_or_path="pretrained", **files, output_dir="teacher", **brief)
+        model = {"model_name_or_path": "teacher"}
+        scored = {"nncf_config": "config.json", "criterion": "l1", "criterion_batches": 1}
+        succeed("importance", **model, **scored, output_dir="importance")
+        ranked = {"importance_weight_dir": "importance"}
+        succeed("search-space", **model, **ranked, source_config="config.json", target_config="space.json")
+        for seed, name in enumerate(["supernet", "other_supernet"]):
+            succeed("train", **model, **ranked, nncf_config="space.json", output_dir=name, seed=seed, **brief)
+        succeed("search", supernet_dir="supernet", output_dir="search", num_evals=5)
+        write_models(Path("teacher"))
+        damage()
+        Path("foreign").mkdir()
+        Path("foreign/thesis.tex").write_text("ten years of work")
+        Path("genes.json").write_text('{"head": [9, 4]}')
+        yield root
+    finally:
+        os.chdir(before)
+
+
+def contents(root: Path) -> dict[str, tuple[int, str]]:
+    """Return modification time and digest of every file."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, digest(path)) for path in files}
+
+
+# -- the mistakes ------------------------------------------------------------------------------------------------------
+
+# An ellipsis stands for other libraries' words.
+MISTAKES: list[tuple[str, str]] = [
+    # commands and flags
+    ("evalate", "unknown command 'evalate'; did you mean 'evaluate'?; see eftnas --help"),
+    (
+        "evaluate --modeldir teacher",
+        "unknown flag --modeldir; did you mean '--model_dir'?; see eftnas evaluate --help",
+    ),
+    ("evaluate teacher", "unexpected argument 'teacher'; see eftnas evaluate --help"),
+    (
+        f"finetune --model_name_or_path pretrained {FILES}",
+        "the following arguments are required: --output_dir/--output-dir; see eftnas finetune --help",
+    ),
+    (
+        f"{FINETUNE} --learning_rate fast",
+        "argument --learning_rate/--learning-rate: invalid float value: 'fast'; see eftnas finetune --help",
+    ),
+    (f"{FINETUNE} --num_train_epochs 0", "--num_train_epochs must be above 0, not 0"),
+    (f"{FINETUNE} --per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1, not 0"),
+    (
+        f"{FINETUNE} --save_strategy sometimes",
+        "sometimes is not a valid SaveStrategy, please select one of ['no', 'steps', 'epoch', 'best']",
+    ),
+    ("evaluate --model_dir teacher --ir_dir teacher", "pass either --model_dir or --ir_dir"),
+    (
+        "evaluate --model_dir teacher --precision float16",
+        "precision must be one of auto, float32, bfloat16, not 'float16'",
+    ),
+    (
+        "evaluate --model_dir teacher --split dev",
+        "--split must be one of validation, validation_mismatched, test, train, not 'dev'",
+    ),
+    ("evaluate --model_dir teacher --split test", "task files has no labelled split 'test'"),
+    (f"{SEARCH} --precision int8", "precision must be one of auto, float32, bfloat16, not 'int8'"),
+    # tasks and data
+    (
+        "finetune --model_name_or_path pretrained --output_dir new",
+        "no task: pass --task_name or --train_file (there is none to inherit: pretrained has no task.json)",
+    ),
+    (
+        "finetune --model_name_or_path pretrained --output_dir new --task_name sst-2",
+        "unknown task 'sst-2'; did you mean 'sst2'?; known: "
+        "builtin-text, cola, files, mnli, mrpc, qnli, qqp, rte, sst2, stsb",
+    ),
+    (
+        FINETUNE.replace("train.jsonl", "no_label.jsonl"),
+        "no_label.jsonl has no column 'label' (line 1); did you mean 'lable'?; found: text, lable",
+    ),
+    (
+        FINETUNE.replace("validation.jsonl", "new_label.jsonl"),
+        "{root}/new_label.jsonl, column 'label': row 0 has the label 'stopp', which is none of the classes "
+        "go, stop, wait; did you mean 'stop'?",
+    ),
+    (FINETUNE.replace("train.jsonl", "trian.jsonl"), "trian.jsonl does not exist"),
+    # models
+    (FINETUNE.replace("pretrained", "pretraned"), f"cannot load a tokenizer from 'pretraned': {OFFLINE}"),
+    (
+        FINETUNE.replace("pretrained", "config.json"),
+        "cannot load a tokenizer from 'config.json': it is a file, not a directory",
+    ),
+    (f"{FINETUNE} --kd_teacher_model techer", f"cannot load a model from 'techer': {OFFLINE}"),
+    (
+        f"{FINETUNE} --kd_teacher_model other_labels",
+        "the teacher other_labels has other labels (no, yes, wait) than the task (go, stop, wait)",
+    ),
+    (
+        f"{FINETUNE} --kd_teacher_model fourth_label",
+        "the teacher fourth_label has 4 labels (go, stop, wait, turn), the task 3 (go, stop, wait)",
+    ),
+    (
+        f"evaluate --model_dir fourth_label {FILES}",
+        "fourth_label has 4 labels (go, stop, wait, turn), the task 3 (go, stop, wait)",
+    ),
+    (
+        f"{IMPORTANCE.replace('teacher', 'distilbert')} {FILES}",
+        "no axis labels for model type 'distilbert' (known: bert, roberta); "
+        "a family is one file of data in bootstrapnas/families, see CONTRIBUTING.md",
+    ),
+    # configs
+    (IMPORTANCE.replace("config.json", "confg.json"), "nncf_config confg.json does not exist"),
+    (
+        IMPORTANCE.replace("config.json", "unscored.json"),
+        "unscored.json: compression is missing; it needs an entry of algorithm 'movement_sparsity'",
+    ),
+    (
+        IMPORTANCE.replace("config.json", "early.json"),
+        "early.json: compression.params.warmup_start_epoch 0 begins the warm-up with untrained scores, all 0, which "
+        "would mask every weight; begin later or set init_importance_threshold",
+    ),
+    (
+        f"{IMPORTANCE} --num_train_epochs 5",
+        "training ends after epoch 5, before the warm-up does (warmup_end_epoch 6); raise --num_train_epochs",
+    ),
+    (
+        f"{IMPORTANCE} --criterion tailor",
+        "unknown importance criterion 'tailor' (known: l1, l2, taylor); did you mean 'taylor'?",
+    ),
+    (TRAIN.replace("space.json", "broken.json"), "broken.json is not JSON at line 1: Expected a value, found '}'"),
+    (
+        TRAIN.replace("space.json", "misspelt.json"),
+        f"misspelt.json: unknown key {ELASTICITY}.width.overwrite_group; did you mean 'overwrite_groups'?",
+    ),
+    (
+        TRAIN.replace("space.json", "inelastic.json"),
+        "inelastic.json: bootstrapNAS.training is missing; it says what is elastic",
+    ),
+    (
+        TRAIN.replace("space.json", "wide.json"),
+        f"wide.json: {ELASTICITY}.width.overwrite_groups_widths[0]: width 256 of head[0] must be from 1 to 64",
+    ),
+    (
+        TRAIN.replace("space.json", "ragged.json"),
+        f"ragged.json: {ELASTICITY}.width.overwrite_groups_widths[0]: width 40 of head[0] is not a multiple of 16, "
+        "the channels of one unit",
+    ),
+    (
+        TRAIN.replace("space.json", "node.json"),
+        f"node.json: {ELASTICITY}.width.overwrite_groups[0]: the model has no labelled module "
+        "'bert.encoder.layer.0.attention.self.querry'; did you mean 'bert.encoder.layer.0.attention.self.query'?",
+    ),
+    (
+        f"{TRAIN} --sampling sandwitch",
+        "unknown sampling 'sandwitch' (known: random, sandwich); did you mean 'sandwich'?",
+    ),
+    (
+        f"{SPACE.replace('config.json', 'lengthless.json')} --importance_weight_dir importance",
+        "lengthless.json: input_info is missing; it gives the one sequence length that costs are for",
+    ),
+    (
+        f"{SPACE} --importance_weight_dir importance --macs_ratios 0.5,2",
+        "--macs_ratios must lie above 0 and at most 1, not 0.5,2",
+    ),
+    (
+        f"{SPACE} --importance_weight_dir importance --macs_ratios half",
+        "--macs_ratios must be numbers separated by commas, not 'half'",
+    ),
+    (
+        f"{SEARCH} --num_evals 4",
+        "search: population (5) must not exceed num_evals (4): not one generation would be evaluated",
+    ),
+    (
+        f"{SEARCH} --algorithm NSGA3",
+        "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, random",
+    ),
+    # subnets
+    (EXTRACT, "pass either --subnet or --max_macs_ratio"),
+    (f"{EXTRACT} --subnet best", "choosing from a search needs --search_dir"),
+    (
+        f"{EXTRACT} --subnet bset --search_dir search",
+        "--subnet 'bset' is neither best, max, min, heuristic, nor an index, nor a file",
+    ),
+    (f"{EXTRACT} --subnet 99 --search_dir search", "--subnet 99: the front of search has indices 0 to {last}"),
+    (f"{EXTRACT} --subnet genes.json", "--subnet genes.json: size 9 of head[0] is not an integer between 1 and 4"),
+    (
+        f"{EXTRACT} --max_macs_ratio 0.01 --search_dir search",
+        "no subnet on the front of search has at most 0.01 of the full model's MACs; the smallest has {least}: "
+        "raise --max_macs_ratio",
+    ),
+    (f"{EXTRACT} --max_macs_ratio 50 --search_dir search", "max_macs_ratio must lie between 0 and 1, not 50.0"),
+    (
+        f"{EXTRACT.replace(' supernet', ' other_supernet')} --subnet best --search_dir search",
+        "search searched another supernet than other_supernet",
+    ),
+    # inputs that are not what the stage needs
+    ("search --supernet_dir superent --output_dir new", "superent does not exist or is not a directory"),
+    ("search --supernet_dir teacher --output_dir new", "teacher is the output of the stage finetune, not of train"),
+    (
+        "search --supernet_dir foreign --output_dir new",
+        "foreign is not the output of the stage train: it has no stage.json",
+    ),
+    (
+        "search --supernet_dir unfinished_supernet --output_dir new",
+        "unfinished_supernet is unfinished: run its train stage again, it resumes",
+    ),
+    (
+        TRAIN.replace("teacher", "unfinished_teacher"),
+        "unfinished_teacher is unfinished: run its finetune stage again, it resumes",
+    ),
+    (
+        f"{TRAIN} --importance_weight_dir unfinished_importance",
+        "unfinished_importance is unfinished: run its importance stage again, it resumes",
+    ),
+    (
+        "evaluate --model_dir unfinished_teacher",
+        "unfinished_teacher is unfinished: run its finetune stage again, it resumes",
+    ),
+    (
+        "evaluate --model_dir nowhere",
+        "no task: pass --task_name or --train_file (there is none to inherit: nowhere is no directory)",
+    ),
+    ("evaluate --ir_dir teacher", "teacher holds no OpenVINO IR: openvino_model.xml does not exist"),
+    (f"{TRAIN} --importance_weight_dir teacher", "teacher/importance.safetensors does not exist"),
+    (
+        f"{TRAIN} --importance_weight_dir teacher/model.safetensors",
+        "teacher/model.safetensors holds no importance scores",
+    ),
+    (f"{EXTRACT} --subnet best --search_dir supernet", "supernet is the output of the stage train, not of search"),
+    # damage
+    (
+        SEARCH.replace(" supernet", " cut_supernet"),
+        "cut_supernet is damaged: model.safetensors has {cut} bytes, not {whole}; make it again with "
+        "--overwrite_output_dir",
+    ),
+    (
+        SEARCH.replace(" supernet", " broken_task"),
+        "broken_task/task.json is corrupt: not JSON at line 2: Expecting ',' delimiter",
+    ),
+    (SEARCH.replace(" supernet", " broken_stage"), "broken_stage/stage.json is corrupt: not JSON at line …"),
+    (f"evaluate --model_dir cut_model {FILES}", f"cannot load a model from 'cut_model': {DAMAGED}"),
+    (f"evaluate --model_dir garbled_model {FILES}", f"cannot load a model from 'garbled_model': {DAMAGED}"),
+    (
+        f"evaluate --model_dir broken_model {FILES}",
+        "cannot load a tokenizer from 'broken_model': … 'broken_model/config.json' is not a valid JSON file.",
+    ),
+    (f"{TRAIN} --importance_weight_dir cut_scores", "cut_scores/importance.safetensors is corrupt: …"),
+    (
+        f"{EXTRACT} --subnet best --search_dir no_front",
+        "no_front is damaged: pareto.json is missing; make it again with --overwrite_output_dir",
+    ),
+    (
+        SEARCH.replace("new", "corrupt_log") + " --num_evals 5",
+        "corrupt_log/evaluations.jsonl is corrupt in line 3: it is not JSON; delete the file to start the search anew",
+    ),
+    # where to write
+    (TRAIN.replace("new", "config.json"), "output_dir config.json is a file"),
+    (TRAIN.replace("new", "config.json/below"), "cannot write output_dir config.json/below: Not a directory"),
+    (
+        TRAIN.replace("new", "foreign"),
+        "output_dir foreign is not empty and was not made by this program; choose another",
+    ),
+    (
+        f"{TRAIN.replace('new', 'foreign')} --overwrite_output_dir",
+        "output_dir foreign is not empty and was not made by this program; choose another",
+    ),
+    (
+        f"{TRAIN.replace('new', 'teacher')} --overwrite_output_dir",
+        "output_dir teacher holds the stage's own input teacher (model); choose another",
+    ),
+    (
+        TRAIN.replace("new", "search"),
+        "output_dir search holds another run (made by the stage search, not train); choose another --output_dir "
+        "or pass --overwrite_output_dir",
+    ),
+    (
+        f"{TRAIN.replace('new', 'supernet')} --importance_weight_dir importance --num_train_epochs 1 --seed 0 "
+        "--learning_rate 0.5",
+        "output_dir supernet holds another run (learning_rate: 0.001 there, 0.5 here); choose another "
+        "--output_dir or pass --overwrite_output_dir",
+    ),
+    (
+        "evaluate --model_dir teacher --predict config.json/rows.jsonl",
+        "cannot write config.json/rows.jsonl: File exists",
+    ),
+    (
+        "search-space --source_config config.json --model_name_or_path teacher --importance_weight_dir "
+        "importance --target_config genes.json",
+        "target_config genes.json holds something else; pass --overwrite_target_config to replace it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_told_in_a_line_and_nothing_is_lost(world: Path, command: str, message: str) -> None:
+    new = Path("new")
+    shutil.rmtree(new, ignore_errors=True)
+    before = contents(world)
+    outcome = call(shlex.split(command))
+    told = [line for line in outcome.err.splitlines() if line.startswith("eftnas: error: ")]
+    expected = message.format(root=world, **facts()) if "{" in message else message
+    assert len(told) == 1, outcome.err
+    assert re.fullmatch(re.escape(f"eftnas: error: {expected}").replace("…", ".+"), told[0]), outcome.err
+    assert outcome.err.endswith(f"{told[0]}\n")
+    assert (outcome.status, outcome.out) == (2, "")
+    after = {name: state for name, state in contents(world).items() if Path(name).parts[0] != "new"}
+    assert after == before
+    # A start that failed leaves at most a note of what it was to be; the mended command takes its place.
+    assert not new.exists() or {path.name for path in new.iterdir()} <= {"stage.json"}
+
+
+def facts() -> dict[str, Any]:
+    """Return the numbers in messages that depend on what was trained."""
+    front = json.loads(Path("search/pareto.json").read_text())["front"]
+    full = json.loads(Path("search/evaluations.jsonl").read_text().splitlines()[1])["values"]["macs"]
+    return {
+        "last": len(front) - 1,
+        "least": f"{front[0]['values']['macs'] / full:.4f}",
+        "cut": Path("cut_supernet/model.safetensors").stat().st_size,
+        "whole": Path("supernet/model.safetensors").stat().st_size,
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("evalate", "unknown command 'evalate'; did you mean 'evaluate'?; see eftnas --help"),
+        (FINETUNE.replace("train.jsonl", "trian.jsonl"), "trian.jsonl does not exist"),
+    ],
+)
+def test_a_process_ends_with_the_line_and_status_2(world: Path, command: str, message: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "eftnas", *shlex.split(command)],
+        cwd=world,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"eftnas: error: {message}\n")
+
+
+# -- what looks like a mistake and is none -----------------------------------------------------------------------------
+
+
+def test_the_mended_command_takes_the_place_of_a_start_that_failed(world: Path) -> None:
+    assert call(shlex.split(f"{EXTRACT} --subnet 99 --search_dir search")).status == 2
+    outcome = call(shlex.split(f"{EXTRACT} --subnet 0 --search_dir search"))
+    assert outcome.status == 0, outcome.err
+    shutil.rmtree("new")
+
+
+def test_another_run_is_replaced_when_asked_for(world: Path) -> None:
+    for arguments in ("--subnet max", "--subnet min --overwrite_output_dir"):
+        outcome = call(shlex.split(f"{EXTRACT} {arguments}"))
+        assert outcome.status == 0, outcome.err
+    assert json.loads(Path("new/subnet.json").read_text())["chosen_by"] == "min"
+    shutil.rmtree("new")
+
+
+def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: Path) -> None:
+    spec = TaskSpec.load("teacher/task.json")
+    teacher = load_classifier("teacher", spec)
+    shuffled = ["WAIT", "go", "stop"]
+    order = [spec.label_names.index(name.lower()) for name in shuffled]
+    with torch.no_grad():
+        teacher.classifier.weight.copy_(teacher.classifier.weight[order])
+        teacher.classifier.bias.copy_(teacher.classifier.bias[order])
+    teacher.config.id2label = dict(enumerate(shuffled))
+    teacher.config.label2id = {name: index for index, name in enumerate(shuffled)}
+    teacher.save_pretrained(tmp_path)
+    rows = Rows(spec, load_tokenizer("teacher"))
+    arguments = StageTrainingArguments(output_dir="unused")
+    train = rows.split("train")
+    expected = with_teacher_logits(rows, train, "teacher", arguments)["teacher_logits"]
+    found = with_teacher_logits(rows, train, str(tmp_path), arguments)["teacher_logits"]
+    assert torch.equal(torch.tensor(list(found)), torch.tensor(list(expected)))
+    assert torch.tensor(list(found)).shape == (96, 3)
