@@ -14,7 +14,7 @@ from typing import Any
 from bootstrapnas.dims import Axis, Dim, Key, Labels, Product, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families import Family, family_of
-from bootstrapnas.families.base import Block
+from bootstrapnas.families.base import STAND_INS, Block
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class Blueprint:
         A Hugging Face config (only the attributes that the family's dimensions read are used).
     architecture
         Class name of the model, for example ``"BertForSequenceClassification"``.
+    family
+        Its labels. Default: the registered family of the config's model type.
 
     Raises
     ------
@@ -58,9 +60,9 @@ class Blueprint:
         If the family or the architecture has no labels.
     """
 
-    def __init__(self, config: Any, architecture: str) -> None:
+    def __init__(self, config: Any, architecture: str, family: Family | None = None) -> None:
         self.config = config
-        self.family: Family = family_of(config)
+        self.family: Family = family or family_of(config)
         self.architecture = architecture
         if architecture not in self.family.architectures:
             raise UserError(
@@ -71,6 +73,13 @@ class Blueprint:
         self.num_layers = self.family.num_layers(config)
         self.dims: dict[str, Dim] = {dim.name: dim for dim in self.family.dims}
         self.dims.update({block.name: Dim(block.name, lambda _: 1) for block in self.family.blocks})
+        for block in self.family.blocks:
+            for stand_in in block.stand_ins.values():
+                if stand_in not in STAND_INS:
+                    raise UserError(
+                        f"family {self.family.model_type!r}: block {block.name!r} has an unknown stand-in {stand_in!r} "
+                        f"(known: {'; '.join(STAND_INS)})"
+                    )
         self.full: dict[Key, int] = {
             Key(dim.name, layer): dim.size(config)
             for dim in self.dims.values()
@@ -79,7 +88,7 @@ class Blueprint:
         self.parameters: dict[str, Parameter] = {p.name: p for p in self._parameters()}
 
     @classmethod
-    def of(cls, model: Any) -> Blueprint:
+    def of(cls, model: Any, family: Family | None = None) -> Blueprint:
         """Build the blueprint of a ``PreTrainedModel`` and check it against the model's parameters.
 
         Raises
@@ -87,9 +96,10 @@ class Blueprint:
         UserError
             If a parameter has no labels or its labels do not multiply to its size.
         """
-        known = family_of(model.config).architectures
+        family = family or family_of(model.config)
+        known = family.architectures
         architecture = next((c.__name__ for c in type(model).__mro__ if c.__name__ in known), type(model).__name__)
-        blueprint = cls(model.config, architecture)
+        blueprint = cls(model.config, architecture, family)
         blueprint.check_shapes({name: tuple(p.shape) for name, p in model.named_parameters()})
         return blueprint
 
@@ -97,14 +107,19 @@ class Blueprint:
 
     def _parameters(self) -> Iterator[Parameter]:
         base = {name.split(".")[0] for name in self.family.architectures[self.family.bare]}
-        for name, labels in self.family.embeddings.items():
+        for name, labels in self._present(self.family.embeddings):
             yield self._parameter(self.prefix + name, labels, None, embedding=True)
         for layer in range(self.num_layers):
-            for name, labels in self.family.layer.items():
+            for name, labels in self._present(self.family.layer):
                 yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False)
-        for name, labels in self.family.architectures[self.architecture].items():
+        for name, labels in self._present(self.family.architectures[self.architecture]):
             prefix = self.prefix if name.split(".")[0] in base else ""
             yield self._parameter(prefix + name, labels, None, embedding=False)
+
+    def _present(self, labelled: Mapping[str, Labels]) -> Iterator[tuple[str, Labels]]:
+        for name, labels in labelled.items():
+            if labels.present is None or labels.present(self.config):
+                yield name, labels
 
     def _parameter(self, name: str, labels: Labels, layer: int | None, *, embedding: bool) -> Parameter:
         axes = tuple(
@@ -118,6 +133,10 @@ class Blueprint:
             raise UserError(
                 f"family {self.family.model_type!r}: {name!r} is labelled with an unknown dimension {dim!r}"
             )
+        if self.dims[dim].per_layer and layer is None:
+            raise UserError(
+                f"family {self.family.model_type!r}: {name!r} lies outside the layers, but {dim!r} is per layer"
+            )
         return Key(dim, layer if self.dims[dim].per_layer else None)
 
     def _blocks_of(self, name: str, layer: int) -> Iterator[Block]:
@@ -127,7 +146,8 @@ class Blueprint:
 
     def layer_path(self, layer: int, name: str) -> str:
         """Return the path in the model of a module or parameter named inside a layer."""
-        return f"{self.prefix}{self.family.stack}.{layer}.{name}"
+        dot = "" if name.startswith("/") else "."  # "/<operator>" is an operator of the layer itself
+        return f"{self.prefix}{self.family.stack}.{layer}{dot}{name}"
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Raise `UserError` unless `shapes` are those of the labelled parameters, all of them."""

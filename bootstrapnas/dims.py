@@ -67,21 +67,26 @@ class Labels:
     applied
         How often the weight of a matrix product is used: ``"token"`` (at every position), ``"sequence"`` (once per
         sequence: poolers and classifiers) or ``""`` (no matrix product: biases, norms, embedding tables).
+    present
+        Whether models of a config have the parameter at all. Default: all have it.
     """
 
     axes: str
     applied: str = ""
+    present: Callable[[Any], bool] | None = None
 
     def parse(self) -> list[list[list[str]]]:
         """Return, per axis, the concatenated products of dimension names."""
         return [[product.split() for product in axis.split("+")] for axis in self.axes.split(",")]
 
 
-def linear(name: str, out: str, inp: str, *, bias: bool = True, applied: str = "token") -> dict[str, Labels]:
-    """Label an ``nn.Linear`` (weight of shape [out, in])."""
+def linear(
+    name: str, out: str, inp: str, *, bias: bool | Callable[[Any], bool] = True, applied: str = "token"
+) -> dict[str, Labels]:
+    """Label an ``nn.Linear`` (weight of shape [out, in]); whether it has a bias may depend on the config."""
     labels = {f"{name}.weight": Labels(f"{out}, {inp}", applied)}
     if bias:
-        labels[f"{name}.bias"] = Labels(out)
+        labels[f"{name}.bias"] = Labels(out, present=None if isinstance(bias, bool) else bias)
     return labels
 
 

@@ -221,7 +221,7 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
         size = sizes.pop()
         if isinstance(dim.source, str) and size != dim.size(config):
             setattr(config, dim.source, size)
-    candidate = Blueprint(config, blueprint.architecture)
+    candidate = Blueprint(config, blueprint.architecture, blueprint.family)
     wanted = {
         name: blueprint.shape(name, subnet) for name, p in blueprint.parameters.items() if blueprint.exists(p, subnet)
     }

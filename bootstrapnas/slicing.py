@@ -24,12 +24,13 @@ def axis_index(blueprint: Blueprint, axis: Axis, subnet: Subnet) -> Index:
     if len(axis) == 1 and all(blueprint.size(key, subnet) == blueprint.full[key] for key in axis[0][1:]):
         return blueprint.product(axis[0], subnet)
     parts, base = [], 0
-    for product in axis:
-        grid = torch.arange(blueprint.product(product, {})).view([blueprint.full[key] for key in product])
-        kept = grid[tuple(slice(blueprint.size(key, subnet)) for key in product)]
-        parts.append(base + kept.reshape(-1))
-        base += grid.numel()
-    return torch.cat(parts)
+    with torch.inference_mode(mode=False):  # an index made while evaluating may be used in a backward pass later
+        for product in axis:
+            grid = torch.arange(blueprint.product(product, {})).view([blueprint.full[key] for key in product])
+            kept = grid[tuple(slice(blueprint.size(key, subnet)) for key in product)]
+            parts.append(base + kept.reshape(-1))
+            base += grid.numel()
+        return torch.cat(parts)
 
 
 def parameter_index(blueprint: Blueprint, name: str, subnet: Subnet) -> tuple[Index, ...]:

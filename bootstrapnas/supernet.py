@@ -11,6 +11,7 @@ from torch import Tensor
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import Costs, count_costs
 from bootstrapnas.dims import Key, Subnet
+from bootstrapnas.families import Family
 from bootstrapnas.modules import make_elastic
 from bootstrapnas.reorder import reorder
 from bootstrapnas.space import SearchSpace
@@ -31,6 +32,8 @@ class Supernet:
         A Hugging Face model of a known family, reordered already or to be reordered by `reorder`.
     space
         The sizes to choose from. Default: no choice at all, which is enough to activate subnets by hand.
+    family
+        The labels of the model. Default: the registered family of its model type.
 
     Raises
     ------
@@ -38,8 +41,8 @@ class Supernet:
         If the model has parameters without labels, or the space does not fit the model.
     """
 
-    def __init__(self, model: PreTrainedModel, space: SearchSpace | None = None) -> None:
-        self.blueprint = Blueprint.of(model)
+    def __init__(self, model: PreTrainedModel, space: SearchSpace | None = None, family: Family | None = None) -> None:
+        self.blueprint = Blueprint.of(model, family)
         self.space = space or SearchSpace(())
         self.space.check(self.blueprint)
         self.model = model

@@ -88,10 +88,21 @@ class StageTrainer(Trainer):
         self._distillation, self._penalty = distillation, penalty
         self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
         self._measure = measure
+        # Every loss here is a mean over the batch, which the Trainer must divide by the accumulation steps; it leaves
+        # that to models whose forward takes **kwargs, and those of classification do not.
+        self.model_accepts_loss_kwargs = False
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
-        self.add_callback(_Progress(title))
+        self._progress = _Progress(title)
+        self.add_callback(self._progress)
         self.add_callback(_Steps(before_step, stop_after))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; the progress bar goes away whatever happens."""
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            self._progress.close()
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -133,7 +144,7 @@ class StageTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         rate = self._score_learning_rate
         scores = {id(p) for name, p in self.model.named_parameters() if name.endswith("_importance")}
-        if rate is not None and len(optimizer.param_groups) == 2:
+        if rate is not None and scores:
             scored = [p for group in optimizer.param_groups for p in group["params"] if id(p) in scores]
             for group in optimizer.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) not in scores]
@@ -204,8 +215,13 @@ class _Progress(TrainerCallback):
             self._ticker.update(state.global_step, self._state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._ticker is not None:
             self._ticker.__exit__(None, None, None)
+            self._ticker = None
 
 
 class _Steps(TrainerCallback):

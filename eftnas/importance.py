@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from bootstrapnas.artefacts import Stage
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import INDEX
 from bootstrapnas.importance import (
+    CRITERIA,
     IMPORTANCE_FILE,
     MovementSettings,
     Scores,
@@ -35,24 +36,16 @@ from bootstrapnas.pipeline.arguments import (
     flag,
     required,
 )
-from bootstrapnas.pipeline.workshop import (
-    Rows,
-    begin,
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
+from bootstrapnas.pipeline.models import (
     distillation_of,
     evaluate_model,
-    finish,
     load_student,
     load_tokenizer,
-    preferred,
-    report_config,
-    resolve_task,
-    resume_point,
-    steps_of_epoch,
-    task_settings,
-    with_fixed_data,
     with_teacher_logits,
 )
-from bootstrapnas.progress import notice
+from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.tasks import TASK_FILE, batches
 from bootstrapnas.training import StageTrainer
 
@@ -69,7 +62,7 @@ class ImportanceArguments:
     _argument_group_name = "importance"
 
     nncf_config: str = required("NNCF config with a movement_sparsity section.")
-    criterion: str = flag(MOVEMENT, "movement (trains), or one of the criteria without training: taylor, l1, l2.")
+    criterion: str = flag(MOVEMENT, f"movement (trains), or a criterion without training: {listed(CRITERIA)}.")
     criterion_batches: int = flag(16, "Batches that a criterion without training sees.")
     score_learning_rate: Optional[float] = flag(None, "Learning rate of the scores; default: that of the weights.")
     nncf_quantile_cap: bool = flag(False, "Stock NNCF's rule: never mask a tensor beyond its 98th percentile.")
@@ -89,14 +82,24 @@ def run(
 ) -> Path:
     """Score the weights; return the output directory."""
     source = model_args.model_name_or_path
-    spec = resolve_task(task_args, source, kd.kd_teacher_model)
     config = read_config(importance.nncf_config)
     report_config(config)
+    if importance.criterion == MOVEMENT:
+        document = config.document
+        kd.kd_teacher_model = preferred(typed, "kd_teacher_model", None, "kd_teacher_model", document.kd_teacher_model)
+        kd.kd_temperature = preferred(
+            typed, "kd_temperature", kd.kd_temperature, "kd_temperature", document.kd_temperature
+        )
+    else:
+        for name in ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate"):
+            if name in typed:
+                warn(f"--{name} has no effect: the criterion {importance.criterion} trains nothing")
+    spec = resolve_task(task_args, source, kd.kd_teacher_model)
     stage = begin(
         "importance",
         str(training.output_dir),
         typed,
-        {"model": source, "teacher": kd.kd_teacher_model, "nncf_config": importance.nncf_config},
+        {"model": source, "teacher": kd.kd_teacher_model, "nncf_config": importance.nncf_config, **data_inputs(spec)},
         overwrite=training.overwrite_output_dir,
         settings=task_settings(spec),
     )
@@ -157,6 +160,9 @@ def train_scores(
             f"training ends after epoch {training.num_train_epochs:g}, before the warm-up does "
             f"(warmup_end_epoch {settings.warmup_end_epoch:g}); raise --num_train_epochs"
         )
+    if "max_steps" in typed:
+        warn(f"--max_steps has no effect: training ends with the warm-up of {config.path}")
+        training.max_steps = -1
     steps_per_epoch = steps_of_epoch(len(train), training)
     movement = attach(model, structures_of(config, names), settings, steps_per_epoch)
     if movement.first_step == 0 and settings.init_importance_threshold is None:
@@ -178,6 +184,11 @@ def train_scores(
         eval_dataset=train,
         measure=lambda: evaluate_model(model, rows, "validation"),
     )
+    if training.num_train_epochs > settings.warmup_end_epoch:
+        notice(
+            f"importance: training ends with the warm-up, after epoch {settings.warmup_end_epoch:g}; the "
+            f"{training.num_train_epochs:g} epochs shape the learning rate"
+        )
     trainer.train(resume_from_checkpoint=resume_point(stage))
     movement.step(movement.end_step)
     scores, threshold = movement.scores(), movement.threshold

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 import yaml
@@ -18,9 +18,10 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
-from bootstrapnas.pipeline.workshop import METRICS_FILE
+from bootstrapnas.pipeline.stages import METRICS_FILE
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import BUILTIN_TEXT, TASK_FILE, TaskSpec, export_builtin
+from eftnas.commands import COMMANDS
 
 # ruff: noqa: UP045
 
@@ -47,7 +48,7 @@ class ReportSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    split: str = "validation"
+    split: Literal["validation", "validation_mismatched", "test"] = "validation"
     batch: int = Field(default=1, ge=1)
     length: int | None = Field(default=None, ge=1)
     repeats: int = Field(default=50, ge=1)
@@ -219,8 +220,6 @@ class Run:
 
     def stage(self, command: str, wired: Flags, chosen: Flags) -> None:
         """Run one command with the flags that the run wires and those that the recipe chooses."""
-        from eftnas.cli import COMMANDS
-
         for name in chosen:
             if name in wired and name in ("output_dir", "model_dir", "supernet_dir", "search_dir", "nncf_config"):
                 raise UserError(f"recipe: {command} cannot set {name}: the run decides where files lie")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
@@ -20,7 +19,8 @@ from bootstrapnas.extraction import load_config
 from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, width_scores
 from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
-from bootstrapnas.pipeline.workshop import check_whole, report_config
+from bootstrapnas.pipeline.data import inherited_task
+from bootstrapnas.pipeline.stages import check_whole, report_config
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.space_generation import SpaceReport, generate_space, mac_targets
 
@@ -41,7 +41,7 @@ class SpaceArguments:
     macs_ratios: Optional[str] = flag(None, "Instead: shares of the full model's MACs, separated by commas.")
     macs_targets: Optional[str] = flag(None, "Instead: targets in millions of MACs, separated by commas.")
     tolerance: float = flag(0.01, "A target missed by more than this share of the full model's MACs is reported.")
-    ffn_multiple: int = flag(8, "FFN widths are multiples of this; 1 is the original.")
+    channel_multiple: int = flag(8, "FFN widths, in channels, are multiples of this; 1 is the original.")
     skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
     depth: bool = flag(True, "Whether blocks may be skipped at all.")
     importance_rule: Optional[str] = flag(
@@ -57,12 +57,13 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     """Generate the space; return the path of the config written."""
     config = read_config(arguments.source_config)
     report_config(config)
-    with torch.device("meta"):
-        model = AutoModelForSequenceClassification.from_config(load_config(model_args.model_name_or_path))
-    blueprint = Blueprint.of(model)
     check_whole(model_args.model_name_or_path)
     check_whole(arguments.importance_weight_dir)
     path = Path(arguments.importance_weight_dir)
+    head = inherited_task(str(path if path.is_dir() else path.parent)).head
+    with torch.device("meta"):
+        model = head.load_class().from_config(load_config(model_args.model_name_or_path))
+    blueprint = Blueprint.of(model)
     scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
     length = sequence_length(config)
     full = count_macs(blueprint, length=length)
@@ -72,7 +73,11 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
         targets_of(arguments, full),
         length=length,
         tolerance=int(arguments.tolerance * full),
-        multiple={"ffn": arguments.ffn_multiple},
+        multiple={
+            key.dim: arguments.channel_multiple
+            for key in blueprint.elastic
+            if not blueprint.is_block(key) and blueprint.channels_per_unit(key) == 1
+        },
         skip_below=arguments.skip_below,
         skip_blocks=arguments.depth,
     )

@@ -21,30 +21,24 @@ from bootstrapnas.pipeline.arguments import (
     flag,
     required,
 )
-from bootstrapnas.pipeline.workshop import (
+from bootstrapnas.pipeline.cli import execute
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
+from bootstrapnas.pipeline.models import (
     SPACE_FILE,
-    Rows,
-    begin,
     distillation_of,
     evaluate_model,
-    finish,
     load_student,
     load_tokenizer,
-    preferred,
-    report_config,
-    resolve_task,
-    resume_point,
     save_artefact,
-    steps_of_epoch,
-    task_settings,
-    with_fixed_data,
     with_teacher_logits,
 )
+from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.sampling import sampling_of, step_random
 from bootstrapnas.schedule import StageSchedule, build_schedule
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
+from eftnas.commands import COMMANDS
 
 # ruff: noqa: UP045
 
@@ -101,6 +95,7 @@ def run(
             "teacher": kd.kd_teacher_model,
             "importance": str(importance_path) if importance_path else None,
             "nncf_config": arguments.nncf_config,
+            **data_inputs(spec),
         },
         overwrite=training.overwrite_output_dir,
         settings=task_settings(spec),
@@ -234,7 +229,5 @@ def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> di
 
 def search(directory: Path) -> None:
     """Search the supernet just trained, with the config's settings."""
-    from bootstrapnas.pipeline.cli import execute
-    from eftnas.cli import COMMANDS
 
     execute("eftnas", COMMANDS, "search", ["--supernet_dir", str(directory), "--output_dir", str(directory / "search")])

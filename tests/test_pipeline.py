@@ -27,7 +27,7 @@ from bootstrapnas.extraction import load_model
 from bootstrapnas.importance import load_importance
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
-from bootstrapnas.pipeline.workshop import load_classifier
+from bootstrapnas.pipeline.models import load_classifier
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec

@@ -79,6 +79,8 @@ class Family:
         Attention products in a layer.
     dropout
         Config attributes that hold dropout probabilities.
+    max_length
+        The longest sequence that a model takes, in tokens, from the config. Default: no limit.
     """
 
     model_type: str
@@ -93,3 +95,4 @@ class Family:
     blocks: tuple[Block, ...] = ()
     attention: tuple[Attention, ...] = ()
     dropout: tuple[str, ...] = ()
+    max_length: Callable[[Any], int] | None = None

@@ -64,4 +64,5 @@ BERT = Family(
     blocks=BLOCKS,
     attention=(Attention("head", "hd", block="mha_block"),),
     dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    max_length=lambda config: config.max_position_embeddings,
 )

@@ -10,6 +10,9 @@ ROBERTA = replace(
     model_type="roberta",
     base="roberta",
     bare="RobertaModel",
+    max_length=lambda config: (
+        config.max_position_embeddings - config.pad_token_id - 1
+    ),  # positions begin after padding's
     architectures={
         "RobertaModel": POOLER,
         "RobertaForSequenceClassification": {

@@ -111,9 +111,16 @@ def assign_structures(
     Raises
     ------
     UserError
-        If two rules match one layer.
+        If two rules match one layer, or a rule matches none.
     """
     rules = tuple(rules)
+    for index, (matches, structure) in enumerate(rules):
+        if not any(map(matches, modules.values())):
+            example = next((node for node in modules.values() if not ignored(node)), "")
+            raise UserError(
+                f"sparse_structure_by_scopes[{index}] ({structure}) matches no linear layer of the model, "
+                f"whose names are like {example!r}"
+            )
     structures: dict[str, Structure] = {}
     for path, node in modules.items():
         if ignored(node):

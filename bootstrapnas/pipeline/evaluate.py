@@ -14,14 +14,9 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.export import load_ir, predict_ir
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
-from bootstrapnas.pipeline.workshop import (
-    Rows,
-    check_whole,
-    load_classifier,
-    load_tokenizer,
-    measure_logits,
-    resolve_task,
-)
+from bootstrapnas.pipeline.data import Rows, measure_logits, resolve_task
+from bootstrapnas.pipeline.models import load_classifier, load_tokenizer
+from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.tasks import TaskSpec, write_predictions
 
 # ruff: noqa: UP045

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,18 +12,14 @@ from typing import Any
 
 from bootstrapnas.export import export_openvino
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
-from bootstrapnas.pipeline.workshop import (
-    Rows,
-    begin,
-    load_classifier,
-    load_tokenizer,
-    resolve_task,
-    task_settings,
-)
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.models import load_classifier, load_tokenizer
+from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TASK_FILE
 
 VERIFICATION_ROWS = 16
+TEMPORARY = ".ir."
 
 
 @dataclass
@@ -47,18 +44,20 @@ def run(
         "export",
         output.output_dir,
         typed,
-        {"model": arguments.model_dir},
+        {"model": arguments.model_dir, **data_inputs(spec)},
         overwrite=output.overwrite_output_dir,
         settings=task_settings(spec),
     )
     if stage.finished:
         return stage.directory
+    for leftover in stage.directory.glob(f"{TEMPORARY}*"):  # of an export that was killed
+        shutil.rmtree(leftover)
     model = load_classifier(arguments.model_dir, spec)
     tokenizer = load_tokenizer(arguments.model_dir)
     examples = Rows(spec, tokenizer, VERIFICATION_ROWS).batches("validation")
     # The longest rows and the shortest: what verification should see of the lengths.
     examples = [examples[0], examples[-1]]
-    with tempfile.TemporaryDirectory(dir=stage.directory, prefix=".ir.") as temporary:
+    with tempfile.TemporaryDirectory(dir=stage.directory, prefix=TEMPORARY) as temporary:
         result = export_openvino(
             model,
             tokenizer,

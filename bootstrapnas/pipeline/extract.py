@@ -14,8 +14,10 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
+from bootstrapnas.pipeline.data import inherited_task
+from bootstrapnas.pipeline.models import load_supernet, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.search import COST, PARETO
-from bootstrapnas.pipeline.workshop import begin, inherited_task, load_supernet, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Report, Row, build_report, model_card
 from bootstrapnas.search import Candidate, NothingQualifiesError, select_by_budget

@@ -12,21 +12,16 @@ from bootstrapnas.pipeline.arguments import (
     StageTrainingArguments,
     TaskArguments,
 )
-from bootstrapnas.pipeline.workshop import (
-    Rows,
-    begin,
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
+from bootstrapnas.pipeline.models import (
     distillation_of,
     evaluate_model,
-    finish,
     load_student,
     load_tokenizer,
-    resolve_task,
-    resume_point,
     save_artefact,
-    task_settings,
-    with_fixed_data,
     with_teacher_logits,
 )
+from bootstrapnas.pipeline.stages import begin, finish, resume_point
 from bootstrapnas.progress import notice
 from bootstrapnas.training import StageTrainer
 
@@ -48,7 +43,7 @@ def run(
         "finetune",
         str(training.output_dir),
         typed,
-        {"model": source, "teacher": kd.kd_teacher_model},
+        {"model": source, "teacher": kd.kd_teacher_model, **data_inputs(spec)},
         overwrite=training.overwrite_output_dir,
         settings=task_settings(spec),
     )

@@ -15,16 +15,9 @@ from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
-from bootstrapnas.pipeline.workshop import (
-    Rows,
-    begin,
-    evaluate_model,
-    load_supernet,
-    load_tokenizer,
-    preferred,
-    resolve_task,
-    task_settings,
-)
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.models import evaluate_model, load_supernet, load_tokenizer
+from bootstrapnas.pipeline.stages import begin, preferred
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     Candidate,
@@ -81,7 +74,7 @@ def run(
         "search",
         output.output_dir,
         typed,
-        {"supernet": search.supernet_dir},
+        {"supernet": search.supernet_dir, **data_inputs(spec)},
         overwrite=output.overwrite_output_dir,
         settings=task_settings(spec),
     )

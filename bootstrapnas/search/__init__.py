@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.search.base import Algorithm, Builder, Candidate, Objective, SearchSettings, Values
+from bootstrapnas.search.base import Algorithm, Builder, Candidate, Objective, SearchResult, SearchSettings, Values
 from bootstrapnas.search.log import EvaluationLog
 from bootstrapnas.search.nsga2 import build_nsga2
 from bootstrapnas.search.pareto import hypervolume, pareto_front, write_pareto_json
 from bootstrapnas.search.progression import write_progression_csv, write_progression_png
 from bootstrapnas.search.random_search import build_random
-from bootstrapnas.search.runner import SearchResult, run_search
+from bootstrapnas.search.runner import run_search
 from bootstrapnas.search.select import NothingQualifiesError, select_best, select_by_budget
 from bootstrapnas.space import Genome
 

@@ -142,3 +142,22 @@ class Candidate:
     genome: Genome
     values: Values
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search proposed.
+
+    Attributes
+    ----------
+    objectives
+        What it improved.
+    candidates
+        Every proposal in order, repeats included.
+    front
+        The distinct genomes that no other dominates, by ascending first minimised objective.
+    """
+
+    objectives: tuple[Objective, ...]
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]

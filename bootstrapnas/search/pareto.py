@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pymoo.indicators.hv import HV
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from bootstrapnas.artefacts import FORMAT, write_json
-from bootstrapnas.search.base import Candidate, Objective, Values
+from bootstrapnas.search.base import Candidate, Objective, SearchResult, Values
 from bootstrapnas.space import Genome
-
-if TYPE_CHECKING:
-    from bootstrapnas.search.runner import SearchResult
 
 
 def pareto_front(values: Sequence[Values], objectives: Sequence[Objective]) -> list[int]:

@@ -5,32 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.search.base import Algorithm, Candidate, Objective, Values
+from bootstrapnas.search.base import Algorithm, Candidate, Objective, SearchResult, Values
 from bootstrapnas.search.log import EvaluationLog
 from bootstrapnas.search.pareto import pareto_front
 from bootstrapnas.space import Genome
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """What a search proposed.
-
-    Attributes
-    ----------
-    objectives
-        What it improved.
-    candidates
-        Every proposal in order, repeats included.
-    front
-        The distinct genomes that no other dominates, by ascending first minimised objective.
-    """
-
-    objectives: tuple[Objective, ...]
-    candidates: tuple[Candidate, ...]
-    front: tuple[Candidate, ...]
 
 
 def run_search(

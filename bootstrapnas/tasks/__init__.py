@@ -4,7 +4,8 @@ from bootstrapnas.tasks.baseline import tfidf_baseline
 from bootstrapnas.tasks.batching import Collator, batches, build_collator, tokenize
 from bootstrapnas.tasks.build import BUILTIN_TEXT, TASK_NAMES, build_task_spec
 from bootstrapnas.tasks.builtin_text import export_builtin
-from bootstrapnas.tasks.loading import TaskData, load_task
+from bootstrapnas.tasks.heads import Head
+from bootstrapnas.tasks.loading import TaskData, data_files, load_task
 from bootstrapnas.tasks.metrics import METRICS, compute_metrics, predictions, write_predictions
 from bootstrapnas.tasks.spec import TASK_FILE, TaskSpec
 
@@ -14,12 +15,14 @@ __all__ = [
     "TASK_FILE",
     "TASK_NAMES",
     "Collator",
+    "Head",
     "TaskData",
     "TaskSpec",
     "batches",
     "build_collator",
     "build_task_spec",
     "compute_metrics",
+    "data_files",
     "export_builtin",
     "load_task",
     "predictions",

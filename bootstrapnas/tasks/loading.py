@@ -50,20 +50,10 @@ def load_task(spec: TaskSpec) -> TaskData:
     UserError
         If a source is missing or unreachable, or a row lacks a text or has a label that the task does not know.
     """
-    if spec.train_file is not None:
-        files = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
-        tables = {split: _read(spec, path) for split, path in files.items() if path is not None}
+    files = data_files(spec)
+    if files:
+        tables = {split: _read(spec, path) for split, path in files.items()}
         sources = {split: str(path) for split, path in files.items()}
-    elif spec.dataset_dir is not None:
-        paths = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
-        for split in _REQUIRED:
-            if paths[split] is None:
-                raise UserError(
-                    f"dataset_dir {spec.dataset_dir} holds no {split}.jsonl of the task {spec.task_name} "
-                    f"(looked there and in its subdirectory {spec.task_name})"
-                )
-        tables = {split: _read(spec, path) for split, path in paths.items() if path is not None}
-        sources = {split: str(path) for split, path in paths.items()}
     elif spec.task_name == BUILTIN_TEXT:
         rows = builtin_text.scan(builtin_text.find_packages())
         tables = {split: {name: [row[name] for row in rows[split]] for name in ("text", "label")} for split in rows}
@@ -84,6 +74,29 @@ def load_task(spec: TaskSpec) -> TaskData:
     return TaskData(
         spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
     )
+
+
+def data_files(spec: TaskSpec) -> dict[str, Path]:
+    """Return the local files of a task by split; none if its rows come from the hub or the installed packages.
+
+    Raises
+    ------
+    UserError
+        If the task's directory lacks a split that stages need.
+    """
+    if spec.train_file is not None:
+        named = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
+        return {split: Path(path) for split, path in named.items() if path is not None}
+    if spec.dataset_dir is None:
+        return {}
+    found = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
+    for split in _REQUIRED:
+        if found[split] is None:
+            raise UserError(
+                f"dataset_dir {spec.dataset_dir} holds no {split}.jsonl of the task {spec.task_name} "
+                f"(looked there and in its subdirectory {spec.task_name})"
+            )
+    return {split: path for split, path in found.items() if path is not None}
 
 
 def _read(spec: TaskSpec, path: str | Path) -> Table:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.tasks.heads import HEADS, Head
 from bootstrapnas.tasks.metrics import check_metric
 
 ProblemType = Literal["single_label_classification", "regression"]
@@ -86,6 +87,11 @@ class TaskSpec:
     def num_labels(self) -> int:
         """Width of the model's output: the number of classes, 1 for a regression."""
         return 1 if self.is_regression else len(self.label_names)
+
+    @property
+    def head(self) -> Head:
+        """The head that a model needs for the task."""
+        return HEADS[self.problem_type]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the task to a JSON file, atomically."""

@@ -29,14 +29,19 @@ def score_taylor(
     names, weights = list(parameters), list(parameters.values())
     totals = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     training, batch = model.training, None
+    frozen = [weight for weight in weights if not weight.requires_grad]
     model.eval()
     try:
+        for weight in frozen:
+            weight.requires_grad_(True)
         for batch in batches:
             gradients = torch.autograd.grad(loss(model, batch), weights)
             for total, weight, gradient in zip(totals, weights, gradients, strict=True):
                 total += (weight.detach() * gradient).abs()
     finally:
         model.train(training)
+        for weight in frozen:
+            weight.requires_grad_(False)
     if batch is None:
         raise UserError("the criterion 'taylor' needs data, but there is no batch")
     return dict(zip(names, totals, strict=True))

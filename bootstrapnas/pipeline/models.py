@@ -1,0 +1,154 @@
+"""Models, tokenizers, teachers and supernets of a stage, loaded for its task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as transformers_logging
+
+from bootstrapnas.artefacts import read_stage
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.distillation import Distillation, label_order
+from bootstrapnas.errors import UserError
+from bootstrapnas.evaluation import evaluation_dtype, predict
+from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
+from bootstrapnas.families import FAMILIES, family_of
+from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
+from bootstrapnas.pipeline.arguments import DistillationArguments, ModelArguments, StageTrainingArguments
+from bootstrapnas.pipeline.data import Rows, check_finite, measure_logits
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TASK_FILE, TaskSpec
+from bootstrapnas.training import TEACHER_LOGITS
+
+if TYPE_CHECKING:
+    from torch import nn
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+SPACE_FILE = "nncf_config.json"
+
+
+def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by hub id or directory."""
+    try:
+        return AutoTokenizer.from_pretrained(directory_or_id, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise load_failure("a tokenizer", directory_or_id, error) from error
+
+
+def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
+    """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
+
+    Returned in float32, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
+    further changes to its config.
+    """
+    set_seed(seed)
+    names = list(spec.label_names) or ["LABEL_0"]
+    saved = load_config(directory_or_id)
+    has_head = spec.head.is_in(saved.architectures)
+    order = label_order(_labels(saved), names, whose=directory_or_id) if has_head else list(range(len(names)))
+    check_length(saved, spec, directory_or_id)
+    model = load_model(
+        directory_or_id,
+        spec.head.load_class(),
+        num_labels=spec.num_labels,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        problem_type=spec.problem_type,
+        **settings,
+    )
+    if order != sorted(order):
+        for name, parameter in model.named_parameters():
+            if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
+                parameter.data = parameter.data[order]
+    return model.float()
+
+
+def check_length(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> None:
+    """Raise `UserError` if rows may be longer than the model has positions for. Unknown families pass."""
+    family = FAMILIES.get(config.model_type)
+    if family is not None and family.max_length is not None and spec.max_seq_length > family.max_length(config):
+        raise UserError(
+            f"--max_seq_length {spec.max_seq_length} exceeds the {family.max_length(config)} tokens that {whose} takes"
+        )
+
+
+def _labels(config: PreTrainedConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrainingArguments) -> PreTrainedModel:
+    """Load the model that a stage trains, as its flags ask for."""
+    settings: dict[str, Any] = {}
+    if arguments.attn_implementation is not None:
+        settings["attn_implementation"] = arguments.attn_implementation
+    if arguments.dropout is not None:
+        if not 0 <= arguments.dropout < 1:
+            raise UserError(f"--dropout must be at least 0 and below 1, not {arguments.dropout}")
+        names = family_of(load_config(arguments.model_name_or_path)).dropout
+        settings |= dict.fromkeys(names, arguments.dropout)
+    model = load_classifier(arguments.model_name_or_path, spec, training.seed, **settings)
+    if training.freeze_embeddings:
+        labelled = tuple(family_of(model.config).embeddings)
+        for name, parameter in model.named_parameters():
+            if name.endswith(labelled):
+                parameter.requires_grad_(False)
+    return model
+
+
+def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> None:
+    """Write a model directory that later stages start from: weights, config, tokenizer, task."""
+    save_subnet(model, directory)
+    tokenizer.save_pretrained(directory)
+    spec.save(directory / TASK_FILE)
+
+
+def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[Any] | None = None) -> dict[str, float]:
+    """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
+    logits = predict(model, prepared if prepared is not None else rows.batches(split))
+    return measure_logits(rows, split, logits)
+
+
+def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments) -> Dataset:
+    """Return the training rows with the teacher's outputs added, columns ordered as the task's labels.
+
+    The teacher sees each row once, in eval mode, whatever the number of epochs and of subnets a step, and through its
+    own tokenizer, which need not be the student's.
+    """
+    teacher = load_model(teacher_path, rows.spec.head.load_class())
+    check_length(teacher.config, rows.spec, f"the teacher {teacher_path}")
+    labels = rows.spec.label_names or ["LABEL_0"]
+    order = label_order(_labels(teacher.config), labels, whose=f"the teacher {teacher_path}")
+    teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))
+    own_rows = Rows(rows.spec, load_tokenizer(teacher_path), arguments.per_device_eval_batch_size)
+    logits = predict(teacher, own_rows.batches("train"))[:, order]
+    del teacher
+    check_finite(logits, f"the outputs of the teacher {teacher_path}")
+    return train.add_column(TEACHER_LOGITS, list(logits))
+
+
+def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distillation | None:
+    """Return the distillation that the flags ask for, or None without a teacher."""
+    if arguments.kd_teacher_model is None:
+        return None
+    if arguments.kd_temperature <= 0:
+        raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
+    return Distillation(
+        temperature=arguments.kd_temperature,
+        task_weight=arguments.kd_task_weight,
+        teacher_weight=arguments.kd_teacher_weight,
+        regression=spec.is_regression,
+    )
+
+
+def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
+    """Load a trained supernet and the config that describes its space."""
+    read_stage(directory, "train")
+    config = read_config(Path(directory) / SPACE_FILE)
+    model = load_classifier(directory, spec)
+    return Supernet(model, build_space(config, Blueprint.of(model))), config

@@ -1,0 +1,113 @@
+"""What stages do alike: open and finish their output directory, weigh flags against the config, resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bootstrapnas.artefacts import STAGE_FILE, Stage, open_stage, read_stage, write_json
+from bootstrapnas.nncf_config import NNCFConfig
+from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.progress import notice, warn
+from bootstrapnas.training import delete_checkpoints, last_checkpoint
+
+METRICS_FILE = "eval_results.json"
+# What does not decide a stage's result: where it writes, what it shows, how often it saves.
+_INCIDENTAL = {
+    "output_dir", "overwrite_output_dir", "model_name_or_path", "kd_teacher_model", "importance_weight_dir",
+    "reorg_cache_model", "nncf_config", "supernet_dir", "search_dir", "source_config", "model_dir", "ir_dir",
+    "disable_tqdm", "log_level", "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to",
+    "run_name", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataset_dir", "train_file", "validation_file", "test_file", "do_search",
+}  # fmt: skip
+
+
+WITHOUT_EFFECT = {
+    "resume_from_checkpoint": "an interrupted stage resumes by itself when its command is given again",
+    "do_train": "the command says what is done",
+    "do_eval": "the command says what is done",
+    "do_predict": "eftnas evaluate --predict writes predictions",
+    "remove_unused_columns": "the collator decides what reaches the model",
+    "push_to_hub": "a stage writes to its output_dir only",
+}
+"""Hugging Face's flags that change nothing here, and why."""
+
+
+def begin(
+    name: str,
+    output_dir: str,
+    typed: Mapping[str, Any],
+    inputs: Mapping[str, str | None],
+    *,
+    overwrite: bool,
+    settings: Mapping[str, Any] | None = None,
+) -> Stage:
+    """Open a stage whose result is decided by its typed flags, `settings` and the contents of its `inputs`.
+
+    Inputs that a stage made must be finished and whole.
+    """
+    for value in inputs.values():
+        if value is not None:
+            check_whole(value)
+    for flag, reason in WITHOUT_EFFECT.items():
+        if flag in typed:
+            warn(f"--{flag} has no effect: {reason}")
+    decided = {key: value for key, value in typed.items() if key not in _INCIDENTAL}
+    stage = open_stage(output_dir, name, {**decided, **(settings or {})}, inputs, overwrite=overwrite)
+    if stage.finished:
+        notice(f"{name}: finished already in {output_dir}")
+    else:
+        notice(f"{name}: {'resuming' if stage.resuming else 'writing'} {output_dir}")
+    return stage
+
+
+def check_whole(source: str) -> None:
+    """Raise `UserError` if a directory (or the one that holds a file) was made by a stage and is not finished or whole.
+
+    Hub ids and directories of other origin pass.
+    """
+    directory = Path(source) if Path(source).is_dir() else Path(source).parent
+    if (directory / STAGE_FILE).is_file():
+        read_stage(directory)
+
+
+def report_config(config: NNCFConfig) -> None:
+    """Say which keys of a config change nothing."""
+    for key, reason in config.ignored:
+        warn(f"{config.path}: {key} has no effect: {reason}")
+
+
+def preferred(typed: Mapping[str, Any], flag: str, default: Any, key: str, in_config: Any) -> Any:
+    """Return the value of a flag that was typed, else the config's, else the flag's default.
+
+    A typed flag that contradicts the config wins, with a warning.
+    """
+    if in_config is None:
+        return typed.get(flag, default)
+    if flag in typed and typed[flag] != in_config:
+        warn(f"--{flag} {typed[flag]} wins over the config's {key} = {in_config}")
+    return typed.get(flag, in_config)
+
+
+def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:
+    """Return the number of optimiser steps of one epoch, as the Trainer counts them."""
+    batch = training.train_batch_size * training.world_size
+    micro = rows // batch if training.dataloader_drop_last else math.ceil(rows / batch)
+    return max(1, math.ceil(micro / training.gradient_accumulation_steps))
+
+
+def finish(stage: Stage, metrics: Mapping[str, float], **result: Any) -> None:
+    """Write the metrics, delete checkpoints, mark the stage complete."""
+    write_json(stage.directory / METRICS_FILE, dict(metrics))
+    delete_checkpoints(stage.directory)
+    stage.complete(**{f"eval_{name}": value for name, value in metrics.items()}, **result)
+
+
+def resume_point(stage: Stage) -> str | None:
+    """Return the checkpoint to resume from, if the stage was interrupted."""
+    found = last_checkpoint(stage.directory) if stage.resuming else None
+    if found is not None:
+        notice(f"{stage.name}: resuming from {found.name}")
+    return None if found is None else str(found)

@@ -1,0 +1,146 @@
+"""What a training step of a stage computes, whatever the batch is cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_tiny_bert
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.distillation import Distillation
+from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.sampling import sandwich, step_random
+from bootstrapnas.space import SearchSpace
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.training import LengthGrouped, StageTrainer, last_checkpoint
+
+ROWS = 8
+
+
+def rows() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (ROWS, 7), generator=generator)
+    return Dataset.from_dict(
+        {
+            "input_ids": ids.tolist(),
+            "labels": [row % 3 for row in range(ROWS)],
+            "teacher_logits": torch.randn(ROWS, 3, generator=generator).tolist(),
+        }
+    )
+
+
+def collate(batch: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {name: torch.tensor([row[name] for row in batch]) for name in batch[0]}
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of the first optimiser step."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if not self.kept:
+            self.kept = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def first_gradients(tmp_path: Path, batch: int, accumulation: int, **settings: Any) -> dict[str, Tensor]:
+    model = build_tiny_bert()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = 0.0
+    if settings.pop("elastic", False):
+        blueprint = Blueprint.of(model)
+        space = SearchSpace.build(blueprint, [(Key("head", 0), (4, 2)), (Key("ffn", 1), (128, 64, 32))])
+        settings["supernet"] = Supernet(model, space)
+        settings["subnets"] = lambda step: {
+            name: space.subnet(genome) for name, genome in sandwich(space, step_random(0, step)).items()
+        }
+    trainer = StageTrainer(
+        model=model,
+        args=StageTrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=1,
+            max_grad_norm=0.0,
+            save_strategy="no",
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=rows(),
+        data_collator=collate,
+        title="test",
+        **settings,
+    )
+    gradients = Gradients()
+    trainer.add_callback(gradients)
+    trainer.train()
+    return gradients.kept
+
+
+@pytest.mark.parametrize("elastic", [False, True], ids=["plain", "sandwich"])
+@pytest.mark.parametrize("distillation", [None, Distillation()], ids=["task loss", "distillation"])
+def test_accumulation_changes_no_gradient(tmp_path: Path, distillation: Distillation | None, elastic: bool) -> None:
+    """Two rows four times are eight rows at once: losses are means, and a window keeps its subnets."""
+    whole = first_gradients(tmp_path, 8, 1, distillation=distillation, elastic=elastic)
+    cut = first_gradients(tmp_path, 2, 4, distillation=distillation, elastic=elastic)
+    assert whole.keys() == cut.keys()
+    assert sum(float(gradient.norm()) for gradient in whole.values()) > 0.1
+    for name, gradient in whole.items():
+        torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_penalty_counts_once_a_step(tmp_path: Path) -> None:
+    penalties = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        weight = torch.nn.Parameter(torch.ones(()))
+        first_gradients(tmp_path, batch, accumulation, penalty=lambda weight=weight: 3 * weight)
+        penalties.append(float(weight.grad))
+    assert penalties == [3.0, 3.0]
+
+
+def test_sandwich_adds_up_the_gradients_of_its_subnets(tmp_path: Path) -> None:
+    total = first_gradients(tmp_path, 8, 1, elastic=True)
+    parts = []
+    for name in ("max", "random", "min"):
+        model = build_tiny_bert().eval()
+        blueprint = Blueprint.of(model)
+        space = SearchSpace.build(blueprint, [(Key("head", 0), (4, 2)), (Key("ffn", 1), (128, 64, 32))])
+        supernet = Supernet(model, space)
+        with supernet.activate(space.subnet(sandwich(space, step_random(0, 0))[name])):
+            batch = collate(list(rows()))
+            batch.pop("teacher_logits")
+            model(**batch).loss.backward()
+        parts.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    for name, gradient in total.items():
+        torch.testing.assert_close(gradient, sum(part[name] for part in parts), atol=1e-6, rtol=1e-4)
+
+
+def test_length_grouped_order_depends_on_seed_and_epoch_alone() -> None:
+    lengths = [row % 17 + 1 for row in range(200)]
+    sampler = LengthGrouped(lengths, 8, seed=3)
+    first = list(sampler)
+    torch.manual_seed(99)
+    assert list(sampler) == first
+    assert sorted(first) == list(range(200))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_last_checkpoint_skips_and_deletes_cut_off_ones(tmp_path: Path) -> None:
+    for step, text in ((2, "{}"), (10, "{}"), (12, '{"epoch": ')):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert not (tmp_path / "checkpoint-12").exists()
