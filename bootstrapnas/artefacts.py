@@ -158,9 +158,18 @@ def digest(path: str | os.PathLike[str]) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     total = hashlib.sha256()
-    for file_path in sorted(p for p in path.iterdir() if p.is_file() and p.name not in _UNTRACKED):
-        total.update(f"{file_path.name}:{digest(file_path)}\n".encode())
+    for name in _own_files(path):
+        total.update(f"{name}:{digest(path / name)}\n".encode())
     return total.hexdigest()[:16]
+
+
+def _own_files(directory: Path) -> list[str]:
+    """Return the files that make up an artefact: those that its stage listed, else all; sorted."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of another origin, or unfinished
+        header = json.loads((directory / STAGE_FILE).read_text(encoding="utf-8"))
+        if header["status"] == "complete":
+            return sorted(name for name in header["files"] if (directory / name).is_file())
+    return sorted(p.name for p in directory.iterdir() if p.is_file() and p.name not in _UNTRACKED)
 
 
 @dataclass

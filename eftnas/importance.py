@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from bootstrapnas.artefacts import Stage
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.errors import UserError, listed
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import INDEX
 from bootstrapnas.importance import (
     CRITERIA,
@@ -40,6 +40,7 @@ from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_set
 from bootstrapnas.pipeline.models import (
     distillation_of,
     evaluate_model,
+    fit_length,
     load_student,
     load_tokenizer,
     with_teacher_logits,
@@ -82,6 +83,9 @@ def run(
 ) -> Path:
     """Score the weights; return the output directory."""
     source = model_args.model_name_or_path
+    if importance.criterion != MOVEMENT and importance.criterion not in CRITERIA:
+        known, given = [MOVEMENT, *CRITERIA], importance.criterion
+        raise UserError(f"unknown --criterion {given!r} (known: {listed(known)}){near_miss(given, known)}")
     config = read_config(importance.nncf_config)
     report_config(config)
     if importance.criterion == MOVEMENT:
@@ -94,7 +98,7 @@ def run(
         for name in ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate"):
             if name in typed:
                 warn(f"--{name} has no effect: the criterion {importance.criterion} trains nothing")
-    spec = resolve_task(task_args, source, kd.kd_teacher_model)
+    spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
     stage = begin(
         "importance",
         str(training.output_dir),

@@ -27,6 +27,7 @@ from bootstrapnas.pipeline.models import (
     SPACE_FILE,
     distillation_of,
     evaluate_model,
+    fit_length,
     load_student,
     load_tokenizer,
     save_artefact,
@@ -83,9 +84,8 @@ def run(
         typed, "kd_temperature", kd.kd_temperature, "kd_temperature", config.document.kd_temperature
     )
     importance_path = importance_file(arguments)
-    spec = resolve_task(
-        task_args, source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None
-    )
+    origins = (source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None)
+    spec = fit_length(resolve_task(task_args, *origins), typed, source)
     stage = begin(
         "train",
         str(training.output_dir),

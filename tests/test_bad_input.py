@@ -20,7 +20,8 @@ from conftest import TaskFiles
 
 from bootstrapnas.artefacts import digest
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
-from bootstrapnas.pipeline.workshop import Rows, load_classifier, load_tokenizer, with_teacher_logits
+from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.models import load_classifier, load_tokenizer, with_teacher_logits
 from bootstrapnas.tasks import TaskSpec
 
 ROOT = Path(__file__).parents[1]
@@ -233,10 +234,10 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (FINETUNE.replace("train.jsonl", "trian.jsonl"), "trian.jsonl does not exist"),
     # models
-    (FINETUNE.replace("pretrained", "pretraned"), f"cannot load a tokenizer from 'pretraned': {OFFLINE}"),
+    (FINETUNE.replace("pretrained", "pretraned"), f"cannot load a model from 'pretraned': {OFFLINE}"),
     (
         FINETUNE.replace("pretrained", "config.json"),
-        "cannot load a tokenizer from 'config.json': it is a file, not a directory",
+        "cannot load a model from 'config.json': it is a file, not a directory",
     ),
     (f"{FINETUNE} --kd_teacher_model techer", f"cannot load a model from 'techer': {OFFLINE}"),
     (
@@ -273,7 +274,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{IMPORTANCE} --criterion tailor",
-        "unknown importance criterion 'tailor' (known: l1, l2, taylor); did you mean 'taylor'?",
+        "unknown --criterion 'tailor' (known: l1, l2, movement, taylor); did you mean 'taylor'?",
     ),
     (TRAIN.replace("space.json", "broken.json"), "broken.json is not JSON at line 1: Expected a value, found '}'"),
     (
@@ -390,7 +391,7 @@ MISTAKES: list[tuple[str, str]] = [
     (f"evaluate --model_dir garbled_model {FILES}", f"cannot load a model from 'garbled_model': {DAMAGED}"),
     (
         f"evaluate --model_dir broken_model {FILES}",
-        "cannot load a tokenizer from 'broken_model': … 'broken_model/config.json' is not a valid JSON file.",
+        "cannot load a model from 'broken_model': … 'broken_model/config.json' is not a valid JSON file.",
     ),
     (f"{TRAIN} --importance_weight_dir cut_scores", "cut_scores/importance.safetensors is corrupt: …"),
     (

@@ -15,7 +15,7 @@ from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.export import load_ir, predict_ir
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, measure_logits, resolve_task
-from bootstrapnas.pipeline.models import load_classifier, load_tokenizer
+from bootstrapnas.pipeline.models import fit_length, load_classifier, load_tokenizer
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.tasks import TaskSpec, write_predictions
 
@@ -48,7 +48,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     if arguments.split not in SPLITS:
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {arguments.split!r}")
     check_whole(directory)
-    spec = resolve_task(task_args, directory)
+    spec = fit_length(resolve_task(task_args, directory), typed, directory)
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
     logits = _logits(arguments, spec, rows)
     metrics = measure_logits(rows, arguments.split, logits)

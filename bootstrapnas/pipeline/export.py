@@ -13,7 +13,7 @@ from typing import Any
 from bootstrapnas.export import export_openvino
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import load_classifier, load_tokenizer
+from bootstrapnas.pipeline.models import fit_length, load_classifier, load_tokenizer
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TASK_FILE
@@ -39,7 +39,7 @@ def run(
     arguments: ExportArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
 ) -> Path:
     """Export; return the output directory."""
-    spec = resolve_task(task_args, arguments.model_dir)
+    spec = fit_length(resolve_task(task_args, arguments.model_dir), typed, arguments.model_dir)
     stage = begin(
         "export",
         output.output_dir,

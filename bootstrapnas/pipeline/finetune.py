@@ -16,6 +16,7 @@ from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_set
 from bootstrapnas.pipeline.models import (
     distillation_of,
     evaluate_model,
+    fit_length,
     load_student,
     load_tokenizer,
     save_artefact,
@@ -38,7 +39,7 @@ def run(
 ) -> Path:
     """Fine-tune; return the output directory."""
     source = model_args.model_name_or_path
-    spec = resolve_task(task_args, source)
+    spec = fit_length(resolve_task(task_args, source), typed, source)
     stage = begin(
         "finetune",
         str(training.output_dir),

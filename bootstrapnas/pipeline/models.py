@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from bootstrapnas.families import FAMILIES, family_of
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import DistillationArguments, ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows, check_finite, measure_logits
+from bootstrapnas.progress import notice
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE, TaskSpec
 from bootstrapnas.training import TEACHER_LOGITS
@@ -33,8 +36,26 @@ transformers_logging.disable_progress_bar()
 SPACE_FILE = "nncf_config.json"
 
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+)
+
+
+def has_tokenizer(directory_or_id: str) -> bool:
+    """Return whether a directory has a tokenizer; a hub id is taken to have one."""
+    directory = Path(directory_or_id)
+    return not directory.is_dir() or any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
 def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer by hub id or directory."""
+    if not has_tokenizer(directory_or_id):  # transformers would make one with an empty vocabulary
+        raise UserError(f"{directory_or_id} has no tokenizer files; pass --tokenizer_name, or copy them there")
     try:
         return AutoTokenizer.from_pretrained(directory_or_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -69,13 +90,25 @@ def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **sett
     return model.float()
 
 
+def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
+    """Return the task with its default length cut to what the model takes; a length that was typed stays."""
+    limit = _max_length(load_config(model))
+    if "max_seq_length" in typed or spec.max_seq_length <= limit:
+        return spec
+    notice(f"texts are cut to {int(limit)} tokens, which is what {model} takes")
+    return replace(spec, max_seq_length=int(limit))
+
+
 def check_length(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> None:
     """Raise `UserError` if rows may be longer than the model has positions for. Unknown families pass."""
+    limit = _max_length(config)
+    if spec.max_seq_length > limit:
+        raise UserError(f"--max_seq_length {spec.max_seq_length} exceeds the {int(limit)} tokens that {whose} takes")
+
+
+def _max_length(config: PreTrainedConfig) -> float:
     family = FAMILIES.get(config.model_type)
-    if family is not None and family.max_length is not None and spec.max_seq_length > family.max_length(config):
-        raise UserError(
-            f"--max_seq_length {spec.max_seq_length} exceeds the {family.max_length(config)} tokens that {whose} takes"
-        )
+    return math.inf if family is None or family.max_length is None else family.max_length(config)
 
 
 def _labels(config: PreTrainedConfig) -> list[str]:
@@ -118,15 +151,20 @@ def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments
     """Return the training rows with the teacher's outputs added, columns ordered as the task's labels.
 
     The teacher sees each row once, in eval mode, whatever the number of epochs and of subnets a step, and through its
-    own tokenizer, which need not be the student's.
+    own tokenizer, which need not be the student's; a teacher's directory without one gets the student's tokens.
     """
     teacher = load_model(teacher_path, rows.spec.head.load_class())
     check_length(teacher.config, rows.spec, f"the teacher {teacher_path}")
     labels = rows.spec.label_names or ["LABEL_0"]
     order = label_order(_labels(teacher.config), labels, whose=f"the teacher {teacher_path}")
     teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))
-    own_rows = Rows(rows.spec, load_tokenizer(teacher_path), arguments.per_device_eval_batch_size)
-    logits = predict(teacher, own_rows.batches("train"))[:, order]
+    tokenizer = load_tokenizer(teacher_path) if has_tokenizer(teacher_path) else rows.tokenizer
+    if len(tokenizer) > teacher.config.vocab_size:
+        raise UserError(
+            f"the teacher {teacher_path} knows {teacher.config.vocab_size} tokens, its tokenizer {len(tokenizer)}"
+        )
+    teacher_rows = Rows(rows.spec, tokenizer, arguments.per_device_eval_batch_size)
+    logits = predict(teacher, teacher_rows.batches("train"))[:, order]
     del teacher
     check_finite(logits, f"the outputs of the teacher {teacher_path}")
     return train.add_column(TEACHER_LOGITS, list(logits))
