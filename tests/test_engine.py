@@ -42,10 +42,13 @@ from bootstrapnas.costs import count_linear_macs, count_macs, count_nncf_flops, 
 from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
 from bootstrapnas.extraction import extract, load_model, save_subnet, subnet_class
 from bootstrapnas.families import FAMILIES
+from bootstrapnas.importance import Block, PerDim
+from bootstrapnas.nncf_config import NodeNames, build_space, check_config, config_with_space, read_config
 from bootstrapnas.reorder import reorder
 from bootstrapnas.slicing import select
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
+from eftnas.importance import structures_of
 
 every_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 every_attention = pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -104,10 +107,12 @@ def test_an_elastic_model_computes_what_it_computed_before(row: Row, attention: 
 @settings(parent=few, max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed: int) -> None:
-    model, batch = row.build(attention, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train(), row.batch()
+    family = Blueprint.of(row.build()).family
+    model, batch = row.build(attention, **dict.fromkeys(family.dropout, 0.0)).train(), row.batch()
     blueprint = Blueprint.of(model)
     generator = torch.Generator().manual_seed(seed)
-    dims = {"head", "hd", "ffn", "hidden"} - ({"hidden"} if row.model_class is BertModel else set())  # its output
+    # The hidden order of a base model is its output's.
+    dims = {"head", "hd", "ffn", "hidden"} - ({"hidden"} if blueprint.architecture == family.bare else set())
     orders = {key: torch.randperm(size, generator=generator) for key, size in blueprint.full.items() if key.dim in dims}
     expected, old = outputs(model, batch).detach(), gradients(model, batch)
     carrier = copy.deepcopy(model)
@@ -169,11 +174,10 @@ def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.D
     """Skips as published: without attention its LayerNorm goes too, without the FFN the layer's last one stays."""
     supernet, batch, original = supernet_of(row), row.batch(), row.build()
     subnet = data.draw(subnets(supernet.blueprint))
-    for number, layer in enumerate(original.base_model.encoder.layer):
-        if subnet.get(Key("mha_block", number)) == 0:
-            layer.attention.forward = lambda x, *_, **__: (x, None)
-        if subnet.get(Key("ffn_block", number)) == 0:
-            layer.feed_forward_chunk = layer.output.LayerNorm.forward
+    for number, layer in enumerate(original.base_model.get_submodule(supernet.blueprint.family.stack)):
+        for block in supernet.blueprint.family.blocks:
+            if subnet.get(Key(block.name, number)) == 0:
+                row.skip(layer, block.name)
     sliced = {name: select(supernet.blueprint, name, p, subnet) for name, p in original.named_parameters()}
     with torch.no_grad():
         found = torch.func.functional_call(original, sliced, kwargs=batch)
@@ -327,8 +331,9 @@ def test_a_subnet_that_the_config_can_express_needs_no_code(row: Row, tmp_path: 
     supernet, batch = supernet_of(row), row.batch()
     small = supernet.extract({Key("ffn", layer): 11 for layer in range(3)})
     assert type(small) is row.model_class
-    assert small.config.intermediate_size == 11
-    assert supernet.model.config.intermediate_size == 24
+    ffn = supernet.blueprint.dims["ffn"]
+    assert ffn.size(small.config) == 11
+    assert ffn.size(supernet.model.config) == 24
     save_subnet(small, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=False)
@@ -726,3 +731,42 @@ def test_the_bare_model_has_no_prefix() -> None:
     assert blueprint.keys_of_module("encoder.layer.2.attention.self.key") == (Key("head", 2),)
     assert blueprint.channels_per_unit(Key("head", 1)) == 8
     assert blueprint.channels_per_unit(Key("ffn", 1)) == 1
+
+
+# -- the border to NNCF ------------------------------------------------------------------------------------------------
+
+ALL_ELASTIC = {
+    "bootstrapNAS": {
+        "training": {
+            "progressivity_of_elasticity": ["width", "depth"],
+            "elasticity": {"available_elasticity_dims": ["width", "depth"]},
+            "schedule": {"list_stage_descriptions": [{"train_dims": ["width", "depth"], "width_indicator": -1}]},
+        }
+    }
+}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_unit_and_block_has_its_words_in_an_nncf_config(row: Row) -> None:
+    """What is written with NNCF's node names is read back as the same genes."""
+    blueprint = Blueprint.of(row.build())
+    choices = [(key, (blueprint.full[key], 0 if blueprint.is_block(key) else 1)) for key in blueprint.elastic]
+    space = SearchSpace.build(blueprint, choices)
+    written = config_with_space(ALL_ELASTIC, blueprint, NodeNames.of(row.build()), space)
+    again = build_space(check_config(written), blueprint)
+    assert set(again.genes) == set(space.genes)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("template", ["base_bert", "quickstart"])
+def test_the_templates_score_every_family_alike(row: Row, template: str) -> None:
+    """Attention in blocks, FFN channels with a score each, whatever the classes of a family are called."""
+    config = read_config(Path(__file__).parents[1] / "nncf_configs" / "eftnas" / f"{template}.json")
+    model = row.build()
+    found = structures_of(config, NodeNames.of(model))
+    layers = {path: found[path] for path in found if f".{Blueprint.of(model).family.stack}." in f".{path}"}
+    kinds = [type(structure) for structure in layers.values()]
+    layer_count = Blueprint.of(model).num_layers
+    assert kinds.count(Block) == 4 * layer_count
+    assert [s.axis for s in layers.values() if isinstance(s, PerDim)].count(0) == layer_count
+    assert [s.axis for s in layers.values() if isinstance(s, PerDim)].count(1) == layer_count
