@@ -56,15 +56,21 @@ def autocast(dtype: str) -> AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
-    """Time each function `repeats` times, in turn, so that drift of the machine hits all alike. Seconds by name."""
+def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Time each function `repeats` times and return its seconds by name.
+
+    The functions take turns, in an order that rotates, so that drift of the machine hits all alike. Each runs twice in
+    its turn and the second run counts: the first finds the caches and the allocator as another function left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(warmup + repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+    names = list(functions)
+    for turn in range(repeats):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            functions[name]()
+            began = time.perf_counter()
+            functions[name]()
+            times[name].append(time.perf_counter() - began)
     return times
 
 

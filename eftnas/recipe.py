@@ -13,7 +13,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bootstrapnas.artefacts import read_json
+from bootstrapnas.artefacts import OtherRunError, read_json
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.pipeline.arguments import flag, required
@@ -223,7 +223,11 @@ class Run:
         for name in chosen:
             if name in wired and name in ("output_dir", "model_dir", "supernet_dir", "search_dir", "nncf_config"):
                 raise UserError(f"recipe: {command} cannot set {name}: the run decides where files lie")
-        execute("eftnas", COMMANDS, command, to_arguments({**wired, **chosen}))
+        try:
+            execute("eftnas", COMMANDS, command, to_arguments({**wired, **chosen}))
+        except OtherRunError as error:
+            advice = "the recipe or its inputs have changed: start over with --fresh, or choose another --output_dir"
+            raise OtherRunError(error.directory, error.difference, advice) from None
 
     def report(self) -> None:
         """Measure the full model and the subnets side by side and print the table."""

@@ -1,0 +1,141 @@
+"""``eftnas run``: all stages from one recipe, found again, refused when it changes, started over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_line import eftnas, succeed, write_config
+from conftest import TaskFiles
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.errors import UserError
+from eftnas.recipe import merged, read_recipe, resolve_model
+
+ROOT = Path(__file__).parents[1]
+BRIEF = {"per_device_train_batch_size": 16, "learning_rate": 1e-3}
+
+
+def write_recipe(directory: Path, model: Path, files: TaskFiles, **changes: Any) -> Path:
+    recipe = {
+        "output_dir": str(directory / "run"),
+        "model_name_or_path": str(model),
+        "nncf_config": str(write_config(directory / "config.json")),
+        "task": {
+            "train_file": str(files.train),
+            "validation_file": str(files.validation),
+            "test_file": str(files.test),
+        },
+        "training": {"bf16": "auto"},
+        "stages": {
+            "finetune": {**BRIEF, "num_train_epochs": 2},
+            "importance": BRIEF,
+            "train": {**BRIEF, "num_train_epochs": 1},
+            "search": {"num_evals": 10, "population": 5},
+        },
+        "subnets": {"half": {"max_macs_ratio": 0.6}, "least": {"subnet": "min"}},
+        "report": {"split": "test", "repeats": 2},
+        "variants": {"other": {"output_dir": str(directory / "other"), "stages": {"train": {"num_train_epochs": 3}}}},
+        **changes,
+    }
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_runs_is_found_again_and_refuses_to_change(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles
+) -> None:
+    recipe, run = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files), tmp_path / "run"
+    first = succeed("run", config=recipe)
+    for name in ("half", "least"):
+        assert (run / "subnets" / name / "model.safetensors").is_file()
+        assert (run / "ir" / name / "openvino_model.xml").is_file()
+        assert "Measurements" in (run / "subnets" / name / "README.md").read_text()
+    report = read_json(run / "report" / "report.json")
+    assert [row["name"] for row in report["rows"]] == ["full", "half", "least"]
+    macs = [row["macs"] for row in report["rows"]]
+    assert macs[2] <= macs[1] <= 0.6 * macs[0]
+    assert "latency" in first.out
+    assert "half" in first.out
+    search = read_json(run / "search" / "stage.json")
+    assert search["settings"]["ref_acc"] == read_json(run / "teacher" / "eval_results.json")["accuracy"]
+
+    weights = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
+    second = succeed("run", config=recipe)
+    assert second.err.count("finished already") == 9  # four stages, three exports, two extractions
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == weights
+
+    changed = yaml.safe_load(recipe.read_text())
+    changed["stages"]["finetune"]["num_train_epochs"] = 1
+    recipe.write_text(yaml.safe_dump(changed))
+    refused = eftnas("run", config=recipe)
+    assert refused.status == 2
+    assert "holds another run (num_train_epochs: 2.0 there, 1.0 here); the recipe or its inputs" in refused.err
+    assert "--fresh" in refused.err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == weights
+    succeed("run", config=recipe, fresh=True)
+    assert read_json(run / "teacher" / "stage.json")["settings"]["num_train_epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle_name_or_path": "x"}, "unknown key 'modle_name_or_path'; did you mean 'model_name_or_path'?"),
+        ({"stages": {"finetun": {}}}, "unknown key 'stages.finetun'; did you mean 'finetune'?"),
+        ({"subnets": {}}, "subnets: "),
+        ({"student": "master"}, "student: "),
+        ({"report": {"split": "tset"}}, "report.split: "),
+    ],
+)
+def test_a_mistaken_recipe_is_told_in_a_line(
+    change: dict[str, Any], message: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles
+) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **change)
+    outcome = eftnas("run", config=recipe)
+    assert outcome.status == 2
+    assert outcome.err.startswith(f"eftnas: error: recipe {recipe}: ")
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files)
+    plain, other = read_recipe(str(recipe)), read_recipe(str(recipe), "other")
+    assert plain.stages.train["num_train_epochs"] == 1
+    assert other.stages.train == {**plain.stages.train, "num_train_epochs": 3}
+    assert other.output_dir != plain.output_dir
+    with pytest.raises(UserError, match=r"has no variant 'lonk' \(it has: other\)"):
+        read_recipe(str(recipe), "lonk")
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 4}, "d": {"e": 5}}) == {
+        "a": {"b": 4, "c": 2},
+        "d": {"e": 5},
+    }
+
+
+def test_a_model_may_lie_in_a_package() -> None:
+    assert Path(resolve_model("package:json/tool")).parent == Path(json.__file__).parent
+    assert resolve_model("bert-base-uncased") == "bert-base-uncased"
+    with pytest.raises(UserError, match="'no_such_package' is not installed"):
+        resolve_model("package:no_such_package/model")
+
+
+def test_fresh_deletes_runs_only(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    outcome = eftnas("run", config=recipe, fresh=True)
+    assert outcome.status == 2
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_quick_start_is_a_valid_recipe() -> None:
+    path = ROOT / "running_commands" / "quickstart.yaml"
+    plain, long = read_recipe(str(path)), read_recipe(str(path), "long")
+    assert (ROOT / plain.nncf_config).is_file()
+    assert long.stages.train["num_train_epochs"] == 3 * plain.stages.train["num_train_epochs"]
+    assert list(plain.subnets) == ["half", "third", "best"]
