@@ -6,7 +6,8 @@ from bootstrapnas.tasks.build import BUILTIN_TEXT, TASK_NAMES, build_task_spec
 from bootstrapnas.tasks.builtin_text import export_builtin
 from bootstrapnas.tasks.heads import Head
 from bootstrapnas.tasks.loading import TaskData, data_files, load_task
-from bootstrapnas.tasks.metrics import METRICS, compute_metrics, predictions, write_predictions
+from bootstrapnas.tasks.metrics import METRICS
+from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
 from bootstrapnas.tasks.spec import TASK_FILE, TaskSpec
 
 __all__ = [

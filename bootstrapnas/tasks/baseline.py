@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.tasks.metrics import compute_metrics
+from bootstrapnas.tasks.scoring import compute_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
