@@ -10,7 +10,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.space import Genome, SearchSpace
 
 Sampling: TypeAlias = Callable[[SearchSpace, Random], dict[str, Genome]]
-"""A space and a random generator -> the genomes of one step by the name under which their losses are logged."""
+"""A space and a random generator -> the genomes of one step, by name."""
 
 
 def sandwich(space: SearchSpace, random: Random) -> dict[str, Genome]:
