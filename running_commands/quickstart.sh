@@ -2,7 +2,7 @@
 # From a pre-trained BERT to smaller, faster OpenVINO models on a bare machine, without any download but packages.
 #
 #   bash running_commands/quickstart.sh            about ten minutes on two cores after installation
-#   bash running_commands/quickstart.sh --long     trains three times as long
+#   bash running_commands/quickstart.sh --long     trains the supernet three times as long
 #   bash running_commands/quickstart.sh --fresh    starts over instead of finding finished stages
 #
 # What comes out lies in runs/quickstart/: teacher/ importance/ space.json supernet/ search/ subnets/ ir/ report/.
