@@ -130,6 +130,8 @@ def run(
 
 def importance_file(arguments: SupernetArguments) -> Path | None:
     """Return the file of scores that the flags name."""
+    if arguments.importance_weight_dir is not None and arguments.reorg_cache_model is not None:
+        raise UserError("--importance_weight_dir and --reorg_cache_model are one flag; pass either")
     given = arguments.importance_weight_dir or arguments.reorg_cache_model
     if given is None:
         return None
