@@ -6,7 +6,7 @@ COMMANDS = {
     "finetune": Command(
         "fine-tune a model on a task: a teacher, or an extracted subnet", "bootstrapnas.pipeline.finetune"
     ),
-    "importance": Command("movement-sparsity training: scores of all weights", "eftnas.importance"),
+    "importance": Command("scores of all weights: movement-sparsity training, or a criterion", "eftnas.importance"),
     "search-space": Command("turn scores into a search space, written as an NNCF config", "eftnas.search_space"),
     "train": Command("reorder by importance and train the elastic supernet", "eftnas.train"),
     "search": Command("find the Pareto-optimal subnets with NSGA-II", "bootstrapnas.pipeline.search"),

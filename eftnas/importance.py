@@ -1,4 +1,4 @@
-"""Movement-sparsity training: scores of all weights, for widths and order."""
+"""Scores of all weights, for widths and order: by movement-sparsity training, by a criterion, or from a file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import INDEX
 from bootstrapnas.importance import (
     CRITERIA,
+    EXTERNAL,
     IMPORTANCE_FILE,
     MovementSettings,
     Scores,
@@ -23,6 +24,7 @@ from bootstrapnas.importance import (
     attach,
     build_structure,
     find_criterion,
+    load_external,
     resolve,
     save_importance,
     write_structured_sparsity,
@@ -34,7 +36,6 @@ from bootstrapnas.pipeline.arguments import (
     StageTrainingArguments,
     TaskArguments,
     flag,
-    required,
 )
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
@@ -62,8 +63,11 @@ class ImportanceArguments:
 
     _argument_group_name = "importance"
 
-    nncf_config: str = required("NNCF config with a movement_sparsity section.")
-    criterion: str = flag(MOVEMENT, f"movement (trains), or a criterion without training: {listed(CRITERIA)}.")
+    nncf_config: Optional[str] = flag(None, "NNCF config with a movement_sparsity section; movement needs it.")
+    criterion: str = flag(MOVEMENT, f"movement (trains); external (a file); or, without training: {listed(CRITERIA)}.")
+    external_importance_path: Optional[str] = flag(
+        None, "Scores for the criterion external, by parameter or NNCF node: safetensors, or a file of torch.save."
+    )
     criterion_batches: int = flag(16, "Batches that a criterion without training sees.")
     score_learning_rate: Optional[float] = flag(None, "Learning rate of the scores; default: that of the weights.")
     nncf_quantile_cap: bool = flag(False, "Stock NNCF's rule: never mask a tensor beyond its 98th percentile.")
@@ -83,12 +87,13 @@ def run(
 ) -> Path:
     """Score the weights; return the output directory."""
     source = model_args.model_name_or_path
-    if importance.criterion != MOVEMENT and importance.criterion not in CRITERIA:
-        known, given = [MOVEMENT, *CRITERIA], importance.criterion
-        raise UserError(f"unknown --criterion {given!r} (known: {listed(known)}){near_miss(given, known)}")
-    config = read_config(importance.nncf_config)
-    report_config(config)
+    check_criterion(importance)
+    config = None if importance.nncf_config is None else read_config(importance.nncf_config)
+    if config is not None:
+        report_config(config)
     if importance.criterion == MOVEMENT:
+        if config is None:
+            raise UserError("--criterion movement needs --nncf_config, which says what is scored and for how long")
         document = config.document
         kd.kd_teacher_model = preferred(typed, "kd_teacher_model", None, "kd_teacher_model", document.kd_teacher_model)
         kd.kd_temperature = preferred(
@@ -103,7 +108,13 @@ def run(
         "importance",
         str(training.output_dir),
         typed,
-        {"model": source, "teacher": kd.kd_teacher_model, "nncf_config": importance.nncf_config, **data_inputs(spec)},
+        {
+            "model": source,
+            "teacher": kd.kd_teacher_model,
+            "nncf_config": importance.nncf_config,
+            "external_importance": importance.external_importance_path,
+            **data_inputs(spec),
+        },
         overwrite=training.overwrite_output_dir,
         settings=task_settings(spec),
     )
@@ -112,7 +123,9 @@ def run(
     spec = with_fixed_data(spec, stage.directory)
     rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
     model = load_student(model_args, spec, training)
-    if importance.criterion == MOVEMENT:
+    if importance.external_importance_path is not None:
+        scores: Scores = load_external(importance.external_importance_path, Blueprint.of(model))
+    elif config is not None and importance.criterion == MOVEMENT:
         scores = train_scores(model, config, importance, kd, training, rows, stage, typed)
     else:
         scores = one_shot_scores(model, importance, training, rows)
@@ -121,6 +134,17 @@ def run(
     spec.save(stage.directory / TASK_FILE)
     finish(stage, {}, criterion=importance.criterion)
     return stage.directory
+
+
+def check_criterion(importance: ImportanceArguments) -> None:
+    """Raise `UserError` if the criterion is unknown, or a file is given without it or the other way round."""
+    known, given = [MOVEMENT, EXTERNAL, *CRITERIA], importance.criterion
+    if given not in known:
+        raise UserError(f"unknown --criterion {given!r} (known: {listed(known)}){near_miss(given, known)}")
+    if given == EXTERNAL and importance.external_importance_path is None:
+        raise UserError("--criterion external needs --external_importance_path")
+    if given != EXTERNAL and importance.external_importance_path is not None:
+        raise UserError(f"--external_importance_path belongs to --criterion external, not to {given}")
 
 
 def one_shot_scores(

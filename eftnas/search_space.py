@@ -16,7 +16,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import load_config
-from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, width_scores
+from bootstrapnas.importance import IMPORTANCE_FILE, RULES, default_rule, load_importance, width_scores
 from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
 from bootstrapnas.pipeline.data import inherited_task
@@ -45,7 +45,7 @@ class SpaceArguments:
     skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
     depth: bool = flag(True, "Whether blocks may be skipped at all.")
     importance_rule: Optional[str] = flag(
-        None, "From weights to units: prefix (default for movement), sum (for other criteria), eftnas (the original's)."
+        None, f"From weights to units: {', '.join(RULES)}; default: the criterion's (see docs/importance.md)."
     )
     overwrite_target_config: bool = flag(False, "Replace a different target_config.")
 

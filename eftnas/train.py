@@ -11,7 +11,7 @@ from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.importance import IMPORTANCE_FILE, default_rule, load_importance, order_scores, orders
+from bootstrapnas.importance import IMPORTANCE_FILE, RULES, default_rule, load_importance, order_scores, orders
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
@@ -54,7 +54,7 @@ class SupernetArguments:
     importance_weight_dir: Optional[str] = flag(None, "Output of eftnas importance; puts important units first.")
     reorg_cache_model: Optional[str] = flag(None, "The same by its published name.")
     importance_rule: Optional[str] = flag(
-        None, "From weights to units: prefix (default for movement), sum (for other criteria), eftnas (the original's)."
+        None, f"From weights to units: {', '.join(RULES)}; default: the criterion's (see docs/importance.md)."
     )
     sampling: Optional[str] = flag(None, "Subnets of a step: sandwich (max, random, min; the default) or random.")
     nncf_lr_lag: bool = flag(False, "NNCF's learning rates to the step: they lag one step behind per finished epoch.")

@@ -154,7 +154,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_ta
         files = {"train_file": "train.jsonl", "validation_file": "validation.jsonl", "max_seq_length": LENGTH}
         succeed("finetune", model_name_or_path="pretrained", **files, output_dir="teacher", **brief)
         model = {"model_name_or_path": "teacher"}
-        scored = {"nncf_config": "config.json", "criterion": "l1", "criterion_batches": 1}
+        scored = {"criterion": "l1", "criterion_batches": 1}
         succeed("importance", **model, **scored, output_dir="importance")
         ranked = {"importance_weight_dir": "importance"}
         succeed("search-space", **model, **ranked, source_config="config.json", target_config="space.json")
@@ -274,7 +274,21 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{IMPORTANCE} --criterion tailor",
-        "unknown --criterion 'tailor' (known: l1, l2, movement, taylor); did you mean 'taylor'?",
+        "unknown --criterion 'tailor' (known: external, geometric_median, l1, l2, movement, taylor, wanda); "
+        "did you mean 'taylor'?",
+    ),
+    (
+        IMPORTANCE.replace("--nncf_config config.json ", ""),
+        "--criterion movement needs --nncf_config, which says what is scored and for how long",
+    ),
+    (f"{IMPORTANCE} --criterion external", "--criterion external needs --external_importance_path"),
+    (
+        f"{IMPORTANCE} --criterion l1 --external_importance_path importance/importance.safetensors",
+        "--external_importance_path belongs to --criterion external, not to l1",
+    ),
+    (
+        f"{IMPORTANCE} --criterion external --external_importance_path scores.pth",
+        "external_importance_path scores.pth does not exist",
     ),
     (TRAIN.replace("space.json", "broken.json"), "broken.json is not JSON at line 1: Expected a value, found '}'"),
     (

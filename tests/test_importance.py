@@ -10,6 +10,7 @@ import torch
 from conftest import build_tiny_bert, tiny_bert_config
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification
 
 from bootstrapnas.artefacts import save_tensors
@@ -18,8 +19,9 @@ from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
+from bootstrapnas.importance.external import EXTERNAL, load_external
 from bootstrapnas.importance.reduction import orders
-from bootstrapnas.importance.rules import RULES, order_scores, width_scores
+from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
 from bootstrapnas.importance.store import load_importance, save_importance
 from bootstrapnas.space_generation import even_targets, generate_space, mac_targets
 
@@ -80,19 +82,28 @@ def test_every_rule_against_loops(tiny):
         expected = {
             "max": max(m.max() for m in members),
             "sum": sum(m.sum() for m in members),
+            "mean": torch.cat([m.flatten() for m in members]).mean(),
             "rows": sum(full[f"{path}.weight"][rows].sum() for path in QKV),
         }
         for rule, (width, order) in {
             "prefix": ("max", "max"),
             "eftnas": ("max", "rows"),
             "sum": ("sum", "sum"),
+            "mean": ("mean", "sum"),
+            "relative": (None, "sum"),
+            "rows": (None, "rows"),
         }.items():
             for function, wanted in ((width_scores, width), (order_scores, order)):
+                if wanted is None:
+                    continue
                 found = function(tiny, scores, rule)[Key("head", 0)][head]
                 torch.testing.assert_close(found, expected[wanted], rtol=1e-5, atol=1e-3)
     rows = full[f"{LAYER}.intermediate.dense.weight"].sum(1)
     torch.testing.assert_close(order_scores(tiny, scores, "eftnas")[Key("ffn", 0)], rows)
-    assert set(RULES) == {"prefix", "eftnas", "sum"}
+    for rule, by in (("relative", width_scores(tiny, scores, "mean")), ("rows", order_scores(tiny, scores, "rows"))):
+        for key, found in width_scores(tiny, scores, rule).items():
+            torch.testing.assert_close(found, by[key] / by[key].square().mean().sqrt())
+    assert set(RULES) == {"prefix", "eftnas", "sum", "mean", "relative", "rows"}
 
 
 def test_keys_without_scores_are_left_out(tiny):
@@ -128,41 +139,189 @@ def taylor_by_hand(model, batches):
     return totals
 
 
+def l2_by_hand(model, batches):
+    found = {}
+    for name, p in model.named_parameters():
+        p = p.detach()
+        if p.dim() == 1:
+            found[name] = p.abs()
+        elif "output.dense" in name:  # what is elastic is its columns
+            found[name] = torch.stack([column.norm() / len(column) for column in p.T])[None]
+        else:
+            found[name] = torch.stack([row.norm() / len(row) for row in p])[:, None]
+    return found
+
+
+def geometric_median_by_hand(model, batches):
+    found = {}
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            continue
+        w = p.detach().T if "output.dense" in name else p.detach()
+        units = list(w.split(16 if ".attention." in name else 1))  # a head is 16 rows
+        shares = [sum((unit - other).norm() for other in units) / unit.numel() for unit in units]
+        spread = torch.cat([share.expand_as(unit) for share, unit in zip(shares, units, strict=True)])
+        found[name] = spread.T if "output.dense" in name else spread
+    return found
+
+
+def wanda_by_hand(model, batches):
+    """Replaces each linear layer's input by what its own hook saw, one batch and one token at a time."""
+    seen = {}
+    for path, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda m, args, out, path=path: seen.setdefault(path, []).append(args[0]))
+    for batch in batches:
+        with torch.no_grad():
+            model(**batch)
+    found = {}
+    for path, inputs in seen.items():
+        squares = 0
+        for batch, x in zip(batches, inputs, strict=True):
+            for row in range(len(x)):
+                tokens = x[row][batch["attention_mask"][row].bool()] if x.dim() == 3 else x[row][None]
+                squares = squares + sum(token**2 for token in tokens)
+        found[f"{path}.weight"] = model.get_submodule(path).weight.detach().abs() * squares.sqrt()
+    return found
+
+
 BY_HAND = {
     "l1": lambda model, batches: {name: p.detach().abs() for name, p in model.named_parameters()},
-    "l2": lambda model, batches: {name: p.detach() ** 2 for name, p in model.named_parameters()},
+    "l2": l2_by_hand,
+    "geometric_median": geometric_median_by_hand,
     "taylor": taylor_by_hand,
+    "wanda": wanda_by_hand,
 }
+WITHOUT_BIASES = ("geometric_median", "wanda")
+
+
+def calibration_batches(count: int = 3) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(4, 9, dtype=torch.long)
+    mask[1, 6:] = 0
+    return [
+        {
+            "input_ids": torch.randint(5, 60, (4, 9), generator=generator),
+            "attention_mask": mask,
+            "labels": torch.tensor([0, 1, 2, 0]),
+        }
+        for _ in range(count)
+    ]
 
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria(name, tiny):
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        {"input_ids": torch.randint(5, 60, (4, 9), generator=generator), "labels": torch.tensor([0, 1, 2, 0])}
-        for _ in range(3)
-    ]
+    batches = calibration_batches()
     model = build_tiny_bert().train()
     scores = find_criterion(name)(model, tiny, iter(batches), model_loss)
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     carriers = {p.name for key in tiny.elastic if not tiny.is_block(key) for p, _ in tiny.members(key)}
-    assert scores.keys() == carriers
     assert f"{LAYER}.intermediate.dense.bias" in carriers
+    if name in WITHOUT_BIASES:
+        carriers = {carrier for carrier in carriers if carrier.endswith(".weight")}
+    assert scores.keys() == carriers
     expected = BY_HAND[name](build_tiny_bert(), batches)
     for parameter, found in scores.items():
         assert found.dtype == torch.float32
         assert not found.requires_grad
+        assert (found >= 0).all()
         torch.testing.assert_close(found, expected[parameter])
-    assert len(orders(order_scores(tiny, scores, "sum"))) == 4
+    assert len(orders(order_scores(tiny, scores, default_rule(name)))) == 4
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_spaces_of_criteria_thin_heads_and_channels_alike(name, base):
+    """One threshold must compare a head of 200 thousand entries with a channel of two thousand."""
+    config = BertConfig(
+        hidden_size=128, num_attention_heads=8, intermediate_size=512, num_hidden_layers=3, vocab_size=80, num_labels=3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(config)
+        for parameter in model.parameters():  # rows that differ, and layers that differ in scale
+            scale = 1 + torch.rand(len(parameter), *[1] * (parameter.dim() - 1))
+            parameter.data *= scale * (0.5 + torch.rand(()))
+    blueprint = Blueprint.of(model)
+    scores = find_criterion(name)(model, blueprint, calibration_batches(), model_loss)
+    full = count_macs(blueprint, length=64)
+    units = width_scores(blueprint, scores, default_rule(name))
+    half = generate_space(blueprint, units, [full // 2], length=64, tolerance=full // 20).subnets[0].subnet
+    for dim in ("head", "ffn"):
+        shares = [half[key] / blueprint.full[key] for key in units if key.dim == dim]
+        assert 0.2 < sum(shares) / len(shares) < 0.9, (dim, shares)
 
 
 def test_criteria_refuse():
     model = build_tiny_bert()
     with pytest.raises(UserError, match=r"unknown importance criterion 'tailor'.*did you mean 'taylor'"):
         find_criterion("tailor")
-    with pytest.raises(UserError, match="no batch"):
-        find_criterion("taylor")(model, Blueprint.of(model), [], model_loss)
+    for name in ("taylor", "wanda"):
+        with pytest.raises(UserError, match=f"{name!r} needs data, but there is no batch"):
+            find_criterion(name)(model, Blueprint.of(model), [], model_loss)
+
+
+# -- scores of other programs ------------------------------------------------------------------------------------------
+
+NODE = (
+    "BertForSequenceClassification/BertModel[bert]/BertEncoder[encoder]/ModuleList[layer]/BertLayer[0]/"
+    "BertIntermediate[intermediate]/NNCFLinear[dense]/linear_0"
+)
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_external_scores_order_by_the_sums_of_rows(kind, tiny, tmp_path):
+    rows, columns = torch.randn(128, 64), torch.randn(64, 128)
+    found = {NODE: rows, f"{LAYER}.output.dense.weight": columns}
+    if kind == "torch":
+        torch.save(found, tmp_path / "scores.pth")
+        scores = load_external(tmp_path / "scores.pth", tiny)
+    else:
+        save_file(found, tmp_path / "scores.safetensors")
+        scores = load_external(tmp_path / "scores.safetensors", tiny)
+    assert scores.keys() == {f"{LAYER}.intermediate.dense.weight", f"{LAYER}.output.dense.weight"}
+    assert default_rule(EXTERNAL) == "rows"
+    order = order_scores(tiny, scores, "rows")
+    assert list(order) == [Key("ffn", 0)]
+    torch.testing.assert_close(order[Key("ffn", 0)], rows.sum(1))
+
+
+WEIGHT = f"{LAYER}.intermediate.dense.weight"
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of the file runs",))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, r"external_importance_path \S+ does not exist"),
+        (lambda path: path.write_bytes(b"nothing"), "is neither safetensors nor a file of tensors by torch.save: "),
+        (lambda path: torch.save({"a": Evil()}, path), "is neither safetensors nor a file of tensors by torch.save: "),
+        (lambda path: torch.save([torch.zeros(1)], path), "must hold a mapping from names to tensors"),
+        (lambda path: torch.save({}, path), "holds no scores"),
+        (
+            lambda path: torch.save({NODE.replace("dense", "dens"): torch.zeros(128, 64)}, path),
+            "no such parameter; did",
+        ),
+        (
+            lambda path: torch.save({NODE: torch.zeros(100, 64)}, path),
+            r"\(100, 64\), which does not divide \(128, 64\)",
+        ),
+        (
+            lambda path: torch.save({NODE: torch.zeros(1, 1), WEIGHT: torch.zeros(1, 1)}, path),
+            f"{WEIGHT!r} is the second entry with scores of {WEIGHT!r}",
+        ),
+    ],
+)
+def test_external_scores_that_are_refused(write, message, tiny, tmp_path, capsys):
+    write(tmp_path / "scores.pth")
+    with pytest.raises(UserError, match=message) as caught:
+        load_external(tmp_path / "scores.pth", tiny)
+    assert "\n" not in str(caught.value)
+    assert "code of the file runs" not in capsys.readouterr().out
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

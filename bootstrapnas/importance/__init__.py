@@ -1,6 +1,7 @@
 """Importance of weights and of units: criteria, reduction over coupled groups, files."""
 
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
+from bootstrapnas.importance.external import EXTERNAL, load_external
 from bootstrapnas.importance.movement import MovementSettings, MovementSparsity, attach
 from bootstrapnas.importance.reduction import Scores, expand, orders, unit_scores
 from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
@@ -10,6 +11,7 @@ from bootstrapnas.importance.structures import Block, Fine, PerDim, Structure, a
 
 __all__ = [
     "CRITERIA",
+    "EXTERNAL",
     "IMPORTANCE_FILE",
     "RULES",
     "Block",
@@ -25,6 +27,7 @@ __all__ = [
     "default_rule",
     "expand",
     "find_criterion",
+    "load_external",
     "load_importance",
     "order_scores",
     "orders",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import torch
@@ -32,6 +32,18 @@ def expand(scores: Tensor, shape: tuple[int, ...], name: str = "scores") -> Tens
     return scores.expand(shape)
 
 
+def unit_parts(blueprint: Blueprint, parameter: Parameter, position: int, tensor: Tensor, key: Key) -> Iterator[Tensor]:
+    """Yield what the units of `key` own along an axis of a parameter, given at full size as `tensor`.
+
+    Views of shape [units, ...], one per part of a fused axis: what is written into them is written into `tensor`.
+    """
+    axis = parameter.axes[position]
+    parts = tensor.movedim(position, 0).split([blueprint.product(product, {}) for product in axis])
+    for product, part in zip(axis, parts, strict=True):
+        if key in product:
+            yield part.unflatten(0, [blueprint.full[k] for k in product]).movedim(product.index(key), 0)
+
+
 def unit_scores(
     blueprint: Blueprint,
     scores: Scores,
@@ -52,7 +64,8 @@ def unit_scores(
         The elastic dimension.
     reduce
         ``"max"``: a unit is as important as its most important member block or bias, so that the units above a
-        threshold are those of which any member is above it. ``"sum"``: the sum over all member entries.
+        threshold are those of which any member is above it. ``"sum"``: the sum over all member entries. ``"mean"``:
+        their mean, so that units of different sizes compare.
     counts
         Restricts which (parameter, axis) members take part.
 
@@ -61,22 +74,22 @@ def unit_scores(
     UserError
         If no member of the group has scores.
     """
-    found = []
+    found, entries = [], 0
     for parameter, position in blueprint.members(key):
         if parameter.name not in scores or not counts(parameter, position):
             continue
         shape = blueprint.shape(parameter.name, {})
-        full = expand(scores[parameter.name].detach().float(), shape, parameter.name).movedim(position, 0)
-        parts = full.split([blueprint.product(product, {}) for product in parameter.axes[position]])
-        for product, part in zip(parameter.axes[position], parts, strict=True):
-            if key in product:
-                sizes = [blueprint.full[k] for k in product]
-                units = part.reshape([*sizes, -1]).movedim(product.index(key), 0).flatten(1)
-                found.append(units.amax(1) if reduce == "max" else units.sum(1))
+        full = expand(scores[parameter.name].detach().float(), shape, parameter.name)
+        for part in unit_parts(blueprint, parameter, position, full, key):
+            units = part.reshape(len(part), -1)
+            found.append(units.amax(1) if reduce == "max" else units.sum(1))
+            entries += units.shape[1]
     if not found:
         raise UserError(f"no scores for any parameter of the coupled group {key}")
     stacked = torch.stack(found)
-    return stacked.amax(0) if reduce == "max" else stacked.sum(0)
+    if reduce == "max":
+        return stacked.amax(0)
+    return stacked.sum(0) / (entries if reduce == "mean" else 1)
 
 
 def orders(unit_scores_by_key: Mapping[Key, Tensor]) -> dict[Key, Tensor]:

@@ -19,21 +19,39 @@ from bootstrapnas.importance.structured import scored_keys
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How member scores become one score per unit: ``max`` or ``sum``, over all members or output rows of weights."""
+    """How member scores become one score per unit.
 
-    reduce: Literal["max", "sum"]
+    Attributes
+    ----------
+    reduce
+        ``max``, ``sum`` or ``mean`` over the entries of a unit.
+    output_rows_only
+        Whether only output rows of weights count, no biases and no input columns.
+    relative
+        Whether scores are divided by the root of their mean square over the units of a key (Molchanov et al. 2017),
+        which takes the scale out that layers and kinds of layers differ in.
+    """
+
+    reduce: Literal["max", "sum", "mean"]
     output_rows_only: bool = False
+    relative: bool = False
 
     def __call__(self, blueprint: Blueprint, scores: Scores) -> dict[Key, Tensor]:
         """Return key -> score per unit, shape [units], for every key of which a member that counts has scores."""
         counted = {name: s for name, s in scores.items() if not self.output_rows_only or s.dim() > 1}
-        return {
-            key: unit_scores(blueprint, counted, key, reduce=self.reduce, counts=self._counts)
-            for key in scored_keys(blueprint, counted)
-        }
+        keys = scored_keys(blueprint, counted)
+        if self.output_rows_only:
+            keys = tuple(k for k in keys if any(p.name in counted and at == 0 for p, at in blueprint.members(k)))
+        found = {key: unit_scores(blueprint, counted, key, reduce=self.reduce, counts=self._counts) for key in keys}
+        return {key: _relative(s) for key, s in found.items()} if self.relative else found
 
     def _counts(self, parameter: Parameter, position: int) -> bool:
         return not self.output_rows_only or position == 0
+
+
+def _relative(scores: Tensor) -> Tensor:
+    scale = scores.square().mean().sqrt()
+    return scores / scale if scale > 0 else scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +67,24 @@ RULES: dict[str, Rule] = {
     "prefix": Rule(widths=Reduction("max"), order=Reduction("max")),
     # As published (EFTNAS): units are ordered by output rows alone (Q, K, V, or the FFN's first layer), without biases.
     "eftnas": Rule(widths=Reduction("max"), order=Reduction("sum", output_rows_only=True)),
-    # Additive scores (l1, l2, taylor): what a unit is worth is what its entries are worth together.
+    # Additive scores: what a unit is worth is what its entries are worth together. A head has many more than a channel.
     "sum": Rule(widths=Reduction("sum"), order=Reduction("sum")),
+    # The same per parameter, and so per multiply-accumulate: what is cut first is worth least for what it costs.
+    "mean": Rule(widths=Reduction("mean"), order=Reduction("sum")),
+    # Scores whose scale says nothing between layers: per parameter, and relative to the other units of the layer.
+    "relative": Rule(widths=Reduction("mean", relative=True), order=Reduction("sum")),
+    # NNCF's filter importance: output rows alone.
+    "rows": Rule(
+        widths=Reduction("mean", output_rows_only=True, relative=True), order=Reduction("sum", output_rows_only=True)
+    ),
 }
+
+_DEFAULTS = {"movement": "prefix", "taylor": "mean", "external": "rows"}
 
 
 def default_rule(criterion: str) -> str:
-    """Return the rule for a criterion's scores: ``prefix`` for movement, ``sum`` for additive ones."""
-    return "prefix" if criterion == "movement" else "sum"
+    """Return the rule for a criterion's scores; ``relative`` unless their scale is comparable between layers."""
+    return _DEFAULTS.get(criterion, "relative")
 
 
 def width_scores(blueprint: Blueprint, scores: Scores, rule: str = "prefix") -> dict[Key, Tensor]:

@@ -36,7 +36,7 @@ def save_importance(
     blueprint
         The model that was scored; its type is noted and the scores are checked against it.
     criterion
-        What made the scores: ``"movement"`` or a name in `CRITERIA`.
+        What made the scores: ``"movement"``, ``"external"`` or a name in `CRITERIA`.
     details
         Anything else worth keeping (JSON-able), for example the structure of each layer's scores.
 
@@ -45,7 +45,7 @@ def save_importance(
     UserError
         If the scores do not fit the model, or the file cannot be written.
     """
-    _check(path, scores, blueprint)
+    check_scores(path, scores, blueprint)
     header = {"kind": _KIND, "criterion": criterion, "model_type": blueprint.family.model_type}
     save_tensors(path, {name: s.float().cpu() for name, s in scores.items()}, {**(details or {}), **header})
 
@@ -65,11 +65,12 @@ def load_importance(path: str | os.PathLike[str], blueprint: Blueprint) -> tuple
     model_type = blueprint.family.model_type
     if metadata["model_type"] != model_type:
         raise UserError(f"{path} holds scores of a {metadata['model_type']!r} model, not of {model_type!r}")
-    _check(path, scores, blueprint)
+    check_scores(path, scores, blueprint)
     return scores, metadata
 
 
-def _check(path: str | os.PathLike[str], scores: Scores, blueprint: Blueprint) -> None:
+def check_scores(path: str | os.PathLike[str], scores: Scores, blueprint: Blueprint) -> None:
+    """Raise `UserError`, naming the file, unless all scores are finite and fit a parameter of the model."""
     for name, tensor in scores.items():
         if name not in blueprint.parameters:
             miss = near_miss(name, blueprint.parameters)

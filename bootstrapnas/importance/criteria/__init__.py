@@ -2,13 +2,17 @@
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.importance.criteria.base import Criterion, Loss, elastic_parameters
+from bootstrapnas.importance.criteria.geometric_median import score_geometric_median
 from bootstrapnas.importance.criteria.magnitude import score_l1, score_l2
 from bootstrapnas.importance.criteria.taylor import score_taylor
+from bootstrapnas.importance.criteria.wanda import score_wanda
 
 CRITERIA: dict[str, Criterion] = {
     "l1": score_l1,
     "l2": score_l2,
+    "geometric_median": score_geometric_median,
     "taylor": score_taylor,
+    "wanda": score_wanda,
 }
 
 
