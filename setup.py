@@ -50,5 +50,5 @@ setup(
     package_data={"bootstrapnas": ["py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["eftnas = eftnas.cli:main"]},
+    entry_points={"console_scripts": ["bootstrapnas = bootstrapnas.cli:main", "eftnas = eftnas.cli:main"]},
 )

@@ -1,6 +1,6 @@
 """NNCF JSON, the file that people edit: its only reader and writer. Free of torch."""
 
-from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space
+from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space, listed_space
 from bootstrapnas.nncf_config.node_names import NodeNames, module_path, scope_matcher
 from bootstrapnas.nncf_config.reading import (
     NNCFConfig,
@@ -17,6 +17,7 @@ __all__ = [
     "build_space",
     "check_config",
     "config_with_space",
+    "listed_space",
     "module_path",
     "read_config",
     "scope_matcher",

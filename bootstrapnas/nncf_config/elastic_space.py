@@ -44,6 +44,14 @@ def build_space(
     UserError
         If the config names what the model does not have, or sizes that it cannot take.
     """
+    space = listed_space(config, blueprint, stage=stage, warn=warn)
+    return space.limited(config.training.stages[stage].width_indicator) if space.genes else space
+
+
+def listed_space(
+    config: NNCFConfig, blueprint: Blueprint, *, stage: int = -1, warn: Warn = progress.warn
+) -> SearchSpace:
+    """Build the space of `build_space` with all widths of each group, whatever the stage's ``width_indicator``."""
     training = config.training
     genes: list[Gene] = []
     try:
@@ -53,8 +61,7 @@ def build_space(
             genes += _depth_genes(training.elasticity.depth, blueprint, training.stages[stage].depth_indicator, warn)
     except UserError as error:
         raise UserError(f"{config.path}: {_ELASTICITY}.{error}") from None
-    space = SearchSpace(tuple(genes))
-    return space.limited(training.stages[stage].width_indicator) if genes else space
+    return SearchSpace(tuple(genes))
 
 
 def config_with_space(

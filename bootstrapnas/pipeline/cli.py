@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -40,8 +40,13 @@ def main(program: str, description: str, commands: Commands, argv: Sequence[str]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview(program, description, commands))
         return 0 if arguments else 2
+    return guarded(program, lambda: execute(program, commands, arguments[0], arguments[1:]))
+
+
+def guarded(program: str, action: Callable[[], object]) -> int:
+    """Run an action; return the exit status: 0, or 2 after a user's mistake (told in one line)."""
     try:
-        execute(program, commands, arguments[0], arguments[1:])
+        action()
     except UserError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -110,6 +115,23 @@ def to_arguments(flags: Mapping[str, Any]) -> list[str]:
         arguments.append(f"--{name}")
         arguments.extend(str(v) for v in (value if isinstance(value, list) else [value]))
     return arguments
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`, for commands with few flags, which need no Hugging Face."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **settings})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        chosen, left = self.parse_known_args(args, namespace)
+        if left:
+            kind = "unknown flag" if left[0].startswith("-") else "unexpected argument"
+            raise UserError(f"{kind} {left[0]!r}; see {self.prog} --help")
+        return chosen
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

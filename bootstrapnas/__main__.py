@@ -1,0 +1,5 @@
+import sys
+
+from bootstrapnas.cli import main
+
+sys.exit(main())

@@ -1,0 +1,60 @@
+"""The ``bootstrapnas`` command: what concerns files rather than a pipeline's stages."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from bootstrapnas.pipeline.cli import ArgumentParser, guarded
+
+PROGRAM = "bootstrapnas"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the ``bootstrapnas`` command line; return the exit status: 0, or 2 after a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(PROGRAM, lambda: _run(arguments))
+
+
+def _run(arguments: list[str]) -> None:
+    parser = build_parser()
+    if not arguments:
+        parser.print_help()
+        raise SystemExit(2)
+    chosen = parser.parse_args(arguments)
+    chosen.run(chosen)
+
+
+def build_parser() -> ArgumentParser:
+    """Return the parser of all subcommands; what a command runs is its default ``run``."""
+    parser = ArgumentParser(prog=PROGRAM, description="NNCF configs and files: what they say, and what they become.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    config = commands.add_parser("config", help="explain an NNCF config, or print the schema of such files")
+    actions = config.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    check = actions.add_parser("check", help="explain an NNCF config in words")
+    check.add_argument("file", metavar="FILE", help="NNCF config: JSON, with comments and trailing commas.")
+    check.add_argument("--model_name_or_path", help="Check it for this model: a local directory, or a hub id.")
+    check.add_argument("--json", action="store_true", help="Print one JSON document instead of words.")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _check(chosen: argparse.Namespace) -> None:
+    from bootstrapnas.pipeline.config_check import explain
+
+    explanation = explain(chosen.file, chosen.model_name_or_path)
+    if chosen.json:
+        print(json.dumps(explanation.to_json(), indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from bootstrapnas.pipeline.config_text import show
+
+    show(explanation, Console(highlight=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

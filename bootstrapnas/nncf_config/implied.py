@@ -1,0 +1,305 @@
+"""The model that a config is for, as far as its node names and widths tell. Free of torch.
+
+Node names hold the class of the model, its layers and its modules; the largest width of a group is how many outputs the
+layers in it have. That is enough to know the published models by their shape. What it does not tell stays unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.errors import UserError
+from bootstrapnas.families import FAMILIES
+from bootstrapnas.nncf_config.node_names import module_path
+from bootstrapnas.nncf_config.reading import NNCFConfig
+
+EVERY_LAYER: Final = "{*}"
+"""Stands in a node name for the number of every layer (Shears)."""
+
+_ADAPTERS: Final = re.compile(r"\.(base_layer|lora_A|lora_B)(\.\w+)?$")
+_BERT: Final = {
+    "attention.self.query": "hidden_size",
+    "attention.self.key": "hidden_size",
+    "attention.self.value": "hidden_size",
+    "attention.output.dense": "hidden_size",
+    "intermediate.dense": "intermediate_size",
+    "output.dense": "hidden_size",
+}
+LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "llama": {
+        "self_attn.o_proj": "hidden_size",
+        "mlp.gate_proj": "intermediate_size",
+        "mlp.up_proj": "intermediate_size",
+        "mlp.down_proj": "hidden_size",
+    },
+    "bloom": {
+        "self_attention.dense": "hidden_size",
+        "mlp.dense_h_to_4h": "intermediate_size",
+        "mlp.dense_4h_to_h": "hidden_size",
+    },
+}
+"""Model type -> linear layer of a layer of the stack -> the size that its number of outputs is."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A published model, known by its shape.
+
+    Attributes
+    ----------
+    name
+        What people call it.
+    hub_id
+        Where its vocabulary and positions are from; other checkpoints of the shape may differ in them.
+    config
+        Attributes of its Hugging Face config.
+    """
+
+    name: str
+    hub_id: str
+    config: Mapping[str, int | str]
+
+
+def _bert(name: str, hub_id: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
+    words = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+    return KnownModel(name, hub_id, {"model_type": "bert", **sizes, **words})
+
+
+def _roberta(name: str, hub_id: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
+    words = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+    return KnownModel(
+        name, hub_id, {**_bert(name, hub_id, layers, hidden, heads, ffn).config, **words, "model_type": "roberta"}
+    )
+
+
+def _decoder(name: str, hub_id: str, model_type: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
+    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
+    return KnownModel(name, hub_id, {"model_type": model_type, **sizes})
+
+
+KNOWN: Final = (
+    _bert("BERT-base", "google-bert/bert-base-uncased", 12, 768, 12, 3072),
+    _bert("BERT-large", "google-bert/bert-large-uncased", 24, 1024, 16, 4096),
+    _bert("BERT-medium", "google/bert_uncased_L-8_H-512_A-8", 8, 512, 8, 2048),
+    _bert("BERT-small", "google/bert_uncased_L-4_H-512_A-8", 4, 512, 8, 2048),
+    _bert("BERT-mini", "google/bert_uncased_L-4_H-256_A-4", 4, 256, 4, 1024),
+    _bert("BERT-tiny", "google/bert_uncased_L-2_H-128_A-2", 2, 128, 2, 512),
+    _bert("MiniLM-L6", "sentence-transformers/all-MiniLM-L6-v2", 6, 384, 12, 1536),
+    _bert("MiniLM-L12", "microsoft/MiniLM-L12-H384-uncased", 12, 384, 12, 1536),
+    _roberta("RoBERTa-base", "FacebookAI/roberta-base", 12, 768, 12, 3072),
+    _roberta("RoBERTa-large", "FacebookAI/roberta-large", 24, 1024, 16, 4096),
+    _decoder("LLaMA-7B", "huggyllama/llama-7b", "llama", 32, 4096, 32, 11008),
+    _decoder("LLaMA-13B", "huggyllama/llama-13b", "llama", 40, 5120, 40, 13824),
+    _decoder("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", 30, 4096, 32, 16384),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One layer in a group: its module inside a layer of the stack, and which (`None`: outside, -1: every one)."""
+
+    module: str
+    layer: int | None
+
+    @property
+    def adapted(self) -> str:
+        """The module that an adapter's matrix or frozen weight belongs to; any other is itself."""
+        return _ADAPTERS.sub("", self.module)
+
+    @property
+    def is_rank(self) -> bool:
+        """Whether its outputs are the ranks of an adapter."""
+        return ".lora_A" in self.module
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One of ``overwrite_groups``: its layers and its widths, in channels, descending."""
+
+    members: tuple[Member, ...]
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Implied:
+    """What a config tells about the model it is for.
+
+    Attributes
+    ----------
+    architecture
+        Class of the model in the node names, without wrappers; `None` without node names.
+    model_type
+        Its ``config.model_type``, `None` where unknown.
+    adapters
+        Whether nodes belong to LoRA adapters.
+    sizes
+        The sizes that widths and names tell, by attribute of the config.
+    known
+        The published model of these sizes, if there is just one.
+    """
+
+    architecture: str | None
+    model_type: str | None
+    adapters: bool
+    sizes: Mapping[str, int]
+    known: KnownModel | None
+
+
+def groups_of(config: NNCFConfig) -> tuple[Group, ...]:
+    """Return the groups that a config lists, in its order."""
+    width = config.training.elasticity.width
+    return tuple(
+        Group(tuple(_member(node) for node in nodes), tuple(sorted(set(widths), reverse=True)))
+        for nodes, widths in zip(width.overwrite_groups or (), width.overwrite_groups_widths or (), strict=True)
+    )
+
+
+def implied_model(config: NNCFConfig) -> Implied:
+    """Return what a config's node names and widths tell about its model."""
+    groups = groups_of(config)
+    nodes = tuple(_nodes(config))
+    architecture = next((found for node in nodes if (found := _architecture(node))), None)
+    model_type = None if architecture is None else _model_type(architecture)
+    sizes = _sizes(groups, model_type, nodes)
+    matches = [
+        known
+        for known in KNOWN
+        if known.config["model_type"] == model_type
+        and len(sizes) > 1  # layers alone say little
+        and all(known.config[name] == size for name, size in sizes.items())
+    ]
+    adapters = any(_ADAPTERS.search(module_path(node)) for node in nodes)
+    return Implied(architecture, model_type, adapters, sizes, matches[0] if len(matches) == 1 else None)
+
+
+def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | None:
+    """Return the blueprint of the implied model, or `None` where that much is not known.
+
+    A classifier's labels are not known, so it has none here. A model that is not a published one has no vocabulary
+    and no positions either, and heads as large as `widths` (of attention) allow: its embeddings and its units mean
+    nothing, while MACs and the parameters of its layers, which depend on neither, are right.
+    """
+    family = FAMILIES.get(implied.model_type or "")
+    architecture = implied.architecture
+    if family is None or architecture is None or architecture not in family.architectures or implied.adapters:
+        return None
+    head = {"num_labels": 2 if architecture.endswith("ForQuestionAnswering") else 0}
+    if implied.known is not None:
+        return Blueprint(SimpleNamespace(**implied.known.config, **head), architecture)
+    if len(implied.sizes) < 3:
+        return None
+    hidden = implied.sizes["hidden_size"]
+    nothing = {"vocab_size": 0, "max_position_embeddings": 0, "type_vocab_size": 0}
+    heads = {"num_attention_heads": hidden // math.gcd(hidden, *widths)}
+    shape = {"model_type": implied.model_type, **implied.sizes, **heads, **nothing, **head}
+    return Blueprint(SimpleNamespace(**shape), architecture)
+
+
+def check_model(config: NNCFConfig, given: Any, whose: str) -> None:
+    """Raise `UserError` if a config is for another model than `given`, naming the first group that does not fit.
+
+    Parameters
+    ----------
+    config
+        The NNCF config.
+    given
+        A Hugging Face config, or what is read from its ``config.json``.
+    whose
+        The model, for the message.
+    """
+    implied = implied_model(config)
+    layers = getattr(given, "num_hidden_layers", None)
+    layout = LAYOUTS.get(given.model_type, {})
+    here = f"{implied.known.name if implied.known else implied.architecture}: {shape_of(implied.sizes)}"
+    there = f"{given.model_type}: {shape_of(vars(given) if isinstance(given, SimpleNamespace) else given.to_dict())}"
+    for index, group in enumerate(groups_of(config)):
+        member = next((member for member in group.members if not member.is_rank), group.members[0])
+        name = member.module if member.layer in (None, -1) else f"{member.module} of layer {member.layer}"
+        attribute = layout.get(member.adapted)
+        size = None if attribute is None or member.is_rank else getattr(given, attribute, None)
+        if implied.model_type not in (None, given.model_type):
+            difference = "is of another type"
+        elif layers is not None and member.layer is not None and member.layer >= layers:
+            difference = f"is beyond the model's {layers} layers"
+        # Widths below the full one are allowed; those of another published model are a mistake.
+        elif size is not None and (group.widths[0] > size or (group.widths[0] < size and implied.known is not None)):
+            difference = f"has {group.widths[0]} channels in the config, {size} in the model"
+        else:
+            continue
+        raise UserError(
+            f"{config.path} does not fit {whose}: {name} (bootstrapNAS.training.elasticity.width.overwrite_groups"
+            f"[{index}]) {difference}; the config is for {here}, the model is {there}"
+        )
+
+
+_SHAPE: Final = {
+    "num_hidden_layers": "{} layers",
+    "hidden_size": "hidden {}",
+    "num_attention_heads": "{} heads",
+    "intermediate_size": "FFN {}",
+}
+
+
+def shape_of(sizes: Mapping[str, Any]) -> str:
+    """Return the sizes of a model in a few words."""
+    return ", ".join(text.format(sizes[name]) for name, text in _SHAPE.items() if name in sizes) or "no sizes known"
+
+
+# -- node names --------------------------------------------------------------------------------------------------------
+
+
+def _nodes(config: NNCFConfig) -> Iterator[str]:
+    elasticity = config.training.elasticity
+    for group in elasticity.width.overwrite_groups or ():
+        yield from group
+    yield from elasticity.width.add_dynamic_inputs
+    for block in (*(elasticity.depth.skipped_blocks or ()), *elasticity.depth.fixed_skipped_blocks):
+        yield from block
+
+
+def _architecture(node: str) -> str | None:
+    """Return the class of the model in a node name: the last ``...For...`` or ``...Model``, wrappers come before it."""
+    classes = [element.partition("[")[0] for element in node.removeprefix("{re}").split("/")]
+    heads = [name for name in classes if re.fullmatch(r"(?!Peft)\w+For[A-Z]\w+", name)]
+    bare = [name for name in classes if re.fullmatch(r"(?!Lora)\w+Model", name)]
+    return next(iter([*heads, *bare]), None)
+
+
+def _model_type(architecture: str) -> str | None:
+    """Return the model type of a class, by the registered families, else by the known models."""
+    for model_type, family in FAMILIES.items():
+        if architecture in family.architectures:
+            return model_type
+    name = re.split(r"For[A-Z]|Model$", architecture)[0].lower()
+    return name if name in {*FAMILIES, *LAYOUTS} else None
+
+
+def _member(node: str) -> Member:
+    """Return what a node stands for; the first number in its path is that of the layer."""
+    parts = module_path(node.removeprefix("{re}").replace("\\", "")).split(".")
+    at = next((i for i, part in enumerate(parts) if part.isdecimal() or part == EVERY_LAYER), None)
+    if at is None:
+        return Member(".".join(parts), None)
+    return Member(".".join(parts[at + 1 :]), -1 if parts[at] == EVERY_LAYER else int(parts[at]))
+
+
+def _sizes(groups: Iterable[Group], model_type: str | None, nodes: Iterable[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for group in groups:
+        for member in group.members:
+            attribute = LAYOUTS.get(model_type or "", {}).get(member.adapted)
+            if attribute is not None and not member.is_rank:
+                sizes[attribute] = max(sizes.get(attribute, 0), group.widths[0])
+    layers = [member.layer for member in map(_member, nodes) if member.layer is not None]
+    if layers and min(layers) >= 0:
+        sizes["num_hidden_layers"] = max(layers) + 1
+    return sizes
