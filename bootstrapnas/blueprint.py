@@ -54,6 +54,16 @@ class Blueprint:
     family
         Its labels. Default: the registered family of the config's model type.
 
+    Attributes
+    ----------
+    parameters
+        What the model owns, by name: what is counted, reordered and stored, each tensor once.
+    tied
+        Further name of a parameter -> that parameter (a decoder that is the embedding table).
+    uses
+        All names, as labelled where they are used: what a tied one computes costs MACs, and an elastic axis is sliced
+        there too.
+
     Raises
     ------
     UserError
@@ -85,7 +95,16 @@ class Blueprint:
             for dim in self.dims.values()
             for layer in (range(self.num_layers) if dim.per_layer else (None,))
         }
-        self.parameters: dict[str, Parameter] = {p.name: p for p in self._parameters()}
+        self.parameters: dict[str, Parameter] = {}
+        self.tied: dict[str, Parameter] = {}
+        self.uses: dict[str, Parameter] = {}
+        for parameter, labels in self._parameters():
+            self.uses[parameter.name] = parameter
+            owner = self._owner(parameter, labels)
+            if owner is None:
+                self.parameters[parameter.name] = parameter
+            else:
+                self.tied[parameter.name] = owner
 
     @classmethod
     def of(cls, model: Any, family: Family | None = None) -> Blueprint:
@@ -100,21 +119,40 @@ class Blueprint:
         known = family.architectures
         architecture = next((c.__name__ for c in type(model).__mro__ if c.__name__ in known), type(model).__name__)
         blueprint = cls(model.config, architecture, family)
-        blueprint.check_shapes({name: tuple(p.shape) for name, p in model.named_parameters()})
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        blueprint.check_shapes({name: tuple(p.shape) for name, p in parameters.items()})
+        for name, owner in blueprint.tied.items():
+            if parameters[name] is not parameters[owner.name]:
+                raise UserError(
+                    f"family {family.model_type!r}, {architecture}: {name!r} should be the same tensor as "
+                    f"{owner.name!r} (config.tie_word_embeddings), but the model holds two; call model.tie_weights()"
+                )
         return blueprint
 
     # -- building ------------------------------------------------------------------------------------------------------
 
-    def _parameters(self) -> Iterator[Parameter]:
+    def _parameters(self) -> Iterator[tuple[Parameter, Labels]]:
         base = {name.split(".")[0] for name in self.family.architectures[self.family.bare]}
         for name, labels in self._present(self.family.embeddings):
-            yield self._parameter(self.prefix + name, labels, None, embedding=True)
+            yield self._parameter(self.prefix + name, labels, None, embedding=True), labels
         for layer in range(self.num_layers):
             for name, labels in self._present(self.family.layer):
-                yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False)
+                yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False), labels
         for name, labels in self._present(self.family.architectures[self.architecture]):
             prefix = self.prefix if name.split(".")[0] in base else ""
-            yield self._parameter(prefix + name, labels, None, embedding=False)
+            yield self._parameter(prefix + name, labels, None, embedding=False), labels
+
+    def _owner(self, parameter: Parameter, labels: Labels) -> Parameter | None:
+        """Return the parameter that this one is tied to, which comes before it, or None if it is one of its own."""
+        if not labels.tied or not self.config.tie_word_embeddings:
+            return None
+        owner = self.parameters.get(self.prefix + labels.tied) or self.parameters.get(labels.tied)
+        if owner is None or owner.axes != parameter.axes:
+            raise UserError(
+                f"family {self.family.model_type!r}: {parameter.name!r} is tied to {labels.tied!r}, "
+                f"which {'does not come before it' if owner is None else 'has other labels'}"
+            )
+        return owner
 
     def _present(self, labelled: Mapping[str, Labels]) -> Iterator[tuple[str, Labels]]:
         for name, labels in labelled.items():
@@ -153,9 +191,9 @@ class Blueprint:
         """Raise `UserError` unless `shapes` are those of the labelled parameters, all of them."""
         where = f"family {self.family.model_type!r}, {self.architecture}"
         for name, shape in shapes.items():
-            if name not in self.parameters:
+            if name not in self.uses:
                 raise UserError(f"{where}: no axis labels for parameter {name!r} of shape {shape}")
-            axes = self.parameters[name].axes
+            axes = self.uses[name].axes
             if len(axes) != len(shape):
                 raise UserError(f"{where}: {name!r} has {len(shape)} axes, its labels {len(axes)}")
             for position, (axis, size) in enumerate(zip(axes, shape, strict=True)):
@@ -165,7 +203,7 @@ class Blueprint:
                         f"{where}: axis {position} of {name!r} is labelled {text!r}, "
                         f"which is {self.extent(axis, {})}, but the tensor has {size}"
                     )
-        missing = self.parameters.keys() - shapes.keys()
+        missing = self.uses.keys() - shapes.keys()
         if missing:
             raise UserError(f"{where}: the model has no parameter {min(missing)!r}, which the labels name")
 
@@ -195,7 +233,7 @@ class Blueprint:
 
     def shape(self, name: str, subnet: Subnet) -> tuple[int, ...]:
         """Return a parameter's shape in a subnet."""
-        return tuple(self.extent(axis, subnet) for axis in self.parameters[name].axes)
+        return tuple(self.extent(axis, subnet) for axis in self.uses[name].axes)
 
     def channels_per_unit(self, key: Key) -> int:
         """Return how many channels of a weight one unit of `key` spans, e.g. head_dim for a head."""
@@ -257,9 +295,9 @@ class Blueprint:
             If no labelled module has that path.
         """
         names = (f"{path}.weight", f"{path}.bias")
-        parameter = next((self.parameters[name] for name in names if name in self.parameters), None)
+        parameter = next((self.uses[name] for name in names if name in self.uses), None)
         if parameter is None:
-            modules = {name.rpartition(".")[0] for name in self.parameters}
+            modules = {name.rpartition(".")[0] for name in self.uses}
             raise UserError(f"the model has no labelled module {path!r}{near_miss(path, modules)}")
         keys: Iterable[Key] = (key for product in parameter.axes[0] for key in product)
         return tuple(key for key in dict.fromkeys(keys) if self.dims[key.dim].elastic)

@@ -32,7 +32,7 @@ def count_linear_macs(blueprint: Blueprint, subnet: Subnet = FULL, *, length: in
     `head` = False leaves out what lies outside the stack of layers (pooler and task head).
     """
     total = 0
-    for parameter in blueprint.parameters.values():
+    for parameter in blueprint.uses.values():
         if parameter.applied and blueprint.exists(parameter, subnet) and (head or _in_stack(blueprint, parameter.name)):
             repeats = length if parameter.applied == "token" else 1
             total += repeats * math.prod(blueprint.shape(parameter.name, subnet))

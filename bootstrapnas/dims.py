@@ -69,11 +69,15 @@ class Labels:
         sequence: poolers and classifiers) or ``""`` (no matrix product: biases, norms, embedding tables).
     present
         Whether models of a config have the parameter at all. Default: all have it.
+    tied
+        The parameter, named as in the family's tables, that this one is as long as ``config.tie_word_embeddings``
+        holds: one tensor used in two places, such as a decoder that is the embedding table.
     """
 
     axes: str
     applied: str = ""
     present: Callable[[Any], bool] | None = None
+    tied: str = ""
 
     def parse(self) -> list[list[list[str]]]:
         """Return, per axis, the concatenated products of dimension names."""
@@ -81,12 +85,22 @@ class Labels:
 
 
 def linear(
-    name: str, out: str, inp: str, *, bias: bool | Callable[[Any], bool] = True, applied: str = "token"
+    name: str,
+    out: str,
+    inp: str,
+    *,
+    bias: bool | Callable[[Any], bool] = True,
+    applied: str = "token",
+    tied: str = "",
+    tied_bias: str = "",
 ) -> dict[str, Labels]:
-    """Label an ``nn.Linear`` (weight of shape [out, in]); whether it has a bias may depend on the config."""
-    labels = {f"{name}.weight": Labels(f"{out}, {inp}", applied)}
+    """Label an ``nn.Linear`` (weight of shape [out, in]); whether it has a bias may depend on the config.
+
+    `tied` and `tied_bias` name the parameters that its weight and bias are, as in `Labels.tied`.
+    """
+    labels = {f"{name}.weight": Labels(f"{out}, {inp}", applied, tied=tied)}
     if bias:
-        labels[f"{name}.bias"] = Labels(out, present=None if isinstance(bias, bool) else bias)
+        labels[f"{name}.bias"] = Labels(out, present=None if isinstance(bias, bool) else bias, tied=tied_bias)
     return labels
 
 

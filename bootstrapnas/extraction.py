@@ -50,7 +50,7 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     cls = subnet_class(_plain_class(model, blueprint), config)
     with torch.device("meta"):
         small = cls(config)
-    source = dict(model.named_parameters())
+    source = dict(model.named_parameters(remove_duplicate=False))
     tensors = {
         name: select(blueprint, name, source[name].detach(), subnet).clone()
         for name, parameter in blueprint.parameters.items()
@@ -86,7 +86,7 @@ def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
     }
     shapes = {
         name: list(blueprint.shape(name, subnet))
-        for name, parameter in blueprint.parameters.items()
+        for name, parameter in blueprint.uses.items()
         if blueprint.exists(parameter, subnet) and blueprint.shape(name, subnet) != blueprint.shape(name, {})
     }
     return {"sizes": subnet_to_json(blueprint.complete(subnet)), "shapes": shapes, "stand_ins": stand_ins}

@@ -153,7 +153,7 @@ def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:
     elastic = set(blueprint.elastic) - {key for key in blueprint.elastic if blueprint.is_block(key)}
     paths = {
         name.rpartition(".")[0]: None
-        for name, parameter in blueprint.parameters.items()
+        for name, parameter in blueprint.uses.items()
         if any(key in elastic for axis in parameter.axes for product in axis for key in product)
     }
     replacements = {path: elastic_module(model.get_submodule(path), path, active) for path in paths}

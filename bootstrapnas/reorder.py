@@ -35,7 +35,7 @@ def reorder(model: nn.Module, blueprint: Blueprint, orders: Mapping[Key, Tensor]
         blueprint.check({key: blueprint.full.get(key, 1)})
         if order.sort().values.tolist() != list(range(blueprint.full[key])):
             raise UserError(f"the order of {key} is not a permutation of its {blueprint.full[key]} units")
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for key, order in orders.items():
         for parameter, position in blueprint.members(key):
             parts, base = [], 0

@@ -35,7 +35,7 @@ def axis_index(blueprint: Blueprint, axis: Axis, subnet: Subnet) -> Index:
 
 def parameter_index(blueprint: Blueprint, name: str, subnet: Subnet) -> tuple[Index, ...]:
     """Return `axis_index` of every axis of a parameter."""
-    return tuple(axis_index(blueprint, axis, subnet) for axis in blueprint.parameters[name].axes)
+    return tuple(axis_index(blueprint, axis, subnet) for axis in blueprint.uses[name].axes)
 
 
 def apply_index(tensor: Tensor, index: tuple[Index, ...]) -> Tensor:

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
 import torch
+import transformers
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModel,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
-    BertModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForQuestionAnswering,
-    RobertaForSequenceClassification,
-)
+from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig, XLMRobertaConfig
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Dim, Key, embedding, linear, norm
@@ -47,7 +35,10 @@ SIZES = {
 TARGETS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "SequenceClassification": lambda: {"labels": torch.tensor([0, 2, 1])},
     "QuestionAnswering": lambda: {"start_positions": torch.tensor([1, 0, 3]), "end_positions": torch.tensor([2, 4, 3])},
+    "TokenClassification": lambda: {"labels": torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % 3},
+    "MaskedLM": lambda: {"labels": torch.arange(BATCH * LENGTH).view(BATCH, LENGTH).where(MASKED, torch.tensor(-100))},
 }
+MASKED = torch.arange(LENGTH) % 2 == 0
 
 
 def skip_in_bert(layer: nn.Module, block: str) -> None:
@@ -76,6 +67,10 @@ class Row:
     def name(self) -> str:
         return self.model_class.__name__
 
+    @property
+    def head(self) -> str:
+        return self.name.partition("For")[2]
+
     def build(self, attention: str = "sdpa", seed: int = 0, **changes: Any) -> PreTrainedModel:
         """Build the tiny model in evaluation mode, with biases and norms that are not trivial."""
         with torch.random.fork_rng(devices=[]):
@@ -94,17 +89,38 @@ class Row:
         ids = torch.randint(1, SIZES["vocab_size"], (BATCH, LENGTH), generator=generator)
         mask = torch.ones_like(ids)
         mask[0, 6:] = 0
-        task = self.name.partition("For")[2]
-        return {"input_ids": ids * mask, "attention_mask": mask, **(TARGETS[task]() if task else {})}
+        return {"input_ids": ids * mask, "attention_mask": mask, **(TARGETS[self.head]() if self.head else {})}
+
+
+HEADS = ("SequenceClassification", "QuestionAnswering", "", "TokenClassification", "MaskedLM")
+
+
+def rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] = HEADS, **settings: Any) -> list[Row]:
+    """Return a row per head of the classes called ``<stem>For<head>``; no head is the bare model."""
+    return [
+        Row(
+            getattr(transformers, f"{stem}For{head}" if head else f"{stem}Model"),
+            config_class,
+            getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel"),
+            **settings,
+        )
+        for head in heads
+    ]
 
 
 ROWS = (
-    Row(BertForSequenceClassification, BertConfig, AutoModelForSequenceClassification),
-    Row(BertForQuestionAnswering, BertConfig, AutoModelForQuestionAnswering),
-    Row(BertModel, BertConfig, AutoModel),
-    Row(RobertaForSequenceClassification, RobertaConfig, AutoModelForSequenceClassification),
-    Row(RobertaForQuestionAnswering, RobertaConfig, AutoModelForQuestionAnswering),
+    *rows("Bert", BertConfig),
+    *rows("Roberta", RobertaConfig),
+    *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
 )
+FAMILY_ROWS = tuple(
+    next(row for row in ROWS if row.config_class is c) for c in dict.fromkeys(r.config_class for r in ROWS)
+)
+"""The first row of every family: enough for what does not depend on the head."""
+EXPORTED_ROWS = tuple(
+    row for row in ROWS if row in FAMILY_ROWS or row.name in ("BertForTokenClassification", "BertForMaskedLM")
+)
+"""Every family and every head once; what else BERT has is exported in test_export.py."""
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -235,7 +251,10 @@ TOY = Family(
         **linear("up", "ffn", "hidden"),
         **linear("down", "hidden", "ffn"),
     },
-    architectures={"ToyModel": {**norm("norm", "hidden"), **linear("decoder", "vocab", "hidden", bias=False)}},
+    architectures={
+        name: {**norm("norm", "hidden"), **linear("decoder", "vocab", "hidden", bias=False, tied=tied)}
+        for name, tied in (("ToyModel", ""), ("TiedToyModel", "embed.weight"))
+    },
     blocks=(Block("ffn_block", {"up": "input", "down": "zero"}, nncf_start="", nncf_end=""),),
 )
-TIED_TOY = replace(TOY, bare="TiedToyModel", architectures={"TiedToyModel": norm("norm", "hidden")})
+TIED_TOY = replace(TOY, bare="TiedToyModel")

@@ -87,8 +87,9 @@ def test_unknown_family() -> None:
 
 def test_unknown_architecture() -> None:
     assert message(lambda: Blueprint(BertConfig(), "BertForQuestionAnswer")) == (
-        "no axis labels for 'BertForQuestionAnswer' in family 'bert' (known: BertForQuestionAnswering, "
-        "BertForSequenceClassification, BertModel); did you mean 'BertForQuestionAnswering'?"
+        "no axis labels for 'BertForQuestionAnswer' in family 'bert' (known: BertForMaskedLM, BertForMultipleChoice, "
+        "BertForQuestionAnswering, BertForSequenceClassification, BertForTokenClassification, BertModel); "
+        "did you mean 'BertForQuestionAnswering'?"
     )
 
 

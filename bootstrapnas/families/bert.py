@@ -1,6 +1,6 @@
 """BERT: post-norm encoder; the unit of attention is the head."""
 
-from bootstrapnas.dims import Dim, embedding, linear, norm
+from bootstrapnas.dims import Dim, Labels, embedding, linear, norm
 from bootstrapnas.families.base import Attention, Block, Family
 
 DIMS = (
@@ -9,6 +9,7 @@ DIMS = (
     Dim("position", "max_position_embeddings", per_layer=False, elastic=False),
     Dim("type", "type_vocab_size", per_layer=False, elastic=False),
     Dim("label", "num_labels", per_layer=False, elastic=False),
+    Dim("one", lambda _: 1, per_layer=False, elastic=False),
     Dim("head", "num_attention_heads"),
     Dim("hd", lambda config: config.hidden_size // config.num_attention_heads, elastic=False),
     Dim("ffn", "intermediate_size"),
@@ -30,6 +31,16 @@ EMBEDDINGS = {
     **norm("embeddings.LayerNorm", "hidden"),
 }
 POOLER = linear("pooler.dense", "hidden", "hidden", applied="sequence")
+WORDS = "embeddings.word_embeddings.weight"
+TOKEN_CLASSIFIER = linear("classifier", "label", "hidden")
+QUESTION_ANSWERING = linear("qa_outputs", "label", "hidden")
+MULTIPLE_CHOICE = linear("classifier", "one", "hidden", applied="sequence")
+MASKED_LM = {
+    **linear("cls.predictions.transform.dense", "hidden", "hidden"),
+    **norm("cls.predictions.transform.LayerNorm", "hidden"),
+    "cls.predictions.bias": Labels("vocab"),
+    **linear("cls.predictions.decoder", "vocab", "hidden", tied=WORDS, tied_bias="cls.predictions.bias"),
+}
 # As published (EFTNAS): skipping attention drops its LayerNorm too, skipping the FFN keeps the layer's final LayerNorm.
 BLOCKS = (
     Block(
@@ -59,7 +70,10 @@ BERT = Family(
     architectures={
         "BertModel": POOLER,
         "BertForSequenceClassification": {**POOLER, **linear("classifier", "label", "hidden", applied="sequence")},
-        "BertForQuestionAnswering": linear("qa_outputs", "label", "hidden"),
+        "BertForQuestionAnswering": QUESTION_ANSWERING,
+        "BertForTokenClassification": TOKEN_CLASSIFIER,
+        "BertForMultipleChoice": {**POOLER, **MULTIPLE_CHOICE},
+        "BertForMaskedLM": MASKED_LM,
     },
     blocks=BLOCKS,
     attention=(Attention("head", "hd", block="mha_block"),),

@@ -220,7 +220,7 @@ def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
         blueprint.keys_of_module(path)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    for product in blueprint.parameters[f"{path}.weight"].axes[-1]:
+    for product in blueprint.uses[f"{path}.weight"].axes[-1]:
         yield from (key for key in product if blueprint.dims[key.dim].elastic)
 
 
