@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.outputs import INDEX, LOGITS, MASK, Output, Outputs
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-INDEX = "index"
-"""Key of a batch's tensor of row numbers in the data set, shape [batch]."""
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -33,24 +32,57 @@ def evaluation_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
-    """Return the model's logits in the order of the data set, shape [rows, labels], float32.
+def predict(
+    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], outputs: Sequence[Output] = (LOGITS,)
+) -> Outputs:
+    """Return outputs of a model, row by row in the order of the data set, float32.
 
     Parameters
     ----------
     model
-        Returns an output with ``logits`` of shape [batch, labels]. Its device and dtype are used as they are.
+        A Hugging Face model that returns `outputs`. Its device and dtype are used as they are.
     batches
-        Model inputs plus ``"index"``, the row numbers; ``"labels"`` are not passed on.
+        Model inputs, and ``"index"``, the row numbers.
+    outputs
+        What to keep of the model's outputs.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    rows, parts = [], []
+
+    def run(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        found = model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        return {output.name: found[output.name].float().cpu().numpy() for output in outputs}
+
+    try:
+        return collect(run, batches, outputs)
+    finally:
+        model.train(was_training)
+
+
+def collect(
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, Tensor]],
+    outputs: Sequence[Output],
+) -> Outputs:
+    """Return what `run` gives for each batch, row by row in the order of the data set; padding is cut off.
+
+    Parameters
+    ----------
+    run
+        Inputs of a batch -> arrays by output name, [batch, ...].
+    batches
+        Inputs, ``"attention_mask"`` if an output has an axis of tokens, and ``"index"``.
+    outputs
+        What to keep.
+    """
+    rows: dict[str, dict[int, np.ndarray]] = {output.name: {} for output in outputs}
     for batch in batches:
-        inputs = {k: v.to(device) for k, v in batch.items() if k not in (INDEX, "labels", "teacher_logits")}
-        parts.append(model(**inputs).logits.float().cpu())
-        rows.append(batch[INDEX])
-    model.train(was_training)
-    order = torch.cat(rows).argsort()
-    return torch.cat(parts)[order].numpy()
+        found = run({name: tensor for name, tensor in batch.items() if name != INDEX})
+        for output in outputs:
+            arrays: Iterable[np.ndarray] = found[output.name]
+            if output.per_token:
+                kept = np.asarray(batch[MASK]) != 0
+                arrays = [array[tokens] for array, tokens in zip(arrays, kept, strict=True)]
+            rows[output.name].update(zip(np.asarray(batch[INDEX]).tolist(), arrays, strict=True))
+    return {name: [found[row] for row in sorted(found)] for name, found in rows.items()}

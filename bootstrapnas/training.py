@@ -1,4 +1,4 @@
-"""Training of a stage: Hugging Face's Trainer with several subnets a step, teacher logits, and rates per step."""
+"""Training of a stage: Hugging Face's Trainer with several subnets a step, teacher outputs, and rates per step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,9 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bootstrapnas.dims import Subnet
 from bootstrapnas.distillation import Distillation
+from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker
 from bootstrapnas.supernet import Supernet
-
-TEACHER_LOGITS = "teacher_logits"
-"""Key of a batch's cached teacher outputs, shape [batch, labels]."""
 
 
 class StageTrainer(Trainer):
@@ -35,14 +33,15 @@ class StageTrainer(Trainer):
     args
         All of Hugging Face's training arguments.
     train_dataset, data_collator
-        Rows and how they become a batch. A batch may carry ``"teacher_logits"``.
+        Rows and how they become a batch. A batch may carry a teacher's outputs, each under its name with the prefix
+        ``"teacher_"``.
     title
         Shown with the progress.
     supernet, subnets
         With both, every optimiser step computes each of ``subnets(step)`` forward and backward, inside its activation,
         on the same batch; the gradients add up. All micro-batches of an accumulation window use the same subnets.
     distillation
-        How the task loss and the teacher's logits combine.
+        How the task loss and the teacher's outputs combine.
     penalty
         A term added to the loss of every pass, scalar.
     before_step
@@ -120,10 +119,10 @@ class StageTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the task loss, combined with distillation and penalty where they apply."""
-        teacher = inputs.pop(TEACHER_LOGITS, None)
+        teacher = {key.removeprefix(TEACHER): inputs.pop(key) for key in list(inputs) if key.startswith(TEACHER)}
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._distillation is not None and teacher is not None:
-            loss = self._distillation(loss, outputs.logits, teacher)
+        if self._distillation is not None and teacher:
+            loss = self._distillation(loss, outputs, teacher, inputs.get(MASK))
         if self._penalty is not None:
             loss = loss + self._penalty()
         return (loss, outputs) if return_outputs else loss

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from bootstrapnas.artefacts import Stage
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.evaluation import INDEX
 from bootstrapnas.importance import (
     CRITERIA,
     EXTERNAL,
@@ -30,6 +29,7 @@ from bootstrapnas.importance import (
     write_structured_sparsity,
 )
 from bootstrapnas.nncf_config import NNCFConfig, NodeNames, read_config, scope_matcher
+from bootstrapnas.outputs import INDEX
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -44,7 +44,7 @@ from bootstrapnas.pipeline.models import (
     fit_length,
     load_student,
     load_tokenizer,
-    with_teacher_logits,
+    with_teacher_outputs,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.progress import notice, warn
@@ -174,7 +174,7 @@ def train_scores(
     """Return the scores of movement sparsity; training ends with the warm-up, when masks are resolved."""
     blueprint, names, train = Blueprint.of(model), NodeNames.of(model), rows.split("train")
     if kd.kd_teacher_model is not None:
-        train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+        train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
     settings = movement_settings(config, importance.nncf_quantile_cap)
     training.num_train_epochs = preferred(
         typed,

@@ -31,7 +31,7 @@ from bootstrapnas.pipeline.models import (
     load_student,
     load_tokenizer,
     save_artefact,
-    with_teacher_logits,
+    with_teacher_outputs,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.progress import notice, warn
@@ -115,7 +115,7 @@ def run(
             warn("no --importance_weight_dir: units keep the order of the checkpoint")
         train = rows.split("train")
         if kd.kd_teacher_model is not None:
-            train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+            train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
         trainer = build_trainer(supernet, config, arguments, training, kd, rows, train, typed)
         trainer.train(resume_from_checkpoint=resume_point(stage))
         metrics = measure_extremes(supernet, rows)

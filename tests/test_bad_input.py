@@ -21,7 +21,7 @@ from conftest import TaskFiles
 from bootstrapnas.artefacts import digest
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
-from bootstrapnas.pipeline.models import load_classifier, load_tokenizer, with_teacher_logits
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, with_teacher_outputs
 from bootstrapnas.tasks import TaskSpec
 
 ROOT = Path(__file__).parents[1]
@@ -524,7 +524,7 @@ def test_another_run_is_replaced_when_asked_for(world: Path) -> None:
 
 def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: Path) -> None:
     spec = TaskSpec.load("teacher/task.json")
-    teacher = load_classifier("teacher", spec)
+    teacher = load_for_task("teacher", spec)
     shuffled = ["WAIT", "go", "stop"]
     order = [spec.label_names.index(name.lower()) for name in shuffled]
     with torch.no_grad():
@@ -536,7 +536,7 @@ def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: P
     rows = Rows(spec, load_tokenizer("teacher"))
     arguments = StageTrainingArguments(output_dir="unused")
     train = rows.split("train")
-    expected = with_teacher_logits(rows, train, "teacher", arguments)["teacher_logits"]
-    found = with_teacher_logits(rows, train, str(tmp_path), arguments)["teacher_logits"]
+    expected = with_teacher_outputs(rows, train, "teacher", arguments)["teacher_logits"]
+    found = with_teacher_outputs(rows, train, str(tmp_path), arguments)["teacher_logits"]
     assert torch.equal(torch.tensor(list(found)), torch.tensor(list(expected)))
     assert torch.tensor(list(found)).shape == (96, 3)

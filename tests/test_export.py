@@ -18,7 +18,7 @@ from torch import Tensor
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.evaluation import INDEX, predict
+from bootstrapnas.evaluation import predict
 from bootstrapnas.export import (
     ExportError,
     IRModel,
@@ -32,6 +32,7 @@ from bootstrapnas.export import (
     speed_up,
 )
 from bootstrapnas.export.openvino import probe_batches
+from bootstrapnas.outputs import INDEX, Output
 from bootstrapnas.supernet import Supernet
 
 HETEROGENEOUS = {Key("head", 0): 3, Key("ffn", 0): 50, Key("mha_block", 1): 0, Key("ffn", 1): 97}
@@ -56,7 +57,7 @@ def build_batch(rows: int, length: int, padded: int = 0, seed: int = 0) -> dict[
 def largest_difference(ir: IRModel, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> float:
     with torch.inference_mode():
         wanted = model(**batch).logits.numpy()
-    found = ir(batch)
+    found = ir.run(batch)["logits"]
     assert found.shape == wanted.shape
     assert found.dtype == np.float32
     return float(np.abs(found - wanted).max())
@@ -135,7 +136,7 @@ def test_question_answering_and_features_have_their_outputs(tmp_path: Path) -> N
         for name in names:
             np.testing.assert_allclose(found[name], wanted[name].numpy(), atol=1e-4)
         with pytest.raises(UserError, match="no output logits"):
-            ir(batch)
+            predict_ir(ir, [{**batch, INDEX: torch.arange(3)}])
 
 
 def test_inputs_are_those_that_the_tokenizer_makes(tmp_path: Path) -> None:
@@ -339,20 +340,46 @@ def test_probes_differ_in_batch_length_and_padding() -> None:
 
 def test_predict_ir_gives_what_predict_gives(ir_dir: Path) -> None:
     batches = [
-        {**build_batch(2, 7, seed=1), INDEX: torch.tensor([3, 0]), "labels": torch.tensor([0, 1])},
-        {**build_batch(2, 13, 4, seed=2), INDEX: torch.tensor([1, 2]), "labels": torch.tensor([2, 1])},
+        {**build_batch(2, 7, seed=1), INDEX: torch.tensor([3, 0])},
+        {**build_batch(2, 13, 4, seed=2), INDEX: torch.tensor([1, 2])},
     ]
-    found = predict_ir(load_ir(ir_dir), batches)
-    np.testing.assert_allclose(found, predict(build_tiny_bert(), batches), atol=1e-4)
+    found, wanted = predict_ir(load_ir(ir_dir), batches)["logits"], predict(build_tiny_bert(), batches)["logits"]
+    assert len(found) == 4
+    np.testing.assert_allclose(np.stack(found), np.stack(wanted), atol=1e-4)
 
 
-def test_load_ir_takes_numpy_and_says_what_a_batch_lacks(ir_dir: Path) -> None:
+def test_outputs_of_tokens_come_in_order_and_without_padding(tmp_path: Path) -> None:
+    from transformers import BertForQuestionAnswering
+
+    config = tiny_bert_config()
+    config.num_labels = 2
+    torch.manual_seed(0)
+    model = BertForQuestionAnswering(config).eval()
+    export_openvino(model, None, tmp_path / "ir", example_batches=[build_batch(2, 9)])
+    outputs = (Output("start_logits", "tokens"), Output("end_logits", "tokens"))
+    batches = [
+        {**build_batch(2, 7, 3, seed=1), INDEX: torch.tensor([2, 0])},
+        {**build_batch(1, 13, seed=2), INDEX: torch.tensor([1])},
+    ]
+    found = predict(model, batches, outputs)
+    assert [len(row) for row in found["start_logits"]] == [7, 13, 4]
+    alone = {name: tensor[:1, :4] for name, tensor in batches[0].items() if name != INDEX}
+    with torch.inference_mode():
+        np.testing.assert_allclose(found["end_logits"][2], model(**alone).end_logits[0], atol=1e-5)
+    by_ir = predict_ir(load_ir(tmp_path / "ir"), batches, outputs)
+    for name, rows in found.items():
+        for row, other in zip(rows, by_ir[name], strict=True):
+            np.testing.assert_allclose(row, other, atol=1e-4)
+
+
+def test_ir_takes_numpy_and_says_what_a_batch_lacks(ir_dir: Path) -> None:
     ir = load_ir(ir_dir, threads=1)
     batch = build_batch(2, 7)
-    np.testing.assert_array_equal(ir({name: tensor.numpy() for name, tensor in batch.items()}), ir(batch))
+    by_numpy = ir.run({name: tensor.numpy() for name, tensor in batch.items()})
+    np.testing.assert_array_equal(by_numpy["logits"], ir.run(batch)["logits"])
     del batch["token_type_ids"]
     with pytest.raises(UserError, match="needs token_type_ids; the batch has attention_mask, input_ids"):
-        ir(batch)
+        ir.run(batch)
 
 
 def test_load_ir_computes_in_the_precision_asked_for(ir_dir: Path) -> None:

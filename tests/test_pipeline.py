@@ -27,7 +27,7 @@ from bootstrapnas.extraction import load_model
 from bootstrapnas.importance import load_importance
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
-from bootstrapnas.pipeline.models import load_classifier
+from bootstrapnas.pipeline.models import load_for_task
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
@@ -638,7 +638,7 @@ def test_sandwich_rule_of_the_config_decides_the_subnets_of_a_step(
 
 def test_labels_of_a_checkpoint_come_in_the_order_of_the_task(run: Run, tmp_path: Path) -> None:
     spec = TaskSpec.load(run.root / "teacher" / "task.json")
-    model = load_classifier(str(run.root / "teacher"), spec)
+    model = load_for_task(str(run.root / "teacher"), spec)
     shuffled = ["wait", "go", "stop"]
     order = [spec.label_names.index(name) for name in shuffled]
     ids = torch.arange(12).reshape(2, 6)
@@ -650,7 +650,7 @@ def test_labels_of_a_checkpoint_come_in_the_order_of_the_task(run: Run, tmp_path
     model.config.id2label = dict(enumerate(shuffled))
     model.config.label2id = {name: index for index, name in enumerate(shuffled)}
     model.save_pretrained(tmp_path)
-    again = load_classifier(str(tmp_path), spec)
+    again = load_for_task(str(tmp_path), spec)
     with torch.inference_mode():
         assert torch.equal(again(ids).logits, expected)
     assert again.config.id2label == {0: "go", 1: "stop", 2: "wait"}

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.distillation import Distillation
+from bootstrapnas.outputs import Output
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.sampling import sandwich, step_random
 from bootstrapnas.space import SearchSpace
@@ -97,6 +98,50 @@ def test_accumulation_changes_no_gradient(tmp_path: Path, distillation: Distilla
     assert sum(float(gradient.norm()) for gradient in whole.values()) > 0.1
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+POSITIONS = (Output("start", "tokens"), Output("end", "tokens"))
+
+
+def test_distillation_of_positions_is_the_mean_of_two_and_ignores_padding() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = ({name: torch.randn(2, 5, generator=generator) for name in ("start", "end")} for _ in range(2))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    found = Distillation(outputs=POSITIONS)(torch.tensor(3.0), student, teacher, mask)
+    terms = []
+    for name in ("start", "end"):
+        for row, length in ((0, 5), (1, 3)):
+            p = torch.softmax(teacher[name][row, :length] / 2, -1)
+            q = torch.softmax(student[name][row, :length] / 2, -1)
+            terms.append(4 * (p * (p / q).log()).sum())
+    torch.testing.assert_close(found, 0.1 * 3 + 0.9 * torch.stack(terms).mean())
+
+
+def test_distillation_gives_padding_no_gradient() -> None:
+    student = {name: torch.zeros(1, 4, requires_grad=True) for name in ("start", "end")}
+    teacher = {name: torch.tensor([[5.0, -5.0, 1e4, torch.inf]]) for name in ("start", "end")}
+    Distillation(outputs=POSITIONS)(torch.zeros(()), student, teacher, torch.tensor([[1, 1, 0, 0]])).backward()
+    gradient = student["start"].grad
+    assert gradient is not None
+    assert gradient[0, 2:].tolist() == [0, 0]
+    assert gradient[0, 0] < 0 < gradient[0, 1]
+
+
+def test_distillation_of_tokens_with_classes_is_a_mean_over_tokens() -> None:
+    tags = (Output("logits", "tokens labels"),)
+    student, teacher = torch.zeros(2, 2, 3), torch.tensor([[[2.0, 0, 0], [0, 0, 0]], [[0, 0, 0], [9, 9, 0]]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    found = Distillation(outputs=tags, task_weight=0, teacher_weight=1)(
+        torch.zeros(()), {"logits": student}, {"logits": teacher}, mask
+    )
+    p = torch.softmax(torch.tensor([1.0, 0, 0]), -1)
+    torch.testing.assert_close(found, 4 * (p * (p * 3).log()).sum() / 3)
+
+
+def test_distillation_of_a_value_is_the_squared_error() -> None:
+    kd = Distillation(outputs=(Output("logits", "value"),), task_weight=0, teacher_weight=1)
+    found = kd(torch.zeros(()), {"logits": torch.tensor([[1.0], [2.0]])}, {"logits": torch.tensor([[0.0], [4.0]])})
+    assert found == 2.5
 
 
 def test_penalty_counts_once_a_step(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.evaluation import INDEX
+from bootstrapnas.evaluation import collect
+from bootstrapnas.outputs import LOGITS, Output, Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,18 +63,6 @@ class IRModel:
         results = self.compiled({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
         return {name: results[name] for name in self.outputs}
 
-    def __call__(self, batch: Mapping[str, np.ndarray | Tensor]) -> np.ndarray:
-        """Return the output ``logits``, shape [batch, labels]; see `run`.
-
-        Raises
-        ------
-        UserError
-            If an input is missing, or the IR has no such output.
-        """
-        if "logits" not in self.outputs:
-            raise UserError(f"the IR in {self.directory} has no output logits, only {listed(self.outputs)}")
-        return self.run(batch)["logits"]
-
 
 def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", threads: int | None = None) -> IRModel:
     """Compile the IR in a directory for the CPU, one request at a time.
@@ -121,19 +110,30 @@ def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", th
     )
 
 
-def predict_ir(model: IRModel, batches: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
-    """Return the logits in the order of the data set, shape [rows, labels], float32.
+def predict_ir(
+    model: IRModel, batches: Iterable[Mapping[str, Tensor]], outputs: Sequence[Output] = (LOGITS,)
+) -> Outputs:
+    """Return outputs of an IR, row by row in the order of the data set, float32.
 
     Parameters
     ----------
     model
-        An IR with the output ``logits``.
-    batches
-        As for `bootstrapnas.evaluation.predict`: model inputs plus ``"index"``, the row numbers.
+        An IR with `outputs`.
+    batches, outputs
+        As for `bootstrapnas.evaluation.predict`.
+
+    Raises
+    ------
+    UserError
+        If the IR lacks an output.
     """
-    logits = np.concatenate([model(batch) for batch in batches])
-    rows = np.concatenate([np.asarray(batch[INDEX]) for batch in batches])
-    return logits[rows.argsort()]
+    missing = [output.name for output in outputs if output.name not in model.outputs]
+    if missing:
+        raise UserError(
+            f"the IR in {model.directory} has no output {listed(missing)}, only {listed(model.outputs)}: "
+            "it is of another kind of task"
+        )
+    return collect(model.run, batches, outputs)
 
 
 def available_precisions() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments
 from bootstrapnas.tasks import (
     BUILTIN_TEXT,
@@ -27,6 +28,7 @@ from bootstrapnas.tasks import (
     export_builtin,
     load_task,
     tokenize,
+    training_columns,
 )
 
 disable_progress_bars()
@@ -102,31 +104,40 @@ class Rows:
             raise UserError(f"the batch size of evaluations must be at least 1, not {batch_size}")
         self.spec, self.tokenizer, self.batch_size = spec, tokenizer, batch_size
         self.data: TaskData = load_task(spec)
-        self.collator: Collator = build_collator(tokenizer)
+        self.collator: Collator = build_collator(tokenizer, spec)
+        self._features: dict[str, Dataset] = {}
 
-    def split(self, name: str) -> Dataset:
-        """Return a tokenized split: ``train``, ``validation``, ``validation_mismatched`` or ``test``."""
+    def rows(self, name: str) -> Dataset:
+        """Return the rows of a split: ``train``, ``validation``, ``validation_mismatched`` or ``test``."""
         rows = getattr(self.data, name)
         if rows is None:
             raise UserError(f"task {self.spec.task_name} has no labelled split {name!r}")
-        return tokenize(rows, self.tokenizer, self.spec)
+        return rows
+
+    def split(self, name: str) -> Dataset:
+        """Return a tokenized split to train on."""
+        features = tokenize(self.rows(name), self.tokenizer, self.spec)
+        return features.select_columns(training_columns(features, self.collator))
+
+    def features(self, name: str) -> Dataset:
+        """Return a tokenized split with all that decoding needs; kept, as a search measures it many times."""
+        if name not in self._features:
+            self._features[name] = tokenize(self.rows(name), self.tokenizer, self.spec)
+        return self._features[name]
 
     def batches(self, name: str) -> list[dict[str, Any]]:
-        """Return a split as batches of similar length."""
-        return batches(self.split(name), self.collator, self.batch_size)
+        """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
+        features = self.features(name)
+        inputs = [column for column in features.column_names if column in (*self.collator.inputs, "length")]
+        return list(batches(features.select_columns(inputs), self.collator, self.batch_size))
 
-    def labels(self, name: str) -> np.ndarray:
-        """Return the labels of a split, shape [rows]."""
-        return np.asarray(getattr(self.data, name)["label"])
-
-
-def measure_logits(rows: Rows, split: str, logits: np.ndarray) -> dict[str, float]:
-    """Return the task's metrics (fractions) of a model's outputs, shape [rows, labels]; `UserError` if it diverged."""
-    check_finite(logits, "the model's outputs")
-    return compute_metrics(rows.spec, logits, rows.labels(split))
+    def measure(self, name: str, outputs: Outputs) -> dict[str, float]:
+        """Return the task's metrics (fractions) of a model's outputs on a split; `UserError` if it diverged."""
+        check_finite(outputs, "the model's outputs")
+        return compute_metrics(self.spec, outputs, self.rows(name), self.features(name))
 
 
-def check_finite(logits: np.ndarray, whose: str) -> None:
+def check_finite(outputs: Outputs, whose: str) -> None:
     """Raise `UserError` if outputs hold NaN or infinity."""
-    if not np.isfinite(logits).all():
+    if not all(np.isfinite(row).all() for rows in outputs.values() for row in rows):
         raise UserError(f"{whose} hold NaN or infinity: its training diverged; train it with a lower --learning_rate")

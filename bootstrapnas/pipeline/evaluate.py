@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
-import numpy as np
 import torch
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
-from bootstrapnas.pipeline.data import Rows, measure_logits, resolve_task
-from bootstrapnas.pipeline.models import fit_length, load_classifier, load_tokenizer
+from bootstrapnas.pipeline.data import Rows, resolve_task
+from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.tasks import TaskSpec, write_predictions
 
@@ -50,21 +50,21 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     check_whole(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
-    logits = _logits(arguments, spec, rows)
-    metrics = measure_logits(rows, arguments.split, logits)
+    outputs = _outputs(arguments, spec, rows)
+    metrics = rows.measure(arguments.split, outputs)
     if arguments.predict is not None:
-        write_predictions(arguments.predict, spec, logits)
+        write_predictions(arguments.predict, spec, outputs, rows.rows(arguments.split), rows.features(arguments.split))
     print(json.dumps({name: round(value, 6) for name, value in metrics.items()}))
     return metrics
 
 
-def _logits(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> np.ndarray:
-    """Return the logits of the split, shape [rows, labels]."""
+def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Outputs:
+    """Return what the model or IR gives for each feature of the split."""
     prepared = rows.batches(arguments.split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.ir_dir is not None:
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
-        return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared)
+        return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared, spec.kind.outputs)
     assert arguments.model_dir is not None
-    model = load_classifier(arguments.model_dir, spec)
-    return predict(model.to(device, evaluation_dtype(arguments.precision, device)), prepared)
+    model = load_for_task(arguments.model_dir, spec)
+    return predict(model.to(device, evaluation_dtype(arguments.precision, device)), prepared, spec.kind.outputs)

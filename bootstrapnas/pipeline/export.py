@@ -13,7 +13,7 @@ from typing import Any
 from bootstrapnas.export import export_openvino
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import fit_length, load_classifier, load_tokenizer
+from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TASK_FILE
@@ -52,7 +52,7 @@ def run(
         return stage.directory
     for leftover in stage.directory.glob(f"{TEMPORARY}*"):  # of an export that was killed
         shutil.rmtree(leftover)
-    model = load_classifier(arguments.model_dir, spec)
+    model = load_for_task(arguments.model_dir, spec)
     tokenizer = load_tokenizer(arguments.model_dir)
     examples = Rows(spec, tokenizer, VERIFICATION_ROWS).batches("validation")
     # The longest rows and the shortest: what verification should see of the lengths.
@@ -63,7 +63,7 @@ def run(
             tokenizer,
             Path(temporary) / "ir",
             weight_format=arguments.weight_format,
-            example_batches=[{k: v for k, v in batch.items() if k not in ("labels", "index")} for batch in examples],
+            example_batches=examples,
         )
         for file in (Path(temporary) / "ir").iterdir():
             os.replace(file, stage.directory / file.name)

@@ -20,7 +20,7 @@ from bootstrapnas.pipeline.models import (
     load_student,
     load_tokenizer,
     save_artefact,
-    with_teacher_logits,
+    with_teacher_outputs,
 )
 from bootstrapnas.pipeline.stages import begin, finish, resume_point
 from bootstrapnas.progress import notice
@@ -56,7 +56,7 @@ def run(
     model = load_student(model_args, spec, training)
     train = rows.split("train")
     if kd.kd_teacher_model is not None:
-        train = with_teacher_logits(rows, train, kd.kd_teacher_model, training)
+        train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
     trainer = StageTrainer(
         model=model,
         args=training,

@@ -20,12 +20,12 @@ from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import FAMILIES, family_of
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
+from bootstrapnas.outputs import LABELS, TEACHER, Outputs
 from bootstrapnas.pipeline.arguments import DistillationArguments, ModelArguments, StageTrainingArguments
-from bootstrapnas.pipeline.data import Rows, check_finite, measure_logits
+from bootstrapnas.pipeline.data import Rows, check_finite
 from bootstrapnas.progress import notice
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE, TaskSpec
-from bootstrapnas.training import TEACHER_LOGITS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,14 +62,14 @@ def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
         raise load_failure("a tokenizer", directory_or_id, error) from error
 
 
-def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
+def load_for_task(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
     """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
 
     Returned in float32, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
     further changes to its config.
     """
     set_seed(seed)
-    names = list(spec.label_names) or ["LABEL_0"]
+    names = spec.output_names
     saved = load_config(directory_or_id)
     has_head = spec.head.is_in(saved.architectures)
     order = label_order(_labels(saved), names, whose=directory_or_id) if has_head else list(range(len(names)))
@@ -80,7 +80,7 @@ def load_classifier(directory_or_id: str, spec: TaskSpec, seed: int = 42, **sett
         num_labels=spec.num_labels,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
-        problem_type=spec.problem_type,
+        problem_type=spec.head.problem_type,
         **settings,
     )
     if order != sorted(order):
@@ -125,7 +125,7 @@ def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrain
             raise UserError(f"--dropout must be at least 0 and below 1, not {arguments.dropout}")
         names = family_of(load_config(arguments.model_name_or_path)).dropout
         settings |= dict.fromkeys(names, arguments.dropout)
-    model = load_classifier(arguments.model_name_or_path, spec, training.seed, **settings)
+    model = load_for_task(arguments.model_name_or_path, spec, training.seed, **settings)
     if training.freeze_embeddings:
         labelled = tuple(family_of(model.config).embeddings)
         for name, parameter in model.named_parameters():
@@ -143,31 +143,52 @@ def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrained
 
 def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[Any] | None = None) -> dict[str, float]:
     """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
-    logits = predict(model, prepared if prepared is not None else rows.batches(split))
-    return measure_logits(rows, split, logits)
+    outputs = predict(model, prepared if prepared is not None else rows.batches(split), rows.spec.kind.outputs)
+    return rows.measure(split, outputs)
 
 
-def with_teacher_logits(rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments) -> Dataset:
-    """Return the training rows with the teacher's outputs added, columns ordered as the task's labels.
+def with_teacher_outputs(rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments) -> Dataset:
+    """Return the training features with a column ``teacher_<name>`` for each of the task's outputs."""
+    outputs = teacher_outputs(rows, train, teacher_path, arguments)
+    for output in rows.spec.kind.outputs:
+        arrays = outputs[output.name]
+        nested = bool(arrays) and arrays[0].ndim > 1
+        train = train.add_column(TEACHER + output.name, [row.tolist() for row in arrays] if nested else arrays)
+    return train
 
-    The teacher sees each row once, in eval mode, whatever the number of epochs and of subnets a step, and through its
-    own tokenizer, which need not be the student's; a teacher's directory without one gets the student's tokens.
+
+def teacher_outputs(rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments) -> Outputs:
+    """Return a teacher's outputs on the training features, its classes ordered as the task's.
+
+    The teacher sees each feature once, in eval mode, whatever the number of epochs and of subnets a step, and through
+    its own tokenizer; a teacher's directory without one gets the student's tokens. The two tokenizers may differ where
+    the outputs are of the text as a whole.
     """
-    teacher = load_model(teacher_path, rows.spec.head.load_class())
-    check_length(teacher.config, rows.spec, f"the teacher {teacher_path}")
-    labels = rows.spec.label_names or ["LABEL_0"]
-    order = label_order(_labels(teacher.config), labels, whose=f"the teacher {teacher_path}")
+    spec, whose = rows.spec, f"the teacher {teacher_path}"
+    teacher = load_model(teacher_path, spec.head.load_class())
+    check_length(teacher.config, spec, whose)
+    order = label_order(_labels(teacher.config), spec.output_names, whose=whose)
     teacher.to(arguments.device, evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device))
     tokenizer = load_tokenizer(teacher_path) if has_tokenizer(teacher_path) else rows.tokenizer
     if len(tokenizer) > teacher.config.vocab_size:
+        raise UserError(f"{whose} knows {teacher.config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
+    teacher_rows = Rows(spec, tokenizer, arguments.per_device_eval_batch_size)
+    kinds = spec.kind.outputs
+    if any(output.per_token for output in kinds) and not _same_tokens(train, teacher_rows.features("train")):
         raise UserError(
-            f"the teacher {teacher_path} knows {teacher.config.vocab_size} tokens, its tokenizer {len(tokenizer)}"
+            f"{whose} splits texts into other tokens than the student, so its outputs for tokens cannot be compared; "
+            "choose a teacher with the student's tokenizer"
         )
-    teacher_rows = Rows(rows.spec, tokenizer, arguments.per_device_eval_batch_size)
-    logits = predict(teacher, teacher_rows.batches("train"))[:, order]
-    del teacher
-    check_finite(logits, f"the outputs of the teacher {teacher_path}")
-    return train.add_column(TEACHER_LOGITS, list(logits))
+    found = predict(teacher, teacher_rows.batches("train"), kinds)
+    check_finite(found, f"the outputs of {whose}")
+    reordered = {output.name for output in kinds if output.last == LABELS} if order != sorted(order) else set()
+    return {name: [row[..., order] if name in reordered else row for row in arrays] for name, arrays in found.items()}
+
+
+def _same_tokens(features: Dataset, others: Dataset) -> bool:
+    """Return whether two tokenizers made the same features."""
+    first, second = (each.with_format("arrow")[:]["input_ids"] for each in (features, others))
+    return bool(first.equals(second))
 
 
 def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distillation | None:
@@ -180,7 +201,7 @@ def distillation_of(arguments: DistillationArguments, spec: TaskSpec) -> Distill
         temperature=arguments.kd_temperature,
         task_weight=arguments.kd_task_weight,
         teacher_weight=arguments.kd_teacher_weight,
-        regression=spec.is_regression,
+        outputs=spec.kind.outputs,
     )
 
 
@@ -188,5 +209,5 @@ def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]
     """Load a trained supernet and the config that describes its space."""
     read_stage(directory, "train")
     config = read_config(Path(directory) / SPACE_FILE)
-    model = load_classifier(directory, spec)
+    model = load_for_task(directory, spec)
     return Supernet(model, build_space(config, Blueprint.of(model))), config

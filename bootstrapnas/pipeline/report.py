@@ -17,7 +17,7 @@ from bootstrapnas.pipeline.extract import write_card
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report
-from bootstrapnas.tasks import TaskSpec, compute_metrics, tfidf_baseline
+from bootstrapnas.tasks import TaskSpec, tfidf_baseline
 
 PRECISIONS = ("f32", "bf16")
 SECONDS_A_PRECISION = 20.0
@@ -53,11 +53,12 @@ def write_run_report(
     costs = {entries[0].name: full, **{name: Costs(**found["costs"]) for name, found in subnets.items()}}
     rows_of_task = Rows(spec, load_tokenizer(str(entries[0].model)), 32)
     split = split if getattr(rows_of_task.data, split) is not None else "validation"
-    prepared, labels = rows_of_task.batches(split), rows_of_task.labels(split)
+    prepared = rows_of_task.batches(split)
     metrics = {}
     for entry in entries:
         notice(f"report: evaluating {entry.name}")
-        metrics[entry.name] = compute_metrics(spec, predict_ir(load_ir(entry.ir, "f32"), prepared), labels)
+        outputs = predict_ir(load_ir(entry.ir, "f32"), prepared, spec.kind.outputs)
+        metrics[entry.name] = rows_of_task.measure(split, outputs)
     irs = {entry.name: entry.ir for entry in entries}
     latency = {
         precision: measure_latency(
@@ -96,7 +97,7 @@ def write_run_report(
 
 def notes(spec: TaskSpec, rows: Rows, split: str) -> list[str]:
     """Return what a reader of the table should know of the task and the metric."""
-    found = [f"{spec.metric} on the {len(rows.labels(split))} rows of the {split} split, by the float32 IR."]
-    if not spec.is_regression:
+    found = [f"{spec.metric} on the {len(rows.rows(split))} rows of the {split} split, by the float32 IR."]
+    if spec.is_classification:
         found.append(f"TF-IDF with logistic regression reaches {tfidf_baseline(rows.data, split):.1%} there.")
     return found

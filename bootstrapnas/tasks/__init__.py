@@ -1,10 +1,10 @@
 """Tasks: their rows, labels, metrics, tokens and batches. Nothing outside this package knows one task from another."""
 
 from bootstrapnas.tasks.baseline import tfidf_baseline
-from bootstrapnas.tasks.batching import Collator, batches, build_collator, tokenize
+from bootstrapnas.tasks.batching import Collator, batches, build_collator, tokenize, training_columns
 from bootstrapnas.tasks.build import BUILTIN_TEXT, TASK_NAMES, build_task_spec
 from bootstrapnas.tasks.builtin_text import export_builtin
-from bootstrapnas.tasks.heads import Head
+from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.loading import TaskData, data_files, load_task
 from bootstrapnas.tasks.metrics import METRICS
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
@@ -17,6 +17,7 @@ __all__ = [
     "TASK_NAMES",
     "Collator",
     "Head",
+    "Kind",
     "TaskData",
     "TaskSpec",
     "batches",
@@ -29,5 +30,6 @@ __all__ = [
     "predictions",
     "tfidf_baseline",
     "tokenize",
+    "training_columns",
     "write_predictions",
 ]

@@ -2,60 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.outputs import INDEX, TEACHER, Output
 from bootstrapnas.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-_TEXT_COLUMNS = ("text_a", "text_b")
-_ROWS_AT_ONCE = 1000
+_IGNORED = -100  # the target that Hugging Face's losses pass over
 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Dataset:
-    """Turn rows of `load_task` into token ids, cut to ``spec.max_seq_length`` and not padded.
+    """Turn rows of `load_task` into the features that a model sees, at most ``spec.max_seq_length`` tokens, not padded.
 
     Returns
     -------
     Dataset
-        ``input_ids``, ``attention_mask`` (``token_type_ids`` where the tokenizer gives them), ``labels``, and
-        ``length`` in tokens. Hugging Face's Trainer takes its ``group_by_length`` order from ``length`` when
-        ``remove_unused_columns=False``; otherwise it drops the column first and counts anew.
+        ``input_ids``, ``attention_mask`` (``token_type_ids`` where the tokenizer gives them), the targets of the kind
+        of task, and ``length`` in tokens. Hugging Face's Trainer takes its ``group_by_length`` order from ``length``
+        when ``remove_unused_columns=False``; otherwise it drops the column first and counts anew. Further columns are
+        what the outputs are decoded with; `training_columns` says which are not.
     """
-    from datasets import Dataset, Features, List, Value, concatenate_datasets
-
-    texts = [name for name in _TEXT_COLUMNS if name in data.column_names]
-    names = [name for name in tokenizer.model_input_names if name in tokenizer("a")]
-    types = {name: List(Value("int32" if name == "input_ids" else "int8")) for name in names}
-    features = Features({**types, "labels": data.features["label"], "length": Value("int32")})
-    parts = []
-    for rows in data.iter(batch_size=_ROWS_AT_ONCE):
-        encoded = tokenizer(*(rows[name] for name in texts), truncation=True, max_length=spec.max_seq_length)
-        columns = {name: encoded[name] for name in names}
-        columns |= {"labels": rows["label"], "length": [len(ids) for ids in encoded["input_ids"]]}
-        parts.append(Dataset.from_dict(columns, features=features))
-    return concatenate_datasets(parts)
+    return spec.kind.features(spec, data, tokenizer)
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads tokenized rows to the longest of their batch; made by `build_collator`."""
+    """Pads features to the longest of their batch; made by `build_collator`."""
 
     padding: tuple[tuple[str, int], ...]
     side: str
     multiple_of: int
+    targets: tuple[str, ...]
+    outputs: tuple[Output, ...]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns that a model takes as they are."""
+        return tuple(name for name, _ in self.padding)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return ``[batch, tokens]`` tensors of the tokenizer's inputs, and what else the rows hold.
 
-        ``labels`` is ``[batch]`` (int64 or float32), the optional ``teacher_logits`` ``[batch, num_labels]`` (float32),
-        the optional ``index`` ``[batch]`` (int64). Other columns are left out.
+        Targets are ``[batch]``, or ``[batch, tokens]`` padded by -100 (int64 or float32); a teacher's outputs,
+        ``teacher_<name>``, have the axes of the output (float32, padded by 0); ``index`` is ``[batch]`` (int64). Other
+        columns are left out.
         """
         import torch
 
@@ -63,29 +61,48 @@ class Collator:
         width = -(-longest // self.multiple_of) * self.multiple_of
         batch = {}
         for name, value in self.padding:
+            if name in rows[0]:
+                batch[name] = self._padded([row[name] for row in rows], width, value, torch.int64)
+        for name in (*self.targets, INDEX):
             if name not in rows[0]:
                 continue
-            tensor = torch.full((len(rows), width), value, dtype=torch.int64)
-            for tokens, row in zip(tensor, rows, strict=True):
-                ids = torch.as_tensor(row[name])
-                start = width - len(ids) if self.side == "left" else 0
-                tokens[start : start + len(ids)] = ids
-            batch[name] = tensor
-        for name in ("labels", "index"):
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
-        if "teacher_logits" in rows[0]:
-            batch["teacher_logits"] = torch.tensor([row["teacher_logits"] for row in rows], dtype=torch.float32)
+            values = [row[name] for row in rows]
+            if isinstance(values[0], Sequence):
+                batch[name] = self._padded(values, width, _IGNORED, torch.int64)
+            else:
+                batch[name] = torch.tensor(values)
+        for output in self.outputs:
+            name = TEACHER + output.name
+            if name not in rows[0]:
+                continue
+            values = [row[name] for row in rows]
+            if output.per_token:
+                batch[name] = self._padded(values, width, 0, torch.float32)
+            else:
+                batch[name] = torch.tensor(values, dtype=torch.float32)
         return batch
 
+    def _padded(self, rows: Sequence[Any], width: int, value: int, dtype: torch.dtype) -> Tensor:
+        """Return rows of ``[tokens, ...]`` as one tensor ``[batch, width, ...]``."""
+        import torch
 
-def build_collator(tokenizer: PreTrainedTokenizerBase, multiple_of: int = 1) -> Collator:
-    """Return the collator for rows of `tokenize`.
+        tensors = [torch.as_tensor(row, dtype=dtype) for row in rows]
+        padded = torch.full((len(rows), width, *tensors[0].shape[1:]), value, dtype=dtype)
+        for place, tensor in zip(padded, tensors, strict=True):
+            start = width - len(tensor) if self.side == "left" else 0
+            place[start : start + len(tensor)] = tensor
+        return padded
+
+
+def build_collator(tokenizer: PreTrainedTokenizerBase, spec: TaskSpec, multiple_of: int = 1) -> Collator:
+    """Return the collator for features of `tokenize`.
 
     Parameters
     ----------
     tokenizer
         Decides the padding tokens and the side.
+    spec
+        The task decides which columns are targets and which outputs a teacher may have given.
     multiple_of
         Widths are rounded up to a multiple of this; 8 suits tensor cores.
 
@@ -98,21 +115,24 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, multiple_of: int = 1) -> 
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no padding token; set its pad_token")
     values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     padding = tuple((name, values.get(name, 0)) for name in tokenizer.model_input_names)
-    return Collator(padding, tokenizer.padding_side, multiple_of)
+    return Collator(padding, tokenizer.padding_side, multiple_of, spec.kind.targets, spec.kind.outputs)
 
 
-def batches(dataset: Dataset, collator: Collator, batch_size: int) -> list[dict[str, Tensor]]:
-    """Return a tokenized data set as batches of rows of like length, the longest first.
+def training_columns(features: Dataset, collator: Collator) -> list[str]:
+    """Return the columns of features that a training batch is made of, and ``length``."""
+    return [name for name in features.column_names if name in (*collator.inputs, *collator.targets, "length")]
+
+
+def batches(dataset: Dataset, collator: Collator, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Yield a tokenized data set as batches of rows of like length, the longest first.
 
     Nearly nothing is padded that way, and what does not fit in memory fails at once. Each batch carries ``index``
     ``[batch]``, the positions of its rows in `dataset`.
     """
     lengths = list(dataset["length"])
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    found = []
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         columns = dataset[index]
-        rows = [{name: values[i] for name, values in columns.items()} | {"index": row} for i, row in enumerate(index)]
-        found.append(collator(rows))
-    return found
+        rows = [{name: values[i] for name, values in columns.items()} | {INDEX: row} for i, row in enumerate(index)]
+        yield collator(rows)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.files import Table, find_split, read_table
-from bootstrapnas.tasks.glue import GLUE, MAX_SEQ_LENGTH
+from bootstrapnas.tasks.kinds import KINDS
+from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.spec import ProblemType, TaskSpec
 
@@ -17,7 +19,8 @@ StrPath = str | os.PathLike[str]
 
 BUILTIN_TEXT = "builtin-text"
 FILES = "files"
-TASK_NAMES = (*GLUE, BUILTIN_TEXT, FILES)
+TASK_NAMES = (*KNOWN, BUILTIN_TEXT, FILES)
+_MAX_SEQ_LENGTH = 128
 _BUILTIN_MAX_SEQ_LENGTH = 80  # tokens; cuts 7 % of the rows with BERT's vocabulary (median 55)
 # Column names that data sets use, the most telling first.
 _USUAL_TEXT_COLUMNS = (
@@ -61,7 +64,7 @@ def build_task_spec(
     text_columns, label_column, problem_type
         For ``"files"``: None looks for usual column names, and decides by the labels.
     metric
-        What stages select by; None takes the task's usual one.
+        What stages select by, as `TaskSpec.metric_named` knows it; None takes the task's usual one.
     max_seq_length
         Tokens; None is 128, and 80 for builtin-text.
     max_train_samples, max_validation_samples, seed
@@ -102,14 +105,13 @@ def build_task_spec(
         raise UserError(f"dataset_dir {dataset_dir} does not exist or is not a directory")
 
     label_column = label_column or "label"
-    if max_seq_length is None:
-        max_seq_length = _BUILTIN_MAX_SEQ_LENGTH if task_name == BUILTIN_TEXT else MAX_SEQ_LENGTH
-    if task_name in GLUE:
-        glue = GLUE[task_name]
-        columns, label_names, usual_metric = glue.text_columns, glue.label_names, glue.metrics[0]
-        problem_type = "single_label_classification" if label_names else "regression"
+    length = _MAX_SEQ_LENGTH
+    if task_name in KNOWN:
+        known = KNOWN[task_name]
+        columns, label_names, label_column = known.text_columns, known.label_names, known.label_column
+        problem_type, length = known.problem_type, known.max_seq_length
     elif task_name == BUILTIN_TEXT:
-        columns, label_names, usual_metric = ("text",), _builtin_labels(dataset_dir), "accuracy"
+        columns, label_names, length = ("text",), _builtin_labels(dataset_dir), _BUILTIN_MAX_SEQ_LENGTH
         problem_type = "single_label_classification"
     else:
         assert train_file is not None
@@ -117,14 +119,13 @@ def build_task_spec(
         columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
         values = read_table(train_file, [*columns, label_column])[label_column]
         problem_type, label_names = infer_labels(values, f"{train_file}, column {label_column!r}", problem_type)
-        usual_metric = "pearson" if problem_type == "regression" else "accuracy"
-    return TaskSpec(
+    spec = TaskSpec(
         task_name=task_name,
         text_columns=columns,
         label_names=label_names,
         problem_type=problem_type,
-        metric=metric or usual_metric,
-        max_seq_length=max_seq_length,
+        metric=(KNOWN[task_name].metrics if task_name in KNOWN else KINDS[problem_type].usual_metrics)[0],
+        max_seq_length=length if max_seq_length is None else max_seq_length,
         label_column=label_column,
         dataset_dir=_absolute(dataset_dir),
         train_file=_absolute(train_file),
@@ -134,6 +135,7 @@ def build_task_spec(
         max_validation_samples=max_validation_samples,
         seed=seed,
     )
+    return spec if metric is None else replace(spec, metric=spec.metric_named(metric))
 
 
 def _absolute(path: StrPath | None) -> str | None:

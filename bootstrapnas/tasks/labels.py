@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.tasks.spec import ProblemType
+
+if TYPE_CHECKING:
+    from bootstrapnas.tasks.spec import ProblemType
 
 _MOST_FLOAT_CLASSES = 32  # more different whole floats than this are a scale, not classes
 

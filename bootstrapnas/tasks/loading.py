@@ -6,14 +6,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.build import BUILTIN_TEXT
 from bootstrapnas.tasks.files import Table, find_split, read_table
-from bootstrapnas.tasks.glue import GLUE, HUB_ID
-from bootstrapnas.tasks.labels import class_indices, is_unlabelled, regression_targets
+from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ _REQUIRED = ("train", "validation")
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows of a task: columns ``text_a`` (for pairs also ``text_b``) and ``label`` (class index, or number)."""
+    """The rows of a task by split, in the columns of its kind."""
 
     spec: TaskSpec
     train: Dataset
@@ -60,7 +59,7 @@ def load_task(spec: TaskSpec) -> TaskData:
         sources = {split: f"{BUILTIN_TEXT} ({split})" for split in rows}
     else:
         tables = _from_hub(spec)
-        sources = {split: f"{HUB_ID} {spec.task_name} ({split})" for split in tables}
+        sources = {split: f"{' '.join(KNOWN[spec.task_name].hub)} ({split})" for split in tables}
 
     most = {"train": spec.max_train_samples, "validation": spec.max_validation_samples}
     most["validation_mismatched"] = spec.max_validation_samples
@@ -70,7 +69,7 @@ def load_task(spec: TaskSpec) -> TaskData:
             table = _labelled(spec, table)
         table = _subset(table, most.get(split), spec.seed)
         if table[spec.label_column]:
-            loaded[split] = _dataset(spec, table, sources[split])
+            loaded[split] = spec.kind.rows(spec, table, split, sources[split])
     return TaskData(
         spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
     )
@@ -106,12 +105,13 @@ def _read(spec: TaskSpec, path: str | Path) -> Table:
 def _from_hub(spec: TaskSpec) -> dict[str, Table]:
     from datasets import load_dataset
 
+    hub = KNOWN[spec.task_name].hub
     try:
-        found = load_dataset(HUB_ID, spec.task_name)
+        found = load_dataset(*hub)
     except (OSError, RuntimeError, ValueError) as error:  # what datasets and the hub client raise without a network
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"cannot load {HUB_ID} {spec.task_name} from the hub ({type(error).__name__}: {reason}); "
+            f"cannot load {' '.join(hub)} from the hub ({type(error).__name__}: {reason}); "
             "pass --dataset_dir DIR with its files, or --train_file"
         ) from error
     tables = {}
@@ -123,13 +123,9 @@ def _from_hub(spec: TaskSpec) -> dict[str, Table]:
 
 
 def _labelled(spec: TaskSpec, table: Table) -> Table:
-    """Drop the rows without a label; -1 stays where it is a class or a number to predict."""
+    """Drop the rows without a label."""
     values = table[spec.label_column]
-    if spec.task_name not in GLUE and (spec.is_regression or "-1" in spec.label_names):
-        keep = [row for row, value in enumerate(values) if value not in (None, "")]
-    else:
-        keep = [row for row, value in enumerate(values) if not is_unlabelled(value)]
-    return _rows(table, keep)
+    return _rows(table, [row for row, value in enumerate(values) if spec.kind.is_labelled(spec, value)])
 
 
 def _subset(table: Table, most: int | None, seed: int) -> Table:
@@ -142,23 +138,3 @@ def _subset(table: Table, most: int | None, seed: int) -> Table:
 
 def _rows(table: Table, rows: Sequence[int]) -> Table:
     return {column: [values[row] for row in rows] for column, values in table.items()}
-
-
-def _dataset(spec: TaskSpec, table: Table, source: str) -> Dataset:
-    from datasets import Dataset, Features, Value
-
-    columns: dict[str, list[Any]] = {}
-    for name, column in zip(("text_a", "text_b"), spec.text_columns, strict=False):
-        for row, text in enumerate(table[column]):
-            if not isinstance(text, str):
-                raise UserError(f"{source}: row {row} has no text in column {column!r}, but {text!r}")
-        columns[name] = table[column]
-    where = f"{source}, column {spec.label_column!r}"
-    values = table[spec.label_column]
-    if spec.is_regression:
-        columns["label"] = regression_targets(values, where)
-    else:
-        columns["label"] = class_indices(values, spec.label_names, where, coded=spec.task_name in GLUE)
-    types = {name: Value("string") for name in columns}
-    types["label"] = Value("float32" if spec.is_regression else "int64")
-    return Dataset.from_dict(columns, features=Features(types))

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bootstrapnas.errors import UserError, listed, near_miss
-
 Array = npt.NDArray[np.generic]
 
 
@@ -73,13 +71,3 @@ METRICS: dict[str, Metric] = {
     "pearson": Metric(_pearson, num_labels=1),
     "spearmanr": Metric(_spearmanr, num_labels=1),
 }
-
-
-def check_metric(name: str, num_labels: int) -> None:
-    """Raise `UserError` unless `name` is a metric for a model with `num_labels` outputs (1: a regression)."""
-    if name not in METRICS:
-        raise UserError(f"unknown metric {name!r}{near_miss(name, METRICS)}; known: {listed(METRICS)}")
-    if not METRICS[name].fits(num_labels):
-        fitting = listed(known for known, metric in METRICS.items() if metric.fits(num_labels))
-        kind = "a regression" if num_labels == 1 else f"{num_labels} classes"
-        raise UserError(f"metric {name!r} is not for {kind}; choose from {fitting}")

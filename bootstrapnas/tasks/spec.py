@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args
 
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
-from bootstrapnas.errors import UserError, near_miss
-from bootstrapnas.tasks.heads import HEADS, Head
-from bootstrapnas.tasks.metrics import check_metric
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.tasks.kind import Head, Kind
+from bootstrapnas.tasks.kinds import KINDS
+from bootstrapnas.tasks.known import KNOWN
 
 ProblemType = Literal["single_label_classification", "regression"]
 TASK_FILE = "task.json"
@@ -18,18 +19,18 @@ TASK_FILE = "task.json"
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A text classification or regression task: where its rows are and what is to be made of them.
+    """A task: where its rows are and what is to be made of them.
 
     Parameters
     ----------
     task_name
-        A GLUE task, ``"builtin-text"``, or ``"files"``.
+        One of `KNOWN`, ``"builtin-text"``, or ``"files"``.
     text_columns
         The one or two columns that hold the text.
     label_names
         The classes in the order of their indices; empty for a regression.
     problem_type
-        As in a Hugging Face config.
+        Which of `KINDS` it is.
     metric
         The metric that stages select by; greater is better.
     max_seq_length
@@ -37,7 +38,7 @@ class TaskSpec:
     label_column
         The column that holds the label.
     dataset_dir
-        Local directory of the task's splits; None reads the hub (GLUE) or the installed packages (builtin-text).
+        Local directory of the task's splits; None reads the hub or the installed packages (builtin-text).
     train_file, validation_file, test_file
         The splits of the task ``"files"``: JSON lines or CSV.
     max_train_samples, max_validation_samples
@@ -64,19 +65,17 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if self.problem_type not in get_args(ProblemType):
             raise UserError(f"problem_type {self.problem_type!r} is neither {' nor '.join(get_args(ProblemType))}")
-        if not 1 <= len(self.text_columns) <= 2 or len(set(self.text_columns)) != len(self.text_columns):
-            raise UserError(f"text_columns must name one or two different columns, not {list(self.text_columns)}")
+        self.kind.check(self)
         if self.label_column in self.text_columns:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
         if self.dataset_dir is not None and self.train_file is not None:
             raise UserError(f"task {self.task_name} reads its files ({self.train_file}, ...); it takes no dataset_dir")
-        if not self.is_regression and len(self.label_names) < 2:
-            raise UserError(f"task {self.task_name} needs two classes or more, it has {list(self.label_names)}")
         for name in ("max_seq_length", "max_train_samples", "max_validation_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be positive, not {value}")
-        check_metric(self.metric, self.num_labels)
+        if self.metric not in self.metrics:
+            self.metric_named(self.metric)
 
     @property
     def is_regression(self) -> bool:
@@ -84,14 +83,56 @@ class TaskSpec:
         return self.problem_type == "regression"
 
     @property
-    def num_labels(self) -> int:
-        """Width of the model's output: the number of classes, 1 for a regression."""
-        return 1 if self.is_regression else len(self.label_names)
+    def is_classification(self) -> bool:
+        """Whether each row has one of several classes."""
+        return self.problem_type == "single_label_classification"
+
+    @property
+    def kind(self) -> Kind:
+        """What kind of task it is."""
+        return KINDS[self.problem_type]
 
     @property
     def head(self) -> Head:
         """The head that a model needs for the task."""
-        return HEADS[self.problem_type]
+        return self.kind.head
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the model's head: the number of classes, 1 for a regression."""
+        return self.kind.num_labels(self)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """What a model's config calls the columns of its head: the classes, or Hugging Face's placeholders."""
+        return self.label_names or tuple(f"LABEL_{index}" for index in range(self.num_labels))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics that the task may be selected by."""
+        return self.kind.metrics(self)
+
+    @property
+    def reported_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that are reported, the one that selects first."""
+        known = KNOWN.get(self.task_name)
+        return tuple(dict.fromkeys((self.metric, *(known.metrics if known else self.kind.usual_metrics))))
+
+    def metric_named(self, name: str) -> str:
+        """Return the metric that somebody calls `name`, with or without Hugging Face's prefix ``eval_``.
+
+        Raises
+        ------
+        UserError
+            If the task does not produce it; the message lists what it produces.
+        """
+        plain = name.removeprefix("eval_")
+        if plain not in self.metrics:
+            raise UserError(
+                f"task {self.task_name} has no metric {name!r}{near_miss(plain, self.metrics)}; "
+                f"it has: {listed(self.metrics)}"
+            )
+        return plain
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the task to a JSON file, atomically."""

@@ -1,0 +1,97 @@
+"""What a kind of task is. Everything that knows one kind from another goes through this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bootstrapnas.outputs import Output, Outputs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from bootstrapnas.tasks.files import Table
+    from bootstrapnas.tasks.spec import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head that a kind of task needs.
+
+    Attributes
+    ----------
+    auto_class
+        Name of the Hugging Face auto class that loads models with it.
+    suffix
+        What class names of such models end in.
+    problem_type
+        What ``config.problem_type`` must be for the right loss; None where the head has one loss only.
+    """
+
+    auto_class: str
+    suffix: str
+    problem_type: str | None = None
+
+    def load_class(self) -> Any:
+        """Return the auto class itself."""
+        import transformers
+
+        return getattr(transformers, self.auto_class)
+
+    def is_in(self, architectures: list[str] | None) -> bool:
+        """Return whether a config's ``architectures`` name a model that has this head."""
+        return any(name.endswith(self.suffix) for name in architectures or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of task: from a table to rows, from rows to features, from outputs to predictions and metrics.
+
+    A row is what a user counts; a feature is what the model sees at once. A kind may make several features of a row.
+
+    Attributes
+    ----------
+    head
+        The head that models need.
+    outputs
+        The outputs of that head which carry its result.
+    targets
+        Columns of the features that the model computes its loss from: a number a feature, or a list of one a token.
+    check
+        Raises `UserError` if a `TaskSpec` is not a task of this kind.
+    num_labels
+        The width of the head.
+    metrics
+        The names of all metrics of a task.
+    usual_metrics
+        Those that are reported of a task that says nothing else; the first one selects.
+    rows
+        ``(spec, table, split, source)`` to the rows of a split; `source` is for messages.
+    is_labelled
+        ``(spec, label)``: whether a test row has what a prediction can be held against.
+    features
+        ``(spec, rows, tokenizer)`` to ``input_ids`` and what else the tokenizer gives, `targets`, ``length`` in
+        tokens, and whatever `decode` wants, in the order of the rows.
+    decode
+        ``(spec, outputs, rows, features)`` to a prediction a row, as `measure` and `show` take it.
+    measure
+        ``(spec, predictions, rows)`` to every metric.
+    show
+        ``(spec, predictions, rows)`` to what is written about each row: an object of JSON.
+    """
+
+    head: Head
+    outputs: tuple[Output, ...]
+    targets: tuple[str, ...]
+    check: Callable[[TaskSpec], None]
+    num_labels: Callable[[TaskSpec], int]
+    metrics: Callable[[TaskSpec], tuple[str, ...]]
+    usual_metrics: tuple[str, ...]
+    rows: Callable[[TaskSpec, Table, str, str], Dataset]
+    is_labelled: Callable[[TaskSpec, Any], bool]
+    features: Callable[[TaskSpec, Dataset, PreTrainedTokenizerBase], Dataset]
+    decode: Callable[[TaskSpec, Outputs, Dataset, Dataset], Sequence[Any]]
+    measure: Callable[[TaskSpec, Sequence[Any], Dataset], dict[str, float]]
+    show: Callable[[TaskSpec, Sequence[Any], Dataset], list[dict[str, Any]]]
