@@ -8,7 +8,7 @@ and the parts of a concatenation (a fused projection) by ``+``. Dimensions to th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 
@@ -115,6 +115,11 @@ def norm(name: str, dim: str, *, bias: bool = True) -> dict[str, Labels]:
 def embedding(name: str, rows: str, dim: str) -> dict[str, Labels]:
     """Label an ``nn.Embedding`` (weight of shape [rows, dim])."""
     return {f"{name}.weight": Labels(f"{rows}, {dim}")}
+
+
+def only_if(present: Callable[[Any], bool], labelled: Mapping[str, Labels]) -> dict[str, Labels]:
+    """Return the same labels, of parameters that only models of some configs have."""
+    return {name: replace(labels, present=present) for name, labels in labelled.items()}
 
 
 def subnet_to_json(subnet: Subnet) -> dict[str, Any]:

@@ -12,7 +12,15 @@ import transformers
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, RobertaConfig, XLMRobertaConfig
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Dim, Key, embedding, linear, norm
@@ -47,6 +55,17 @@ def skip_in_bert(layer: nn.Module, block: str) -> None:
         layer.attention.forward = lambda x, *_, **__: (x, None)
     else:
         layer.feed_forward_chunk = layer.output.LayerNorm.forward
+
+
+def skip_in_distilbert(layer: nn.Module, block: str) -> None:
+    layer.skipped = {*getattr(layer, "skipped", ()), block}
+
+    def forward(x: Tensor, mask: Tensor | None = None, **others: Any) -> Tensor:
+        if "mha_block" not in layer.skipped:
+            x = layer.sa_layer_norm(layer.attention(x, attention_mask=mask, **others)[0] + x)
+        return layer.output_layer_norm(x if "ffn_block" in layer.skipped else layer.ffn(x) + x)
+
+    layer.forward = forward
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,8 @@ def rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] =
 ROWS = (
     *rows("Bert", BertConfig),
     *rows("Roberta", RobertaConfig),
+    *rows("DistilBert", DistilBertConfig, sizes=(("hidden_dim", 24),), skip=skip_in_distilbert),
+    *rows("Electra", ElectraConfig, sizes=(("embedding_size", 16),)),
     *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
 )
 FAMILY_ROWS = tuple(

@@ -19,6 +19,8 @@ from command_line import LENGTH, call, succeed, write_config
 from conftest import TaskFiles
 
 from bootstrapnas.artefacts import digest
+from bootstrapnas.errors import listed
+from bootstrapnas.families import FAMILIES
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, with_teacher_outputs
@@ -95,17 +97,18 @@ def write_configs() -> None:
 
 
 def write_models(teacher: Path) -> None:
-    from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+    from transformers import BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
-    sizes = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 120, "max_position_embeddings": 64}
-    DistilBertForSequenceClassification(DistilBertConfig(**sizes, num_labels=3)).save_pretrained("distilbert")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    unknown = MPNetConfig(**sizes, vocab_size=120, max_position_embeddings=64, num_labels=3)
+    MPNetForSequenceClassification(unknown).save_pretrained("mpnet")
     model = BertForSequenceClassification.from_pretrained(teacher)
     for name, labels in (("other_labels", ["no", "yes", "wait"]), ("fourth_label", ["go", "stop", "wait", "turn"])):
         model.config.id2label = dict(enumerate(labels))
         model.config.label2id = {label: index for index, label in enumerate(labels)}
         model.classifier = torch.nn.Linear(64, len(labels))
         model.save_pretrained(name)
-    for name in ("distilbert", "other_labels", "fourth_label"):
+    for name in ("mpnet", "other_labels", "fourth_label"):
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(teacher / file, name)
 
@@ -253,8 +256,8 @@ MISTAKES: list[tuple[str, str]] = [
         "fourth_label has 4 labels (go, stop, wait, turn), the task 3 (go, stop, wait)",
     ),
     (
-        f"{IMPORTANCE.replace('teacher', 'distilbert')} {FILES}",
-        "no axis labels for model type 'distilbert' (known: bert, roberta); "
+        f"{IMPORTANCE.replace('teacher', 'mpnet')} {FILES}",
+        f"no axis labels for model type 'mpnet' (known: {listed(FAMILIES)}); "
         "a family is one file of data in bootstrapnas/families, see CONTRIBUTING.md",
     ),
     # configs

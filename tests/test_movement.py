@@ -12,7 +12,7 @@ import torch
 from conftest import build_tiny_bert
 from torch import nn
 from torch.func import functional_call
-from transformers import DistilBertConfig, DistilBertModel
+from transformers import MPNetConfig, MPNetModel
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
@@ -376,9 +376,16 @@ def test_a_warm_up_without_steps_is_refused():
 
 
 def test_structured_masking_needs_a_known_family():
-    model = DistilBertModel(DistilBertConfig(vocab_size=9, dim=8, hidden_dim=8, n_layers=1, n_heads=2))
-    chosen = {"transformer.layer.0.ffn.lin1": Fine()}
-    with pytest.raises(UserError, match="no axis labels for model type 'distilbert'"):
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    model = MPNetModel(MPNetConfig(**sizes))
+    chosen = {"encoder.layer.0.intermediate.dense": Fine()}
+    with pytest.raises(UserError, match="no axis labels for model type 'mpnet'"):
         attach(model, chosen, settings(), STEPS_PER_EPOCH)
     assert (
         attach(model, chosen, settings(enable_structured_masking=False), STEPS_PER_EPOCH).modules.keys()

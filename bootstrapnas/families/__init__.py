@@ -5,9 +5,13 @@ from typing import Any
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families.base import Family
 from bootstrapnas.families.bert import BERT
+from bootstrapnas.families.distilbert import DISTILBERT
+from bootstrapnas.families.electra import ELECTRA
 from bootstrapnas.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT)}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+}
 
 
 def family_of(config: Any) -> Family:

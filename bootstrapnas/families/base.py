@@ -26,14 +26,15 @@ class Block:
     nncf_start, nncf_end
         The block's boundary in NNCF's ``skipped_blocks``: ``"<module path in the layer>/<operator>"`` of the last
         operator executed before the skipped part and of the last one skipped. A start that begins with ``"<"`` lies in
-        the layer before; `nncf_first` replaces it in the first layer (path below the base model).
+        the layer before; `nncf_first` replaces it in the first layer (path below the base model, or a function of the
+        config that returns it).
     """
 
     name: str
     stand_ins: Mapping[str, str]
     nncf_start: str
     nncf_end: str
-    nncf_first: str = ""
+    nncf_first: str | Callable[[Any], str] = ""
 
 
 @dataclass(frozen=True, slots=True)

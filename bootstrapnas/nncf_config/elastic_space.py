@@ -288,7 +288,8 @@ class _Bounds:
         if not block.nncf_start.startswith("<"):
             return self._blueprint.layer_path(layer, block.nncf_start)
         if layer == 0:
-            return self._blueprint.prefix + block.nncf_first
+            first = block.nncf_first
+            return self._blueprint.prefix + (first if isinstance(first, str) else first(self._blueprint.config))
         return self._blueprint.layer_path(layer - 1, block.nncf_start[1:])
 
     def end(self, key: Key) -> str:
