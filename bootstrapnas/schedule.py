@@ -30,7 +30,7 @@ class Stage:
     width_indicator
         How many of the widths of a group may be taken, counted from the largest; -1 for all.
     reorg_weights
-        Whether NNCF would order units by importance when it begins.
+        Whether units are put in order by importance when it begins.
     bn_adapt
         Whether NNCF would adapt batch normalisation when it begins.
     init_lr
@@ -40,7 +40,7 @@ class Stage:
     sample_rate
         Every how many steps new subnets are drawn.
     reorg_interval
-        Every how many epochs EFTNAS orders units by importance; `None` for once, at the beginning.
+        Every how many of its epochs, from the first one on, units are put in order by importance; `None` for never.
     """
 
     train_dims: tuple[str, ...]
@@ -144,6 +144,28 @@ class StageSchedule:
         """All optimiser steps."""
         return self.ends[-1]
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Per stage, the number of its first step."""
+        return (0, *self.ends[:-1])
+
+    @property
+    def reorder_steps(self) -> tuple[int, ...]:
+        """The steps before which units are put in order by importance."""
+        steps = set()
+        for start, end, stage in zip(self.starts, self.ends, self.stages, strict=True):
+            if stage.reorg_weights:
+                steps.add(start)
+            if stage.reorg_interval is not None:
+                steps.update(range(start, end, stage.reorg_interval * self.steps_per_epoch))
+        return tuple(sorted(steps))
+
+    def draw(self, step: int) -> int:
+        """Return the step at which a step's subnets were drawn: every `sample_rate` steps, from a stage's first on."""
+        index = self.index(step)
+        start = self.starts[index]
+        return step - (step - start) % self.stages[index].sample_rate
+
     def index(self, step: int) -> int:
         """Return the number of the stage that a step belongs to; steps after the end belong to the last stage."""
         return next((index for index, end in enumerate(self.ends) if step < end), len(self.stages) - 1)
@@ -159,7 +181,7 @@ class StageSchedule:
         index = self.index(step)
         stage = self.stages[index]
         return stage_lr(
-            step - (self.ends[index - 1] if index else 0),
+            step - self.starts[index],
             init_lr=stage.init_lr,
             epochs_lr=stage.epochs_lr,
             steps_per_epoch=self.steps_per_epoch,

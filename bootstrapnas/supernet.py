@@ -17,6 +17,7 @@ from bootstrapnas.reorder import reorder
 from bootstrapnas.space import SearchSpace
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
 
@@ -72,9 +73,9 @@ class Supernet:
         finally:
             self._active.set(before)
 
-    def reorder(self, orders: Mapping[Key, Tensor]) -> None:
+    def reorder(self, orders: Mapping[Key, Tensor], optimizer: Optimizer | None = None) -> None:
         """Put the most important units first; see `bootstrapnas.reorder.reorder`."""
-        reorder(self.model, self.blueprint, orders)
+        reorder(self.model, self.blueprint, orders, optimizer)
 
     def count(self, subnet: Subnet, *, length: int) -> Costs:
         """Return the closed-form costs of a subnet at `length` tokens."""

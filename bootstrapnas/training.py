@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bootstrapnas.dims import Subnet
+from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.distillation import Distillation
 from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker
@@ -46,6 +46,9 @@ class StageTrainer(Trainer):
         A term added to the loss of every pass, scalar.
     before_step
         Called with the number of the optimiser step about to start.
+    orders
+        New orders of the supernet's units before an optimiser step, by the number of the step; the optimiser's moments
+        move along. Empty to leave them.
     learning_rate
         Learning rate as a function of the optimiser step; instead of Hugging Face's schedules.
     score_learning_rate
@@ -69,6 +72,7 @@ class StageTrainer(Trainer):
         distillation: Distillation | None = None,
         penalty: Callable[[], Tensor] | None = None,
         before_step: Callable[[int], None] | None = None,
+        orders: Callable[[int], Mapping[Key, Tensor]] | None = None,
         learning_rate: Callable[[int], float] | None = None,
         score_learning_rate: float | None = None,
         stop_after: int | None = None,
@@ -86,7 +90,7 @@ class StageTrainer(Trainer):
         self._supernet, self._subnets = supernet, subnets
         self._distillation, self._penalty = distillation, penalty
         self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
-        self._measure = measure
+        self._before_step, self._orders, self._measure = before_step, orders, measure
         # Every loss here is a mean over the batch, which the Trainer must divide by the accumulation steps; it leaves
         # that to models whose forward takes **kwargs, and those of classification do not.
         self.model_accepts_loss_kwargs = False
@@ -94,7 +98,7 @@ class StageTrainer(Trainer):
         self.pop_callback(PrinterCallback)
         self._progress = _Progress(title)
         self.add_callback(self._progress)
-        self.add_callback(_Steps(before_step, stop_after))
+        self.add_callback(_Steps(self._prepare_step, stop_after))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; the progress bar goes away whatever happens."""
@@ -104,6 +108,13 @@ class StageTrainer(Trainer):
             self._progress.close()
 
     # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _prepare_step(self, step: int) -> None:
+        if self._before_step is not None:
+            self._before_step(step)
+        orders = self._orders(step) if self._orders is not None else {}
+        if orders and self._supernet is not None:
+            self._supernet.reorder(orders, self.optimizer)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward of every subnet of this step. Returns the mean of their losses."""
@@ -226,12 +237,11 @@ class _Progress(TrainerCallback):
 class _Steps(TrainerCallback):
     """Calls a function before each optimiser step and ends training after the last one wanted."""
 
-    def __init__(self, before_step: Callable[[int], None] | None, stop_after: int | None) -> None:
+    def __init__(self, before_step: Callable[[int], None], stop_after: int | None) -> None:
         self.before_step, self.stop_after = before_step, stop_after
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.before_step is not None:
-            self.before_step(state.global_step)
+        self.before_step(state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.stop_after is not None and state.global_step >= self.stop_after:

@@ -41,17 +41,25 @@ ACTS = {
     "may be skipped.",
     "StageDescription.width_indicator": "Only the largest so many widths of each group may be taken; -1: all. The last "
     "stage's holds in the search too.",
-    "StageDescription.reorg_weights": "Units are put in order once, before training; in a later stage it is answered "
-    "with a warning.",
+    "StageDescription.reorg_weights": "Units are put in order when the stage begins, by `filter_importance` and the "
+    "weights as they are then; the optimiser's moments move along. `--importance_weight_dir` orders once, before "
+    "training, instead.",
     "StageDescription.init_lr": "Learning rate at the beginning of the stage; -1 or missing: `--learning_rate`.",
     "StageDescription.epochs_lr": "Epochs in which the learning rate falls to zero; missing: `epochs`.",
-    "StageDescription.sample_rate": "New subnets are drawn every so many steps.",
+    "StageDescription.sample_rate": "New subnets are drawn every so many steps, from the first step of the stage on.",
+    "StageDescription.reorg_interval": "The same at the beginning of every so many epochs of the stage, the first one "
+    "included.",
     "Elasticity.available_elasticity_dims": "What may be elastic at all.",
     "Width.min_width": "Without `overwrite_groups`: the smallest width, in channels.",
     "Width.max_num_widths": "Without `overwrite_groups`: at most so many widths; -1: no limit.",
     "Width.width_step": "Without `overwrite_groups`: widths go down from the full one in such steps.",
     "Width.width_multipliers": "Without `overwrite_groups`: widths are these shares of the full one, floored to a "
     "multiple of 8, instead of steps.",
+    "Width.filter_importance": "What `reorg_weights` and `reorg_interval` order by, over a unit's output rows: `L1`, "
+    "`L2` (norms), `geometric_median` (distances to the other units), or `external`. Without effect where "
+    "`--importance_weight_dir` is given.",
+    "Width.external_importance_path": "The scores of `external`: safetensors or a file of `torch.save`, by parameter "
+    "or node, summed over rows. They order units once.",
     "Width.overwrite_groups": "Groups of node names that share a width. Missing: one group per elastic dimension of a "
     "layer.",
     "Width.overwrite_groups_widths": "Per group its widths, in channels (heads × head size), in any order.",
@@ -75,6 +83,8 @@ ACTS = {
     "missing: the largest subnet's own.",
     "MovementSparsity.algorithm": "Only `movement_sparsity`.",
     "MovementSparsity.ignored_scopes": "Layers without scores.",
+    "MovementSparsity.compression_lr_multiplier": "Factor of the scores' gradients. AdamW's steps do not depend on it, "
+    "but for clipping; `--score_learning_rate` changes their pace.",
     "MovementSparsity.target_scopes": "Only these layers have scores; missing: all linear layers.",
     "MovementParams.warmup_start_epoch": "When threshold and penalty begin to rise; fractions are allowed.",
     "MovementParams.warmup_end_epoch": "When they are done, scores are frozen and training ends.",

@@ -232,8 +232,12 @@ def train_scores(
 
 def movement_settings(config: NNCFConfig, stock_cap: bool) -> MovementSettings:
     """Return the schedule of the config's movement_sparsity section."""
-    values = config.movement.params.model_dump(exclude={"steps_per_epoch"})
-    return MovementSettings(**values, threshold_quantile_cap=STOCK_QUANTILE_CAP if stock_cap else 1.0)
+    section = config.movement
+    return MovementSettings(
+        **section.params.model_dump(exclude={"steps_per_epoch"}),
+        threshold_quantile_cap=STOCK_QUANTILE_CAP if stock_cap else 1.0,
+        compression_lr_multiplier=section.compression_lr_multiplier,
+    )
 
 
 def structures_of(config: NNCFConfig, names: NodeNames) -> dict[str, Structure]:

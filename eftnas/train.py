@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
+
+from torch import Tensor
 
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.importance import IMPORTANCE_FILE, RULES, default_rule, load_importance, order_scores, orders
+from bootstrapnas.importance import (
+    EXTERNAL,
+    IMPORTANCE_FILE,
+    RULES,
+    default_rule,
+    filter_orders,
+    load_external,
+    load_importance,
+    order_scores,
+    orders,
+)
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
@@ -94,6 +106,7 @@ def run(
             "model": source,
             "teacher": kd.kd_teacher_model,
             "importance": str(importance_path) if importance_path else None,
+            "external_importance": external_file(config) if importance_path is None else None,
             "nncf_config": arguments.nncf_config,
             **data_inputs(spec),
         },
@@ -111,12 +124,12 @@ def run(
             scores, metadata = load_importance(importance_path, supernet.blueprint)
             rule = arguments.importance_rule or default_rule(metadata["criterion"])
             supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
-        else:
-            warn("no --importance_weight_dir: units keep the order of the checkpoint")
         train = rows.split("train")
         if kd.kd_teacher_model is not None:
             train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
-        trainer = build_trainer(supernet, config, arguments, training, kd, rows, train, typed)
+        trainer = build_trainer(
+            supernet, config, arguments, training, kd, rows, train, typed, ordered=importance_path is not None
+        )
         trainer.train(resume_from_checkpoint=resume_point(stage))
         metrics = measure_extremes(supernet, rows)
         notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
@@ -139,6 +152,43 @@ def importance_file(arguments: SupernetArguments) -> Path | None:
     return path / IMPORTANCE_FILE if path.is_dir() else path
 
 
+def external_file(config: NNCFConfig) -> str | None:
+    """Return the file of scores that the config's filter importance names."""
+    width = config.training.elasticity.width
+    return width.external_importance_path if width.filter_importance == EXTERNAL else None
+
+
+def orders_while_training(
+    supernet: Supernet, config: NNCFConfig, schedule: StageSchedule, *, ordered: bool
+) -> Callable[[int], Mapping[Key, Tensor]]:
+    """Return what puts units in order before a step, as the config's stages and its filter importance say.
+
+    Scores that were given, or come from a file, belong to the units as they were: they order them once. `ordered` says
+    that they have.
+    """
+    width, steps = config.training.elasticity.width, schedule.reorder_steps
+    blueprint, name = supernet.blueprint, width.filter_importance
+    key = "bootstrapNAS.training.elasticity.width.filter_importance"
+    once = f"{config.path}: reorg_weights and reorg_interval order the units once: scores do not change in training"
+    if ordered or not steps:
+        if not ordered:
+            warn("no --importance_weight_dir: units keep the order of the checkpoint")
+        if config.names(key):
+            reason = "--importance_weight_dir orders the units" if ordered else "no stage says reorg_weights"
+            warn(f"{config.path}: {key} has no effect: {reason}")
+        if ordered and any(steps):
+            warn(once)
+        return lambda step: {}
+    external = external_file(config)
+    if external is None:
+        notice(f"train: filter_importance {name} orders the units before the steps {', '.join(map(str, steps))}")
+        return lambda step: filter_orders(supernet.model, blueprint, name) if step in steps else {}
+    found = orders(order_scores(blueprint, load_external(external, blueprint), "rows"))
+    if len(steps) > 1:
+        warn(once)
+    return lambda step: found if step == steps[0] else {}
+
+
 def build_trainer(
     supernet: Supernet,
     config: NNCFConfig,
@@ -148,8 +198,10 @@ def build_trainer(
     rows: Rows,
     train: Any,
     typed: Mapping[str, Any],
+    *,
+    ordered: bool,
 ) -> StageTrainer:
-    """Return the trainer of all stages of the config's schedule."""
+    """Return the trainer of all stages of the config's schedule; `ordered` says that units are in order already."""
     schedule = schedule_of(config, training, typed, steps_of_epoch(len(train), training), arguments.nncf_lr_lag)
     training.max_steps = schedule.total_steps
     training.learning_rate = max(stage.init_lr for stage in schedule.stages)
@@ -160,9 +212,8 @@ def build_trainer(
     sample = sampling_of(preferred(typed, "sampling", "sandwich", "bootstrapNAS.training.sandwich_rule", in_config))
 
     def subnets(step: int) -> dict[str, Mapping[Key, int]]:
-        index = schedule.index(step)
-        space, rate = spaces[index], schedule.stages[index].sample_rate
-        genomes = sample(space, step_random(training.seed, step // rate))
+        space = spaces[schedule.index(step)]
+        genomes = sample(space, step_random(training.seed, schedule.draw(step)))
         return {name: space.subnet(genome) for name, genome in genomes.items()}
 
     validation = rows.batches("validation")
@@ -175,6 +226,7 @@ def build_trainer(
         supernet=supernet,
         subnets=subnets,
         distillation=distillation_of(kd, rows.spec),
+        orders=orders_while_training(supernet, config, schedule, ordered=ordered),
         learning_rate=schedule.lr,
         eval_dataset=train,
         measure=lambda: measure_extremes(supernet, rows, validation),
@@ -213,9 +265,6 @@ def schedule_of(
             if stage.init_lr != rate:
                 warn(f"--learning_rate {rate:g} wins over the config's {where}[{index}].init_lr = {stage.init_lr:g}")
         stages = [replace(stage, init_lr=rate) for stage in stages]
-    for index, stage in enumerate(stages):
-        if index and stage.reorg_weights:
-            warn(f"{config.path}: {where}[{index}].reorg_weights: units are put in order once, before training")
     return replace(schedule, stages=tuple(stages))
 
 

@@ -20,9 +20,11 @@ from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
 from bootstrapnas.importance.external import EXTERNAL, load_external
+from bootstrapnas.importance.filters import filter_orders
 from bootstrapnas.importance.reduction import orders
 from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
 from bootstrapnas.importance.store import load_importance, save_importance
+from bootstrapnas.reorder import reorder
 from bootstrapnas.space_generation import even_targets, generate_space, mac_targets
 
 LAYER = "bert.encoder.layer.0"
@@ -259,6 +261,42 @@ def test_criteria_refuse():
     for name in ("taylor", "wanda"):
         with pytest.raises(UserError, match=f"{name!r} needs data, but there is no batch"):
             find_criterion(name)(model, Blueprint.of(model), [], model_loss)
+
+
+# -- NNCF's filter importance ------------------------------------------------------------------------------------------
+
+BY_NNCF = {  # of a weight: one number a row
+    "L1": lambda w: torch.stack([row.abs().sum() for row in w]),
+    "L2": lambda w: torch.stack([row.square().sum().sqrt() for row in w]),
+    "geometric_median": lambda w: torch.stack([(w - row).square().sum(1).sqrt().sum() for row in w]),
+}
+
+
+@pytest.mark.parametrize("name", BY_NNCF)
+def test_filter_importance_is_nncfs(name, tiny):
+    """Rows of the group's own layers count: no biases, no columns of what follows. Heads stay whole."""
+    model = build_tiny_bert()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(len(parameter), *[1] * (parameter.dim() - 1))
+    found = filter_orders(model, tiny, name)
+    weights = dict(model.named_parameters())
+    for layer in range(2):
+        path = f"bert.encoder.layer.{layer}"
+        channels = BY_NNCF[name](weights[f"{path}.intermediate.dense.weight"].detach())
+        assert found[Key("ffn", layer)].tolist() == channels.argsort(descending=True, stable=True).tolist()
+        rows = [weights[f"{path}.attention.self.{m}.weight"].detach() for m in ("query", "key", "value")]
+        if name == "geometric_median":  # of whole heads
+            heads = sum(BY_NNCF[name](w.reshape(4, -1)) for w in rows)
+        else:
+            heads = sum(BY_NNCF[name](w) for w in rows).view(4, 16).sum(1)
+        assert found[Key("head", layer)].tolist() == heads.argsort(descending=True, stable=True).tolist()
+    batch = calibration_batches(1)[0]
+    with torch.no_grad():
+        before = model(**batch).logits
+        reorder(model, tiny, found)
+        torch.testing.assert_close(model(**batch).logits, before, atol=1e-5, rtol=1e-5)
+    assert all(order.tolist() == sorted(order.tolist()) for order in filter_orders(model, tiny, name).values())
 
 
 # -- scores of other programs ------------------------------------------------------------------------------------------

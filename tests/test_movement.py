@@ -241,6 +241,18 @@ def test_autocast_computes_products_in_bfloat16_and_scores_in_float32(dtype):
         assert module.weight_importance.grad.isfinite().all()
 
 
+def test_lr_multiplier_scales_the_gradients_of_scores_alone():
+    gradients = []
+    for factor in (1.0, 0.25):
+        model = build_tiny_bert()
+        attach(model, structures(), settings(compression_lr_multiplier=factor), STEPS_PER_EPOCH)
+        for batch in batches(2):  # they add up, as in gradient accumulation
+            model(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient * (0.25 if name.endswith("_importance") else 1.0))
+
+
 def test_a_layer_without_bias():
     model = nn.Sequential(nn.Linear(4, 4, bias=False))
     control = attach(model, {"0": Block(2, 2)}, settings(enable_structured_masking=False), STEPS_PER_EPOCH)

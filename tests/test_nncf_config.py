@@ -468,13 +468,11 @@ def test_what_has_no_effect_is_told() -> None:
         f"{STAGES}[0].train_dims[0]": "these models have no convolution kernels",
         f"{STAGES}[0].bn_adapt": no_batch_norm,
         f"{ELASTICITY}.available_elasticity_dims[0]": "these models have no convolution kernels",
-        f"{ELASTICITY}.width.filter_importance": "the importance stage orders the units",
         f"{ELASTICITY}.width.min_width": overwritten,
         f"{ELASTICITY}.kernel.max_num_kernels": "these models have no convolution kernels",
         "bootstrapNAS.training.compression": "a teacher is named on the command line",
         "bootstrapNAS.search.epsilon": "it belongs to RNSGA2",
         "bootstrapNAS.search.eval_metric_name": "the task decides the metric",
-        "compression.compression_lr_multiplier": "scores train at the learning rate of the weights",
         "log_dir": "every stage writes to its output_dir",
         "target_device": "the exported model runs on any device of OpenVINO",
     }

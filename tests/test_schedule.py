@@ -74,6 +74,32 @@ def test_stages_follow_each_other_with_rates_of_their_own() -> None:
     assert [schedule.lr(step) for step in (0, 2, 4, 7)] == pytest.approx([1.0, 0.5, 0.5, 0.4267766953])
 
 
+@pytest.mark.parametrize(
+    ("stages", "steps"),
+    [
+        ([{"reorg_weights": False}, {}], ()),
+        ([{"reorg_weights": True}, {}], (0,)),
+        ([{}, {"reorg_weights": True}], (4,)),
+        ([{"epochs": 1.5}, {"reorg_weights": True}], (6,)),
+        ([{"epochs": 3, "reorg_interval": 1}], (0, 4, 8)),
+        (
+            [{"epochs": 3, "reorg_interval": 2}, {"epochs": 2, "reorg_interval": 1, "reorg_weights": True}],
+            (0, 8, 12, 16),
+        ),
+        ([{"reorg_interval": 5}], (0,)),
+    ],
+)
+def test_steps_before_which_units_are_put_in_order(stages: list[dict[str, Any]], steps: tuple[int, ...]) -> None:
+    schedule = StageSchedule(tuple(Stage(("width",), **values) for values in stages), steps_per_epoch=4)
+    assert schedule.reorder_steps == steps
+
+
+def test_subnets_are_drawn_when_a_stage_begins_and_every_sample_rate_steps() -> None:
+    stages = (Stage(("width",), epochs=1.25, sample_rate=3), Stage(("width",), epochs=1, sample_rate=2))
+    schedule = StageSchedule(stages, steps_per_epoch=4)
+    assert [schedule.draw(step) for step in range(9)] == [0, 0, 0, 3, 3, 5, 5, 7, 7]
+
+
 def test_one_rate_for_all_stages() -> None:
     stages = (Stage(("width",), init_lr=9.0), Stage(("width",), init_lr=9.0))
     schedule = StageSchedule(stages, steps_per_epoch=4, overall=GlobalLR(base_lr=1.0, num_epochs=2))

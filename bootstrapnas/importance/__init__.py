@@ -2,6 +2,7 @@
 
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
 from bootstrapnas.importance.external import EXTERNAL, load_external
+from bootstrapnas.importance.filters import filter_orders
 from bootstrapnas.importance.movement import MovementSettings, MovementSparsity, attach
 from bootstrapnas.importance.reduction import Scores, expand, orders, unit_scores
 from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
@@ -26,6 +27,7 @@ __all__ = [
     "build_structure",
     "default_rule",
     "expand",
+    "filter_orders",
     "find_criterion",
     "load_external",
     "load_importance",

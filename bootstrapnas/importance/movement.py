@@ -49,6 +49,8 @@ class MovementSettings:
         No tensor is masked beyond this quantile of its scores. Stock NNCF has 0.98; 1.0 (EFTNAS) lets all of it go.
     enable_structured_masking
         Whether the masks, when frozen, drop whole heads and channels and keep the others dense.
+    compression_lr_multiplier
+        Factor of the scores' gradients. Adam's steps do not depend on it, but for clipping; those of SGD do.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class MovementSettings:
     final_importance_threshold: float = 0.0
     threshold_quantile_cap: float = 1.0
     enable_structured_masking: bool = True
+    compression_lr_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
         start, end = self.warmup_start_epoch, self.warmup_end_epoch
@@ -77,6 +80,8 @@ class MovementSettings:
             raise UserError(f"power must be positive, not {self.power}")
         if not 0 < self.threshold_quantile_cap <= 1:
             raise UserError(f"threshold_quantile_cap must be above 0 and at most 1, not {self.threshold_quantile_cap}")
+        if not self.compression_lr_multiplier > 0:
+            raise UserError(f"compression_lr_multiplier must be positive, not {self.compression_lr_multiplier}")
 
     def steps(self, steps_per_epoch: int) -> tuple[int, int]:
         """Return the first optimiser step of the warm-up and the first one after it."""
@@ -390,6 +395,9 @@ def attach(
     modules = {path: MovementLinear.of(linear[path], structure) for path, structure in structures.items()}
     for path, module in modules.items():
         model.set_submodule(path, module)
+        if settings.compression_lr_multiplier != 1.0:
+            for _, scores in module.scored().values():
+                scores.register_hook(lambda gradient: gradient * settings.compression_lr_multiplier)
     return MovementSparsity(model, modules, settings, steps_per_epoch, blueprint)
 
 

@@ -308,3 +308,5 @@ def _ignored(section: Section, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         for name in WIDTH_RULE:
             if name in section.model_fields_set:
                 yield (*path, name), "overwrite_groups_widths lists the widths"
+    if isinstance(section, Width) and section.external_importance_path and section.filter_importance != "external":
+        yield (*path, "external_importance_path"), f"filter_importance is {section.filter_importance!r}, not 'external'"

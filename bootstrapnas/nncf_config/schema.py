@@ -50,7 +50,6 @@ class Section(BaseModel):
 NO_BATCH_NORM = "these models have no batch normalisation"
 NO_KERNELS = "these models have no convolution kernels"
 STRUCTURE_KNOWN = "blocks come from the model family"
-ORDER_ELSEWHERE = "the importance stage orders the units"
 RNSGA2_ONLY = "it belongs to RNSGA2"
 
 
@@ -85,8 +84,8 @@ class Width(Section):
     max_num_widths: Int = -1
     width_step: Count = 32
     width_multipliers: Annotated[tuple[Share, ...], Field(min_length=1)] | None = None
-    filter_importance: Text = without_effect("L1", ORDER_ELSEWHERE)
-    external_importance_path: Text | None = without_effect(None, ORDER_ELSEWHERE)
+    filter_importance: Literal["L1", "L2", "geometric_median", "external"] = "L1"
+    external_importance_path: Text | None = None
     overwrite_groups: tuple[NodeGroup, ...] | None = None
     overwrite_groups_widths: tuple[Annotated[tuple[Int, ...], Field(min_length=1)], ...] | None = None
     add_dynamic_inputs: tuple[Text, ...] = ()
@@ -95,6 +94,8 @@ class Width(Section):
     def _check(self) -> Width:
         if self.max_num_widths != -1 and self.max_num_widths < 1:
             raise ValueError(f"max_num_widths must be -1 (no limit) or at least 1, not {self.max_num_widths}")
+        if self.filter_importance == "external" and not self.external_importance_path:
+            raise ValueError("filter_importance 'external' needs external_importance_path")
         groups, widths = self.overwrite_groups, self.overwrite_groups_widths
         if (groups is None) != (widths is None):
             given, absent = ("overwrite_groups", "overwrite_groups_widths")[:: 1 if widths is None else -1]
@@ -145,7 +146,7 @@ class StageDescription(Section):
     init_lr: Number | None = None
     epochs_lr: Count | None = None
     sample_rate: Count = 1
-    reorg_interval: Count | None = without_effect(None, "units are put in order once, before training")
+    reorg_interval: Count | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StageDescription:
@@ -357,7 +358,7 @@ class MovementSparsity(Section):
     sparse_structure_by_scopes: tuple[SparseStructure, ...] = ()
     ignored_scopes: Scopes = ()
     target_scopes: Scopes | None = None
-    compression_lr_multiplier: Positive = without_effect(1.0, "scores train at the learning rate of the weights")
+    compression_lr_multiplier: Positive = 1.0
 
 
 # -- the whole file ----------------------------------------------------------------------------------------------------
