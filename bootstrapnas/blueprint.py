@@ -137,7 +137,8 @@ class Blueprint:
             yield self._parameter(self.prefix + name, labels, None, embedding=True), labels
         for layer in range(self.num_layers):
             for name, labels in self._present(self.family.layer):
-                yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False), labels
+                if labels.layers is None or labels.layers(layer):
+                    yield self._parameter(self.layer_path(layer, name), labels, layer, embedding=False), labels
         for name, labels in self._present(self.family.architectures[self.architecture]):
             prefix = self.prefix if name.split(".")[0] in base else ""
             yield self._parameter(prefix + name, labels, None, embedding=False), labels

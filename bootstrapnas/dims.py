@@ -72,12 +72,15 @@ class Labels:
     tied
         The parameter, named as in the family's tables, that this one is as long as ``config.tie_word_embeddings``
         holds: one tensor used in two places, such as a decoder that is the embedding table.
+    layers
+        Of a parameter in a layer: whether the layer of that number (from 0) has it. Default: all have it.
     """
 
     axes: str
     applied: str = ""
     present: Callable[[Any], bool] | None = None
     tied: str = ""
+    layers: Callable[[int], bool] | None = None
 
     def parse(self) -> list[list[list[str]]]:
         """Return, per axis, the concatenated products of dimension names."""
@@ -104,11 +107,17 @@ def linear(
     return labels
 
 
-def norm(name: str, dim: str, *, bias: bool = True) -> dict[str, Labels]:
-    """Label a LayerNorm or, without bias, an RMSNorm (weight of shape [dim])."""
-    labels = {f"{name}.weight": Labels(dim)}
+def norm(
+    name: str,
+    dim: str,
+    *,
+    bias: bool | Callable[[Any], bool] = True,
+    layers: Callable[[int], bool] | None = None,
+) -> dict[str, Labels]:
+    """Label a LayerNorm or, without bias, an RMSNorm (weight of shape [dim]); not all layers need have it."""
+    labels = {f"{name}.weight": Labels(dim, layers=layers)}
     if bias:
-        labels[f"{name}.bias"] = Labels(dim)
+        labels[f"{name}.bias"] = Labels(dim, present=None if isinstance(bias, bool) else bias, layers=layers)
     return labels
 
 

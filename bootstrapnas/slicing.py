@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import math
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,27 +11,31 @@ from torch import Tensor
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Axis, Subnet
 
-Index: TypeAlias = "int | Tensor | None"
-"""What to keep of one axis: everything (None), a prefix (int), or listed entries (fused axes)."""
+
+class Grid(NamedTuple):
+    """One product of an axis as a grid of its dimensions: how large it is, and how much of each one is kept."""
+
+    full: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+Index: TypeAlias = "int | tuple[Grid, ...] | None"
+"""What to keep of one axis: everything (None), a prefix (int), or a part of each product (fused or inner axes)."""
 
 
 def axis_index(blueprint: Blueprint, axis: Axis, subnet: Subnet) -> Index:
     """Return which entries of an axis belong to a subnet.
 
-    A prefix of the outermost dimension is a prefix of the axis; anything else is a list of entries.
+    A prefix of the outermost dimension is a prefix of the axis; anything else is a part of each product's grid.
     """
     if blueprint.extent(axis, subnet) == blueprint.extent(axis, {}):
         return None
     if len(axis) == 1 and all(blueprint.size(key, subnet) == blueprint.full[key] for key in axis[0][1:]):
         return blueprint.product(axis[0], subnet)
-    parts, base = [], 0
-    with torch.inference_mode(mode=False):  # an index made while evaluating may be used in a backward pass later
-        for product in axis:
-            grid = torch.arange(blueprint.product(product, {})).view([blueprint.full[key] for key in product])
-            kept = grid[tuple(slice(blueprint.size(key, subnet)) for key in product)]
-            parts.append(base + kept.reshape(-1))
-            base += grid.numel()
-        return torch.cat(parts)
+    return tuple(
+        Grid(tuple(blueprint.full[key] for key in product), tuple(blueprint.size(key, subnet) for key in product))
+        for product in axis
+    )
 
 
 def parameter_index(blueprint: Blueprint, name: str, subnet: Subnet) -> tuple[Index, ...]:
@@ -39,13 +44,32 @@ def parameter_index(blueprint: Blueprint, name: str, subnet: Subnet) -> tuple[In
 
 
 def apply_index(tensor: Tensor, index: tuple[Index, ...]) -> Tensor:
-    """Return the indexed part of `tensor`: a view wherever the index is a prefix, differentiable."""
-    for position, kept in enumerate(index):
-        if isinstance(kept, Tensor):
-            tensor = tensor.index_select(position, kept.to(tensor.device))
-        elif kept is not None:
+    """Return the indexed part of `tensor`, differentiable: a view if every axis is whole or a prefix, else a copy.
+
+    A copy is small beside the matrix product that follows. Leaving it out, by a product for each part of a fused
+    weight, costs more: then the results, which have as many rows as the batch has tokens, are what must be joined.
+    """
+    for position, kept in enumerate(index):  # first what is a view: only what is kept is copied
+        if isinstance(kept, int):
             tensor = tensor.narrow(position, 0, kept)
+    for position, kept in enumerate(index):
+        if isinstance(kept, tuple):
+            tensor = _parts(tensor, position, kept)
     return tensor
+
+
+def _parts(tensor: Tensor, position: int, grids: tuple[Grid, ...]) -> Tensor:
+    """Return the kept part of each product of an axis, one after the other."""
+    if grids[1:] != grids[:-1]:
+        products = tensor.split([math.prod(grid.full) for grid in grids], position)
+        return torch.cat(
+            [_parts(part, position, (grid,)) for part, grid in zip(products, grids, strict=True)], position
+        )
+    full, kept = grids[0]
+    tensor = tensor.unflatten(position, (len(grids), *full))  # equal products: their number is one more dimension
+    for offset, size in enumerate(kept, start=1):
+        tensor = tensor.narrow(position + offset, 0, size)
+    return tensor.flatten(position, position + len(full))
 
 
 def select(blueprint: Blueprint, name: str, tensor: Tensor, subnet: Subnet) -> Tensor:

@@ -62,7 +62,8 @@ ACTS = {
     "or node, summed over rows. They order units once.",
     "Width.overwrite_groups": "Groups of node names that share a width. Missing: one group per elastic dimension of a "
     "layer.",
-    "Width.overwrite_groups_widths": "Per group its widths, in channels (heads × head size), in any order.",
+    "Width.overwrite_groups_widths": "Per group its widths, in channels (heads × head size; of one part of a fused "
+    "layer), in any order.",
     "Width.add_dynamic_inputs": "Nodes whose input follows a group. Checked: here every input follows by its labels.",
     "Depth.skipped_blocks": "Blocks that may be skipped, as [start node, end node]. Missing: all blocks of the family.",
     "Depth.fixed_skipped_blocks": "Blocks that are always skipped.",

@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ElectraConfig,
+    ModernBertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -68,19 +69,28 @@ def skip_in_distilbert(layer: nn.Module, block: str) -> None:
     layer.forward = forward
 
 
+def skip_in_modernbert(layer: nn.Module, block: str) -> None:
+    """Skip a pre-norm half-block by adding nothing."""
+    if block == "mha_block":
+        layer.attn.forward = lambda x, **_: (torch.zeros_like(x), None)
+    else:
+        layer.mlp.forward = torch.zeros_like
+
+
 @dataclass(frozen=True)
 class Row:
     """A family and architecture under test.
 
     `sizes` are config attributes of the family that have other names than BERT's; `skip` is the oracle that skips a
-    block of a layer without the engine.
+    block of a layer without the engine; `ordered` are dimensions whose order has a meaning (rotary positions).
     """
 
     model_class: type[PreTrainedModel]
     config_class: type[PreTrainedConfig]
     auto_class: Any
-    sizes: tuple[tuple[str, int], ...] = ()
+    sizes: tuple[tuple[str, Any], ...] = ()
     skip: Callable[[nn.Module, str], None] = skip_in_bert
+    ordered: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -127,12 +137,30 @@ def rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] =
     ]
 
 
+MODERNBERT = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "local_attention": 4}
+BIASES = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
+
+
+def modernbert_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
+    """Return rows of ModernBERT: the first of its three layers has global attention, the others local."""
+    return rows(
+        "ModernBert",
+        ModernBertConfig,
+        heads,
+        sizes=tuple({**MODERNBERT, **sizes}.items()),
+        skip=skip_in_modernbert,
+        ordered=("hd",),
+    )
+
+
 ROWS = (
     *rows("Bert", BertConfig),
     *rows("Roberta", RobertaConfig),
     *rows("DistilBert", DistilBertConfig, sizes=(("hidden_dim", 24),), skip=skip_in_distilbert),
     *rows("Electra", ElectraConfig, sizes=(("embedding_size", 16),)),
     *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
+    *modernbert_rows(["SequenceClassification", ""]),
+    *modernbert_rows(["TokenClassification", "QuestionAnswering", "MaskedLM"], **BIASES),
 )
 FAMILY_ROWS = tuple(
     next(row for row in ROWS if row.config_class is c) for c in dict.fromkeys(r.config_class for r in ROWS)
@@ -194,27 +222,37 @@ class ToyConfig(PreTrainedConfig):
     num_hidden_layers: int = 2
     num_heads: int = 3
     head_dim: int = 4
+    queries: int = 1
+    interleaved: bool = False
     intermediate_size: int = 10
     tie_word_embeddings: bool = True
 
 
 class ToyLayer(nn.Module):
-    """Pre-norm attention with one projection for queries, keys and values, then a feed-forward part."""
+    """Pre-norm attention with one projection for queries, keys and values, then a feed-forward part.
+
+    The projection has all queries, then all keys, then all values, or interleaved the three of a head after another.
+    """
 
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         inner = config.num_heads * config.head_dim
-        self.head_dim = config.head_dim
+        self.config = config
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.qkv = nn.Linear(config.hidden_size, 3 * inner)
-        self.out = nn.Linear(inner, config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, (config.queries + 2) * inner)
+        self.out = nn.Linear(config.queries * inner, config.hidden_size)
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(self.norm(x)).chunk(3, -1)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv, per_head, size = self.qkv(self.norm(x)), self.config.queries + 2, self.config.head_dim
+        if self.config.interleaved:
+            parts = qkv.unflatten(-1, (-1, per_head, size)).unbind(-2)
+        else:
+            heads = qkv.shape[-1] // (per_head * size)
+            parts = qkv.unflatten(-1, (-1, size)).split([self.config.queries * heads, heads, heads], -2)
+        q, k, v = (part.transpose(1, 2) for part in parts)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(x)))
 
 
@@ -261,6 +299,8 @@ TOY = Family(
         Dim("hidden", "hidden_size", per_layer=False),
         Dim("vocab", "vocab_size", per_layer=False, elastic=False),
         Dim("head", "num_heads"),
+        Dim("query", "queries", per_layer=False, elastic=False),
+        Dim("three", lambda _: 3, per_layer=False, elastic=False),
         Dim("hd", "head_dim", per_layer=False, elastic=False),
         Dim("ffn", "intermediate_size"),
     ),
@@ -268,7 +308,7 @@ TOY = Family(
     layer={
         **norm("norm", "hidden"),
         **linear("qkv", "head hd + head hd + head hd", "hidden"),
-        **linear("out", "hidden", "head hd"),
+        **linear("out", "hidden", "head query hd"),
         **linear("up", "ffn", "hidden"),
         **linear("down", "hidden", "ffn"),
     },
@@ -279,3 +319,14 @@ TOY = Family(
     blocks=(Block("ffn_block", {"up": "input", "down": "zero"}, nncf_start="", nncf_end=""),),
 )
 TIED_TOY = replace(TOY, bare="TiedToyModel")
+LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "concatenated": ("head hd + head hd + head hd", {}),
+    "grouped": ("head query hd + head hd + head hd", {"queries": 2}),
+    "interleaved": ("head three hd", {"interleaved": True}),
+}
+"""Ways to fuse queries, keys and values: labels of the fused axis, and the toy's settings."""
+
+
+def toy_family(layout: str) -> Family:
+    """Return the toy's family with another layout of the fused projection."""
+    return replace(TOY, layer={**TOY.layer, **linear("qkv", LAYOUTS[layout][0], "hidden")})

@@ -67,6 +67,7 @@ def tiny(model_type: str, num_labels: int = 2) -> SimpleNamespace:
         max_position_embeddings=64,
         type_vocab_size=2,
         num_labels=num_labels,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
     )
 
 

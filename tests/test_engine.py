@@ -17,6 +17,7 @@ from families import (
     BATCH,
     EXPORTED_ROWS,
     FAMILY_ROWS,
+    LAYOUTS,
     LENGTH,
     ROWS,
     TIED_TOY,
@@ -32,6 +33,7 @@ from families import (
     rows,
     smallest,
     subnets,
+    toy_family,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -120,6 +122,7 @@ def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed
     generator = torch.Generator().manual_seed(seed)
     # The hidden order of a base model is its output's.
     dims = {"head", "hd", "ffn", "hidden"} - ({"hidden"} if blueprint.architecture == family.bare else set())
+    dims -= set(row.ordered)
     orders = {key: torch.randperm(size, generator=generator) for key, size in blueprint.full.items() if key.dim in dims}
     expected, old = outputs(model, batch).detach(), gradients(model, batch)
     carrier = copy.deepcopy(model)
@@ -444,7 +447,10 @@ def test_bfloat16(row: Row, tmp_path: Path) -> None:
         found = outputs(supernet.model, batch)
         torch.testing.assert_close(found, outputs(small, batch))
     assert found.isfinite().all()
-    half = Supernet(row.build().bfloat16())
+    model = row.build()
+    for parameter in model.parameters():  # but no buffer, as in a model that is loaded in bfloat16
+        parameter.data = parameter.data.bfloat16()
+    half = Supernet(model)
     extracted = half.extract(subnet)
     assert {p.dtype for p in extracted.parameters()} == {torch.bfloat16}
     save_subnet(extracted, tmp_path)
@@ -664,9 +670,15 @@ def toy_gradients(model: PreTrainedModel) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-@settings(parent=few, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(parent=few, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_fused_projection_and_elastic_hidden_size(toy: ToyModel, data: st.DataObject) -> None:
+def test_fused_projection_and_elastic_hidden_size(
+    layout: str, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    monkeypatch.setitem(FAMILIES, "toy", toy_family(layout))
+    torch.manual_seed(0)
+    toy = ToyModel(ToyConfig(**LAYOUTS[layout][1])).eval()
     model = copy.deepcopy(toy)
     before = model(IDS).detach()
     supernet = Supernet(model)
@@ -697,6 +709,17 @@ def test_fused_projection_and_elastic_hidden_size(toy: ToyModel, data: st.DataOb
         small(IDS[:1])
     flops = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
     assert 2 * count_linear_macs(blueprint, subnet, length=LENGTH) == flops
+
+
+def test_layouts_of_one_size_are_told_apart_by_reordering() -> None:
+    """Labels of another layout multiply to the same size, so only the function tells."""
+    for right in ("concatenated", "interleaved"):
+        for labelled in ("concatenated", "interleaved"):
+            torch.manual_seed(0)
+            model = ToyModel(ToyConfig(**LAYOUTS[right][1])).eval()
+            before = model(IDS).detach()
+            reorder(model, Blueprint.of(model, toy_family(labelled)), {Key("head", 0): torch.tensor([2, 0, 1])})
+            assert torch.allclose(model(IDS), before, rtol=0, atol=1e-5) == (right == labelled)
 
 
 def test_fused_slices_are_the_parts_of_each_projection(toy: ToyModel) -> None:
@@ -819,13 +842,14 @@ def test_every_unit_and_block_has_its_words_in_an_nncf_config(row: Row) -> None:
 @every_family
 @pytest.mark.parametrize("template", ["base_bert", "quickstart"])
 def test_the_templates_score_every_family_alike(row: Row, template: str) -> None:
-    """Attention in blocks, FFN channels with a score each, whatever the classes of a family are called."""
+    """Attention in blocks, FFN channels with a score each, whatever the layers of a family are called."""
     config = read_config(Path(__file__).parents[1] / "nncf_configs" / "eftnas" / f"{template}.json")
     model = row.build()
+    blueprint = Blueprint.of(model)
     found = structures_of(config, NodeNames.of(model))
-    layers = {path: found[path] for path in found if f".{Blueprint.of(model).family.stack}." in f".{path}"}
-    kinds = [type(structure) for structure in layers.values()]
-    layer_count = Blueprint.of(model).num_layers
-    assert kinds.count(Block) == 4 * layer_count
-    assert [s.axis for s in layers.values() if isinstance(s, PerDim)].count(0) == layer_count
-    assert [s.axis for s in layers.values() if isinstance(s, PerDim)].count(1) == layer_count
+    for parameter in blueprint.parameters.values():
+        if parameter.applied and parameter.blocks:
+            dims = [{key.dim for product in axis for key in product} for axis in parameter.axes]
+            expected = Block(32, 32) if "head" in dims[0] | dims[1] else PerDim(0 if "ffn" in dims[0] else 1)
+            assert found.pop(parameter.name.removesuffix(".weight")) == expected
+    assert not [path for path in found if f".{blueprint.family.stack}." in f".{path}"]

@@ -7,10 +7,11 @@ from bootstrapnas.families.base import Family
 from bootstrapnas.families.bert import BERT
 from bootstrapnas.families.distilbert import DISTILBERT
 from bootstrapnas.families.electra import ELECTRA
+from bootstrapnas.families.modernbert import MODERNBERT
 from bootstrapnas.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MODERNBERT)
 }
 
 
