@@ -1,40 +1,57 @@
-"""Knowledge distillation from a fine-tuned teacher's outputs."""
+"""Knowledge distillation from a fine-tuned teacher: of its outputs and of what it computes inside."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bootstrapnas.errors import UserError
-from bootstrapnas.outputs import LOGITS, TOKENS, VALUE, Output
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.intermediate import TERMS, Term, compared, recording
+from bootstrapnas.outputs import LABELS, LOGITS, TOKENS, VALUE, Output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KD_MODES: Mapping[str, tuple[str, ...]] = {
+    "original": (),
+    "hidden_states": ("hidden_states",),
+    "attention_relations": ("attention_relations",),
+    "self_attention_distillation": ("hidden_states", "attention_relations"),
+}
+"""Name of a way of distilling -> the terms that it adds to the loss on the outputs."""
+
+Said: TypeAlias = Mapping[str, Any]
+"""What a model says of a batch: by name of an output its tensor, and by name of a term what was recorded inside."""
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """Distillation of outputs: ``task_weight * task loss + teacher_weight * T**2 * KL(teacher || student)``.
+    """The loss of a student that has a teacher.
 
-    Hinton et al. 2015; the weights 0.1 and 0.9 and T = 2 are EFTNAS's. With several outputs (start and end of an
-    answer) the second term is the mean of theirs; of an output that is a value, the mean squared error. The KL
-    divergence is summed over classes (or tokens, for a position) and averaged over the rows, or over the tokens of the
-    batch where each has classes of its own. Padding takes no part in it, neither in the softmax nor in the mean.
+    ``task_weight * task loss + teacher_weight * T**2 * KL(teacher || student)``, plus weighted terms on what the two
+    compute inside. Hinton et al. 2015; the weights 0.1 and 0.9 and T = 2 are EFTNAS's. With several outputs (start and
+    end of an answer) the second term is the mean of theirs; of an output that is a value, the mean squared error. The
+    KL divergence is summed over classes (or tokens, for a position) and averaged over the rows, or over the tokens of
+    the batch where each has classes of its own. Padding takes no part in it, neither in the softmax nor in the mean.
+
+    Attributes
+    ----------
+    terms
+        Term -> its weight. Without any, the teacher's outputs alone are needed.
     """
 
     temperature: float = 2.0
     task_weight: float = 0.1
     teacher_weight: float = 0.9
     outputs: tuple[Output, ...] = (LOGITS,)
+    terms: Mapping[Term, float] = field(default_factory=dict)
 
-    def __call__(
-        self,
-        task_loss: Tensor,
-        student: Mapping[str, Tensor],
-        teacher: Mapping[str, Tensor],
-        mask: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, task_loss: Tensor, student: Said, teacher: Said, mask: Tensor | None = None) -> Tensor:
         """Return the combined loss, scalar.
 
         Parameters
@@ -42,17 +59,22 @@ class Distillation:
         task_loss
             Scalar.
         student, teacher
-            By name of each of `outputs`, tensors of shape [batch, axes of the output].
+            By name of each of `outputs`, tensors of shape [batch, axes of the output]; by name of each term, what was
+            recorded.
         mask
-            [batch, tokens], 0 where rows are padded; needed for outputs with an axis of tokens.
+            [batch, tokens], 0 where rows are padded; needed for terms and for outputs with an axis of tokens.
         """
-        terms = [
-            self._term(output, student[output.name].float(), teacher[output.name].float(), mask)
+        differences = [
+            self._difference(output, student[output.name].float(), teacher[output.name].float(), mask)
             for output in self.outputs
         ]
-        return self.task_weight * task_loss + self.teacher_weight * torch.stack(terms).mean()
+        loss = self.task_weight * task_loss + self.teacher_weight * torch.stack(differences).mean()
+        for term, weight in self.terms.items():
+            assert mask is not None, f"{term.name} needs a mask"
+            loss = loss + weight * compared(term, student[term.name], teacher[term.name], mask)
+        return loss
 
-    def _term(self, output: Output, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def _difference(self, output: Output, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
         if output.last == VALUE:
             return F.mse_loss(student, teacher)
         if output.per_token:
@@ -68,6 +90,53 @@ class Distillation:
         log_teacher = F.log_softmax(teacher / self.temperature, dim=-1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         return divergence * self.temperature**2
+
+
+def terms_of(mode: str) -> tuple[Term, ...]:
+    """Return the terms of a way of distilling, by name; `UserError` if there is none of that name."""
+    if mode not in KD_MODES:
+        raise UserError(f"unknown --kd_mode {mode!r} (known: {listed(KD_MODES)}){near_miss(mode, KD_MODES)}")
+    return tuple(TERMS[name] for name in KD_MODES[mode])
+
+
+class Teacher:
+    """A frozen model that says, once a batch, what a distillation compares.
+
+    Parameters
+    ----------
+    model
+        The teacher; put into evaluation mode.
+    terms
+        What to record inside.
+    inputs
+        Names of the batch's tensors that it takes.
+    outputs
+        The outputs that are compared.
+    order
+        Per class of the student, the index of the teacher's.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        terms: Sequence[Term],
+        inputs: Sequence[str],
+        outputs: Sequence[Output],
+        order: Sequence[int],
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.terms, self.inputs, self.outputs, self.order = tuple(terms), frozenset(inputs), tuple(outputs), list(order)
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> Said:
+        """Return what it says of a batch, without gradients."""
+        with recording(self.model, self.terms) as inner:
+            found = self.model(**{name: tensor for name, tensor in batch.items() if name in self.inputs})
+        said = {output.name: found[output.name] for output in self.outputs}
+        for output in self.outputs:
+            if output.last == LABELS:
+                said[output.name] = said[output.name][..., self.order]
+        return {**said, **inner}
 
 
 def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "the teacher") -> list[int]:

@@ -17,10 +17,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from bootstrapnas.dims import Key, Subnet
-from bootstrapnas.distillation import Distillation
+from bootstrapnas.distillation import Distillation, Said, Teacher
+from bootstrapnas.intermediate import recording
 from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker
 from bootstrapnas.supernet import Supernet
+
+_TAUGHT = "taught"
 
 
 class StageTrainer(Trainer):
@@ -42,6 +45,9 @@ class StageTrainer(Trainer):
         on the same batch; the gradients add up. All micro-batches of an accumulation window use the same subnets.
     distillation
         How the task loss and the teacher's outputs combine.
+    teacher
+        Says of every batch, once for all subnets of a step, what the distillation compares; needed where that is more
+        than the batch carries. Placed on the training device.
     penalty
         A term added to the loss of every pass, scalar.
     before_step
@@ -70,6 +76,7 @@ class StageTrainer(Trainer):
         supernet: Supernet | None = None,
         subnets: Callable[[int], Mapping[str, Subnet]] | None = None,
         distillation: Distillation | None = None,
+        teacher: Teacher | None = None,
         penalty: Callable[[], Tensor] | None = None,
         before_step: Callable[[int], None] | None = None,
         orders: Callable[[int], Mapping[Key, Tensor]] | None = None,
@@ -88,7 +95,9 @@ class StageTrainer(Trainer):
             eval_dataset=eval_dataset if measure is not None else None,
         )
         self._supernet, self._subnets = supernet, subnets
-        self._distillation, self._penalty = distillation, penalty
+        self._distillation, self._teacher, self._penalty = distillation, teacher, penalty
+        if teacher is not None:
+            teacher.model.to(args.device)
         self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
         self._before_step, self._orders, self._measure = before_step, orders, measure
         # Every loss here is a mean over the batch, which the Trainer must divide by the accumulation steps; it leaves
@@ -118,6 +127,8 @@ class StageTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run forward and backward of every subnet of this step. Returns the mean of their losses."""
+        inputs = self._prepare_inputs(inputs)
+        inputs[_TAUGHT] = self._taught(inputs)
         if self._supernet is None or self._subnets is None:
             return super().training_step(model, inputs, num_items_in_batch)
         losses = []
@@ -130,13 +141,25 @@ class StageTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the task loss, combined with distillation and penalty where they apply."""
-        teacher = {key.removeprefix(TEACHER): inputs.pop(key) for key in list(inputs) if key.startswith(TEACHER)}
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
-        if self._distillation is not None and teacher:
-            loss = self._distillation(loss, outputs, teacher, inputs.get(MASK))
+        taught, distillation = inputs.pop(_TAUGHT, None), self._distillation
+        terms = tuple(distillation.terms) if distillation is not None and taught else ()
+        with recording(self.model, terms) as inner:
+            loss, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+        if distillation is not None and taught:
+            loss = distillation(loss, {**outputs, **inner}, taught, inputs.get(MASK))
         if self._penalty is not None:
             loss = loss + self._penalty()
         return (loss, outputs) if return_outputs else loss
+
+    def _taught(self, inputs: dict[str, Any]) -> Said:
+        """Return what the teacher says of a batch, if anything, and take out of it what was computed beforehand."""
+        cached = {key.removeprefix(TEACHER): inputs.pop(key) for key in list(inputs) if key.startswith(TEACHER)}
+        if self._teacher is None:
+            return cached
+        with self.accelerator.autocast():
+            return self._teacher(inputs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure, log, and return the metrics."""

@@ -21,7 +21,7 @@ START, END = "<!-- keys: written by nncf_keys.py -->", "<!-- end of keys -->"
 
 ACTS = {
     "Document.kd_teacher_model": "The teacher of `train`, as `--kd_teacher_model`.",
-    "Document.kd_mode": "Only `original`, distillation of logits.",
+    "Document.kd_mode": "What student and teacher are compared by, as `--kd_mode`: see [training.md](training.md).",
     "Document.kd_temperature": "Temperature of the distillation in `train`, as `--kd_temperature`.",
     "Document.movement_sparsity_total_epochs": "As `--num_train_epochs` of `importance`: the length of its "
     "learning-rate schedule. Training ends with the warm-up.",

@@ -39,12 +39,12 @@ from bootstrapnas.pipeline.arguments import (
 )
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
-    distillation_of,
     evaluate_model,
     fit_length,
     load_student,
     load_tokenizer,
-    with_teacher_outputs,
+    prepare_lesson,
+    settle_distillation,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.progress import notice, warn
@@ -94,11 +94,7 @@ def run(
     if importance.criterion == MOVEMENT:
         if config is None:
             raise UserError("--criterion movement needs --nncf_config, which says what is scored and for how long")
-        document = config.document
-        kd.kd_teacher_model = preferred(typed, "kd_teacher_model", None, "kd_teacher_model", document.kd_teacher_model)
-        kd.kd_temperature = preferred(
-            typed, "kd_temperature", kd.kd_temperature, "kd_temperature", document.kd_temperature
-        )
+        settle_distillation(kd, typed, config.document)
     else:
         for name in ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate"):
             if name in typed:
@@ -172,9 +168,8 @@ def train_scores(
     typed: Mapping[str, Any],
 ) -> Scores:
     """Return the scores of movement sparsity; training ends with the warm-up, when masks are resolved."""
-    blueprint, names, train = Blueprint.of(model), NodeNames.of(model), rows.split("train")
-    if kd.kd_teacher_model is not None:
-        train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
+    blueprint, names = Blueprint.of(model), NodeNames.of(model)
+    lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     settings = movement_settings(config, importance.nncf_quantile_cap)
     training.num_train_epochs = preferred(
         typed,
@@ -191,7 +186,7 @@ def train_scores(
     if "max_steps" in typed:
         warn(f"--max_steps has no effect: training ends with the warm-up of {config.path}")
         training.max_steps = -1
-    steps_per_epoch = steps_of_epoch(len(train), training)
+    steps_per_epoch = steps_of_epoch(len(lesson.rows), training)
     movement = attach(model, structures_of(config, names), settings, steps_per_epoch)
     if movement.first_step == 0 and settings.init_importance_threshold is None:
         raise UserError(
@@ -201,15 +196,16 @@ def train_scores(
     trainer = StageTrainer(
         model=model,
         args=training,
-        train_dataset=train,
+        train_dataset=lesson.rows,
         data_collator=rows.collator,
         title="importance",
-        distillation=distillation_of(kd, rows.spec),
+        distillation=lesson.distillation,
+        teacher=lesson.teacher,
         penalty=movement.loss,
         before_step=movement.step,
         score_learning_rate=importance.score_learning_rate,
         stop_after=movement.end_step,
-        eval_dataset=train,
+        eval_dataset=lesson.rows,
         measure=lambda: evaluate_model(model, rows, "validation"),
     )
     if training.num_train_epochs > settings.warmup_end_epoch:

@@ -37,13 +37,14 @@ from bootstrapnas.pipeline.cli import execute
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     SPACE_FILE,
-    distillation_of,
+    Lesson,
     evaluate_model,
     fit_length,
     load_student,
     load_tokenizer,
+    prepare_lesson,
     save_artefact,
-    with_teacher_outputs,
+    settle_distillation,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.progress import notice, warn
@@ -89,12 +90,7 @@ def run(
     source = model_args.model_name_or_path
     config = read_config(arguments.nncf_config)
     report_config(config)
-    kd.kd_teacher_model = preferred(
-        typed, "kd_teacher_model", None, "kd_teacher_model", config.document.kd_teacher_model
-    )
-    kd.kd_temperature = preferred(
-        typed, "kd_temperature", kd.kd_temperature, "kd_temperature", config.document.kd_temperature
-    )
+    settle_distillation(kd, typed, config.document)
     importance_path = importance_file(arguments)
     origins = (source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None)
     spec = fit_length(resolve_task(task_args, *origins), typed, source)
@@ -124,11 +120,9 @@ def run(
             scores, metadata = load_importance(importance_path, supernet.blueprint)
             rule = arguments.importance_rule or default_rule(metadata["criterion"])
             supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
-        train = rows.split("train")
-        if kd.kd_teacher_model is not None:
-            train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
+        lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
         trainer = build_trainer(
-            supernet, config, arguments, training, kd, rows, train, typed, ordered=importance_path is not None
+            supernet, config, arguments, training, rows, lesson, typed, ordered=importance_path is not None
         )
         trainer.train(resume_from_checkpoint=resume_point(stage))
         metrics = measure_extremes(supernet, rows)
@@ -194,15 +188,14 @@ def build_trainer(
     config: NNCFConfig,
     arguments: SupernetArguments,
     training: StageTrainingArguments,
-    kd: DistillationArguments,
     rows: Rows,
-    train: Any,
+    lesson: Lesson,
     typed: Mapping[str, Any],
     *,
     ordered: bool,
 ) -> StageTrainer:
     """Return the trainer of all stages of the config's schedule; `ordered` says that units are in order already."""
-    schedule = schedule_of(config, training, typed, steps_of_epoch(len(train), training), arguments.nncf_lr_lag)
+    schedule = schedule_of(config, training, typed, steps_of_epoch(len(lesson.rows), training), arguments.nncf_lr_lag)
     training.max_steps = schedule.total_steps
     training.learning_rate = max(stage.init_lr for stage in schedule.stages)
     # What is elastic once each stage has begun, within its indicators.
@@ -220,15 +213,16 @@ def build_trainer(
     return StageTrainer(
         model=supernet.model,
         args=training,
-        train_dataset=train,
+        train_dataset=lesson.rows,
         data_collator=rows.collator,
         title="supernet",
         supernet=supernet,
         subnets=subnets,
-        distillation=distillation_of(kd, rows.spec),
+        distillation=lesson.distillation,
+        teacher=lesson.teacher,
         orders=orders_while_training(supernet, config, schedule, ordered=ordered),
         learning_rate=schedule.lr,
-        eval_dataset=train,
+        eval_dataset=lesson.rows,
         measure=lambda: measure_extremes(supernet, rows, validation),
     )
 

@@ -111,6 +111,8 @@ def write_models(teacher: Path) -> None:
     for name in ("mpnet", "other_labels", "fourth_label"):
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(teacher / file, name)
+    path = without_stage("teacher", "other_words") / "tokenizer.json"
+    path.write_text(path.read_text().replace('"street"', '"road"'))
 
 
 def damage() -> None:
@@ -243,6 +245,21 @@ MISTAKES: list[tuple[str, str]] = [
         "cannot load a model from 'config.json': it is a file, not a directory",
     ),
     (f"{FINETUNE} --kd_teacher_model techer", f"cannot load a model from 'techer': {OFFLINE}"),
+    (
+        f"{FINETUNE} --kd_teacher_model teacher --kd_mode hidden_state",
+        "unknown --kd_mode 'hidden_state' (known: attention_relations, hidden_states, original, "
+        "self_attention_distillation); did you mean 'hidden_states'?",
+    ),
+    (
+        f"{TRAIN} --kd_teacher_model distilbert --kd_mode hidden_states",
+        "hidden states of size 64 (model) and 32 (teacher) cannot be compared; use --kd_mode original or "
+        "attention_relations",
+    ),
+    (
+        f"{TRAIN} --kd_teacher_model other_words --kd_mode attention_relations",
+        "--kd_mode attention_relations compares token by token, but the tokenizer of the teacher other_words is not "
+        "the model's; use --kd_mode original",
+    ),
     (
         f"{FINETUNE} --kd_teacher_model other_labels",
         "the teacher other_labels has other labels (no, yes, wait) than the task (go, stop, wait)",

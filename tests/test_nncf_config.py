@@ -422,7 +422,11 @@ DEPTH = {"train_dims": ["depth"]}
             "c.json: compression must have at most 1 entries, not "
             '[{"algorithm": "movement_sparsity", "params": {"warmup_st...',
         ),
-        ({"kd_mode": "attention"}, "c.json: kd_mode must be 'original', not \"attention\""),
+        (
+            {"kd_mode": "attention"},
+            "c.json: kd_mode must be 'original', 'hidden_states', 'attention_relations' or "
+            "'self_attention_distillation', not \"attention\"",
+        ),
         (
             {"input_info": {"sample_size": [128]}},
             "c.json: input_info.sample_size must have at least 2 entries, not [128]",

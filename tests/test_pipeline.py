@@ -468,6 +468,31 @@ def test_roberta_goes_through_the_same_commands(tmp_path: Path, tiny_task_files:
     assert noted["costs"]["macs"] <= 0.5 * noted["full_costs"]["macs"]
 
 
+@pytest.mark.parametrize("stage", ["importance", "train", "finetune"])
+def test_the_config_and_a_flag_name_what_the_teacher_is_compared_by(run: Run, tmp_path: Path, stage: str) -> None:
+    """A few steps each; the loss is another one, so the result is."""
+    mode = "self_attention_distillation"
+    config = write_config(tmp_path / "config.json", lambda config: config.update(kd_mode=mode))
+    flags = {
+        "model_name_or_path": run.root / "teacher",
+        "kd_teacher_model": run.root / "teacher",
+        "num_train_epochs": 6,
+    }
+    if stage != "finetune":
+        flags |= {"nncf_config": config}
+    if stage != "importance":
+        flags |= {"num_train_epochs": 1}
+    chosen = {"finetune": {"kd_mode": mode}}.get(stage, {})
+    brief = {"per_device_train_batch_size": 32, "learning_rate": 1e-3}
+    said = succeed(stage, **flags, **brief, **chosen, output_dir=tmp_path / "inner").err
+    assert "warning: --kd_mode" not in said
+    said = succeed(stage, **flags, **brief, kd_mode="original", output_dir=tmp_path / "outer").err
+    assert (f"--kd_mode original wins over the config's kd_mode = {mode}" in said) == (stage != "finetune")
+    name = "importance.safetensors" if stage == "importance" else "model.safetensors"
+    found = {kind: digest(tmp_path / kind / name) for kind in ("inner", "outer")}
+    assert found["inner"] != found["outer"]
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "l1"])
 def test_criteria_without_training_take_the_place_of_movement(run: Run, tmp_path: Path, criterion: str) -> None:
     succeed(

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
-from bootstrapnas.distillation import Distillation
-from bootstrapnas.outputs import Output
+from bootstrapnas.distillation import Distillation, Teacher, terms_of
+from bootstrapnas.outputs import LOGITS, Output
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.sampling import sandwich, step_random
 from bootstrapnas.space import SearchSpace
@@ -32,6 +32,7 @@ def rows() -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": ids.tolist(),
+            "attention_mask": torch.ones_like(ids).tolist(),
             "labels": [row % 3 for row in range(ROWS)],
             "teacher_logits": torch.randn(ROWS, 3, generator=generator).tolist(),
         }
@@ -76,6 +77,7 @@ def first_gradients(tmp_path: Path, batch: int, accumulation: int, **settings: A
             max_grad_norm=0.0,
             save_strategy="no",
             train_sampling_strategy="sequential",
+            **settings.pop("args", {}),
         ),
         train_dataset=rows(),
         data_collator=collate,
@@ -88,12 +90,23 @@ def first_gradients(tmp_path: Path, batch: int, accumulation: int, **settings: A
     return gradients.kept
 
 
-@pytest.mark.parametrize("elastic", [False, True], ids=["plain", "sandwich"])
-@pytest.mark.parametrize("distillation", [None, Distillation()], ids=["task loss", "distillation"])
-def test_accumulation_changes_no_gradient(tmp_path: Path, distillation: Distillation | None, elastic: bool) -> None:
+def taught(mode: str) -> dict[str, Any]:
+    terms = terms_of(mode)
+    teacher = (
+        Teacher(build_tiny_bert(1), terms, ["input_ids", "attention_mask"], [LOGITS], [0, 1, 2]) if terms else None
+    )
+    return {"distillation": Distillation(terms=dict.fromkeys(terms, 1.0)), "teacher": teacher}
+
+
+@pytest.mark.parametrize(
+    ("mode", "elastic"),
+    [(None, False), (None, True), ("original", False), ("original", True), ("self_attention_distillation", True)],
+)
+def test_accumulation_changes_no_gradient(tmp_path: Path, mode: str | None, elastic: bool) -> None:
     """Two rows four times are eight rows at once: losses are means, and a window keeps its subnets."""
-    whole = first_gradients(tmp_path, 8, 1, distillation=distillation, elastic=elastic)
-    cut = first_gradients(tmp_path, 2, 4, distillation=distillation, elastic=elastic)
+    lesson = {} if mode is None else taught(mode)
+    whole = first_gradients(tmp_path, 8, 1, elastic=elastic, **lesson)
+    cut = first_gradients(tmp_path, 2, 4, elastic=elastic, **lesson)
     assert whole.keys() == cut.keys()
     assert sum(float(gradient.norm()) for gradient in whole.values()) > 0.1
     for name, gradient in whole.items():
@@ -142,6 +155,28 @@ def test_distillation_of_a_value_is_the_squared_error() -> None:
     kd = Distillation(outputs=(Output("logits", "value"),), task_weight=0, teacher_weight=1)
     found = kd(torch.zeros(()), {"logits": torch.tensor([[1.0], [2.0]])}, {"logits": torch.tensor([[0.0], [4.0]])})
     assert found == 2.5
+
+
+@pytest.mark.parametrize("settings", [{"activation_checkpointing": True}, {"bf16": True}], ids=lambda s: next(iter(s)))
+def test_modes_survive_checkpointing_and_autocast(tmp_path: Path, settings: dict[str, Any]) -> None:
+    plain = first_gradients(tmp_path, 8, 1, elastic=True, **taught("self_attention_distillation"))
+    found = first_gradients(tmp_path, 8, 1, elastic=True, args=settings, **taught("self_attention_distillation"))
+    rough = "bf16" in settings
+    for name, gradient in plain.items():
+        error = (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-3)
+        assert error < (0.05 if rough else 1e-5), name
+
+
+def test_the_teacher_is_asked_once_a_batch(tmp_path: Path) -> None:
+    """Not once a subnet; in evaluation mode, without gradients, in the precision of the student."""
+    lesson, asked = taught("hidden_states"), []
+
+    def ask(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        asked.append((model.training, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), sorted(kwargs)))
+
+    lesson["teacher"].model.register_forward_pre_hook(ask, with_kwargs=True)
+    first_gradients(tmp_path, 2, 4, elastic=True, args={"bf16": True}, **lesson)
+    assert asked == [(False, False, True, ["attention_mask", "input_ids"])] * 4
 
 
 def test_penalty_counts_once_a_step(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ Positive: TypeAlias = Annotated[Number, Field(gt=0)]
 Share: TypeAlias = Annotated[Number, Field(gt=0, le=1)]
 Probability: TypeAlias = Annotated[Number, Field(ge=0, le=1)]
 ElasticityDim: TypeAlias = Literal["width", "depth", "kernel"]
+KDMode: TypeAlias = Literal["original", "hidden_states", "attention_relations", "self_attention_distillation"]
 NodeGroup: TypeAlias = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
@@ -377,6 +378,6 @@ class Document(Section):
     target_scopes: Scopes = without_effect((), "name them in the section that they belong to")
     model_name_or_path: Text | None = without_effect(None, "the model is named on the command line")
     kd_teacher_model: Text | None = None
-    kd_mode: Literal["original"] = "original"
+    kd_mode: KDMode | None = None
     kd_temperature: Positive | None = None
     movement_sparsity_total_epochs: Count | None = None

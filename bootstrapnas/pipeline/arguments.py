@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from bootstrapnas.distillation import KD_MODES
 from bootstrapnas.errors import UserError, listed
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
@@ -64,9 +65,12 @@ class DistillationArguments:
     _argument_group_name = "knowledge distillation"
 
     kd_teacher_model: Optional[str] = flag(None, "Fine-tuned teacher: hub id or directory.")
+    kd_mode: str = flag("original", f"What is compared: {listed(KD_MODES)}; original is the outputs alone.")
     kd_temperature: float = flag(2.0, "Temperature T of both softmaxes.")
     kd_task_weight: float = flag(0.1, "Weight of the task loss.")
     kd_teacher_weight: float = flag(0.9, "Weight of T^2 * KL(teacher || student).")
+    kd_hidden_weight: float = flag(1.0, "Weight of the relative error of hidden states, in modes that compare them.")
+    kd_attention_weight: float = flag(1.0, "Weight of the divergence of attention relations, in modes with them.")
 
 
 @dataclass

@@ -14,13 +14,12 @@ from bootstrapnas.pipeline.arguments import (
 )
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
-    distillation_of,
     evaluate_model,
     fit_length,
     load_student,
     load_tokenizer,
+    prepare_lesson,
     save_artefact,
-    with_teacher_outputs,
 )
 from bootstrapnas.pipeline.stages import begin, finish, resume_point
 from bootstrapnas.progress import notice
@@ -54,17 +53,16 @@ def run(
     tokenizer = load_tokenizer(model_args.tokenizer_name or source)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
     model = load_student(model_args, spec, training)
-    train = rows.split("train")
-    if kd.kd_teacher_model is not None:
-        train = with_teacher_outputs(rows, train, kd.kd_teacher_model, training)
+    lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     trainer = StageTrainer(
         model=model,
         args=training,
-        train_dataset=train,
+        train_dataset=lesson.rows,
         data_collator=rows.collator,
         title="fine-tuning",
-        distillation=distillation_of(kd, spec),
-        eval_dataset=train,
+        distillation=lesson.distillation,
+        teacher=lesson.teacher,
+        eval_dataset=lesson.rows,
         measure=lambda: evaluate_model(model, rows, "validation"),
     )
     trainer.train(resume_from_checkpoint=resume_point(stage))
