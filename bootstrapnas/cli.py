@@ -7,9 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 
-from bootstrapnas.pipeline.cli import ArgumentParser, guarded
+from bootstrapnas.pipeline.cli import ArgumentParser, Command, execute, guarded
 
 PROGRAM = "bootstrapnas"
+STAGES = {
+    "import-nncf": Command(
+        "turn scores and supernets of NNCF 2.x into artefacts", "bootstrapnas.pipeline.import_nncf", "nncf_dir"
+    ),
+}
+"""Subcommands with the flags of a stage."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in STAGES:
+        execute(PROGRAM, STAGES, arguments[0], arguments[1:])
+        return
     parser = build_parser()
     if not arguments:
         parser.print_help()
@@ -39,6 +48,9 @@ def build_parser() -> ArgumentParser:
     check.add_argument("--model_name_or_path", help="Check it for this model: a local directory, or a hub id.")
     check.add_argument("--json", action="store_true", help="Print one JSON document instead of words.")
     check.set_defaults(run=_check)
+
+    for name, command in STAGES.items():
+        commands.add_parser(name, help=command.summary, add_help=False)
     return parser
 
 

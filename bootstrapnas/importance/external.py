@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from bootstrapnas.artefacts import load_tensors
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError
+from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.importance.store import check_scores
 from bootstrapnas.nncf_config import module_path
 
@@ -39,7 +35,7 @@ def load_external(path: str | os.PathLike[str], blueprint: Blueprint) -> dict[st
     path = Path(path)
     if not path.is_file():
         raise UserError(f"external_importance_path {path} does not exist")
-    found = load_tensors(path)[0] if path.suffix == ".safetensors" else _load_torch(path)
+    found = load_foreign_tensors(path)
     scores: dict[str, Tensor] = {}
     for name, tensor in found.items():
         parameter = name if name in blueprint.parameters or "/" not in name else f"{module_path(name)}.weight"
@@ -50,14 +46,3 @@ def load_external(path: str | os.PathLike[str], blueprint: Blueprint) -> dict[st
         raise UserError(f"{path} holds no scores")
     check_scores(path, scores, blueprint)
     return scores
-
-
-def _load_torch(path: Path) -> Mapping[str, Tensor]:
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
-        raise UserError(f"{path} is neither safetensors nor a file of tensors by torch.save: {reason}") from error
-    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise UserError(f"{path} must hold a mapping from names to tensors")
-    return {str(name): tensor for name, tensor in found.items()}

@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 class Command:
     """A subcommand: its one-line summary and the module that has ``GROUPS`` (dataclasses of flags) and ``run``.
 
-    ``run`` takes one instance per group, in order, and the keyword ``typed``: the flags that the user gave.
+    ``run`` takes one instance per group, in order, and the keyword ``typed``: the flags that the user gave. A first
+    argument that is no flag is the value of the flag `first`.
     """
 
     summary: str
     module: str
+    first: str = ""
 
     def load(self) -> ModuleType:
         return importlib.import_module(self.module)
@@ -67,7 +69,9 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
     if name not in commands:
         raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    module = commands[name].load()
+    module, first = commands[name].load(), commands[name].first
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments = [f"--{first}", *arguments]
     groups, typed = parse(f"{program} {name}", module.__doc__ or "", module.GROUPS, arguments)
     return module.run(*groups, typed=typed)
 
