@@ -71,7 +71,7 @@ ACTS = {
     "LRParams.num_epochs": "Epochs after which it is zero; missing: those of all stages together.",
     "LRParams.warmup_epochs": "Epochs in which it rises linearly.",
     "LRParams.warmup_lr": "Where the rise begins.",
-    "Search.algorithm": "`NSGA2` or `random`.",
+    "Search.algorithm": "`NSGA2`, `RNSGA2`, or `random`.",
     "Search.num_evals": "Subnets to propose in all, repeats included; rounded down to whole generations.",
     "Search.population": "Subnets of a generation.",
     "Search.seed": "Seed of the algorithm.",
@@ -82,6 +82,13 @@ ACTS = {
     "Search.acc_delta": "Points of a percent that the best subnet may lose against `ref_acc`.",
     "Search.ref_acc": "Metric that the best subnet is held against, a fraction or, above 1, a percentage; -1 or "
     "missing: the largest subnet's own.",
+    "Search.aspiration_points": "RNSGA2: points [MACs in millions, minus the metric] to search near. The metric is a "
+    "percentage, or a fraction from -1 to 0.",
+    "Search.epsilon": "RNSGA2: subnets nearer to each other than this, relative to the front's extent, count as one.",
+    "Search.weights": "RNSGA2: weights of the two objectives in distances; missing: equal.",
+    "Search.extreme_points_as_ref_points": "RNSGA2: whether the extremes of a generation are aspired to as well.",
+    "Search.eval_metric_name": "Metric to search by, as `--eval_metric_name`: one of the task's, with or without "
+    "`eval_`. Missing: the one that the task is selected by.",
     "MovementSparsity.algorithm": "Only `movement_sparsity`.",
     "MovementSparsity.ignored_scopes": "Layers without scores.",
     "MovementSparsity.compression_lr_multiplier": "Factor of the scores' gradients. AdamW's steps do not depend on it, "
@@ -131,7 +138,7 @@ def _is_list(annotation: Any) -> bool:
 def _default(section: type[Section], name: str) -> str:
     value = section.model_fields[name].default
     if section is Search:  # what a file leaves out is left to the search's own settings
-        value = next(field.default for field in fields(SearchSettings) if field.name == name)
+        value = next((field.default for field in fields(SearchSettings) if field.name == name), value)
     if value is PydanticUndefined:
         return "required"
     return "" if value is None or value == () else f"`{json.dumps(value)}`"

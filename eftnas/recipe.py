@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bootstrapnas.artefacts import OtherRunError, read_json
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
+from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.stages import METRICS_FILE
@@ -196,7 +197,8 @@ class Run:
             recipe.stages.train,
         )
         # The chosen subnet is held against the teacher, unless the recipe names another reference.
-        metric = TaskSpec.load(teacher / TASK_FILE).metric
+        task_spec, named = TaskSpec.load(teacher / TASK_FILE), read_config(recipe.nncf_config).search.eval_metric_name
+        metric = task_spec.metric if named is None else task_spec.metric_named(named)
         floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
         self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)
         self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)

@@ -390,6 +390,20 @@ DEPTH = {"train_dims": ["depth"]}
             "c.json: bootstrapNAS.training.compression.temperature belongs to type 'softmax', not to 'mse'",
         ),
         (search(num_evals=20), "c.json: bootstrapNAS.search.population 40 exceeds num_evals 20"),
+        (
+            search(algorithm="RNSGA2", aspiration_points=[[0, 0], [5600, 84]]),
+            "c.json: bootstrapNAS.search.aspiration_points[1] must be [MACs in millions, metric with a minus sign], "
+            "as both are minimised, not [5600, 84]",
+        ),
+        (
+            training(elasticity={"width": {"filter_importance": "L3"}}),
+            f"c.json: {ELASTICITY}.width.filter_importance must be 'L1', 'L2', 'geometric_median' or 'external', "
+            'not "L3"',
+        ),
+        (
+            training(elasticity={"width": {"filter_importance": "external"}}),
+            f"c.json: {ELASTICITY}.width.filter_importance 'external' needs external_importance_path",
+        ),
         (search(crossover_prob=1.5), "c.json: bootstrapNAS.search.crossover_prob must be at most 1, not 1.5"),
         (search(acc_delta=float("nan")), "c.json: bootstrapNAS.search.acc_delta must be a finite number, not NaN"),
         (
@@ -476,7 +490,6 @@ def test_what_has_no_effect_is_told() -> None:
         f"{ELASTICITY}.kernel.max_num_kernels": "these models have no convolution kernels",
         "bootstrapNAS.training.compression": "a teacher is named on the command line",
         "bootstrapNAS.search.epsilon": "it belongs to RNSGA2",
-        "bootstrapNAS.search.eval_metric_name": "the task decides the metric",
         "log_dir": "every stage writes to its output_dir",
         "target_device": "the exported model runs on any device of OpenVINO",
     }
@@ -505,6 +518,18 @@ def test_search_settings_hold_what_the_file_sets() -> None:
     assert settings == SearchSettings("NSGA2", 100, 10, ref_acc=84.1, mutation_prob=0.02)
     assert search_settings(check_config({})) == {}
     assert check_config({}).search.num_evals == 3000
+
+
+def test_aspiration_points_are_converted_from_nncfs_units() -> None:
+    points = [[0, 0], [5600, -84.5], [2200.5, -0.75], [1, -1]]
+    raw = search(algorithm="RNSGA2", aspiration_points=points, epsilon=0.01, weights=[0.3, 0.7])
+    raw["bootstrapNAS"]["search"]["extreme_points_as_ref_points"] = True
+    config = check_config(raw)
+    assert config.ignored == ()
+    settings = SearchSettings(**search_settings(config))
+    assert settings.aspiration_points == ((0, 0), (5.6e9, -0.845), (2.2005e9, -0.75), (1e6, -1))
+    assert (settings.epsilon, settings.weights, settings.extreme_points_as_ref_points) == (0.01, (0.3, 0.7), True)
+    assert SearchSettings(**search_settings(check_config(search(algorithm="RNSGA2")))).aspiration_points == ((0, 0),)
 
 
 def test_movement_section() -> None:

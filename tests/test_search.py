@@ -142,6 +142,31 @@ def test_nsga2_beats_random_search() -> None:
     assert mean_volume("NSGA2") > 1.03 * mean_volume("random")
 
 
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_rnsga2_gathers_near_the_point_aspired_to(share: float) -> None:
+    """Its population ends nearer to the point, an ideal one at a share of the cost, than that of NSGA-II."""
+    cardinalities = (5,) * 12
+    largest = toy((0,) * 12, cardinalities)["macs"]
+    point = np.array([share * largest, -0.95])
+
+    def mean_distance(name: str) -> float:
+        chosen = SearchSettings(name, num_evals=400, aspiration_points=(tuple(point.tolist()),))
+        algorithm = build_algorithm(cardinalities, chosen, extremes(cardinalities))
+        drive(algorithm, cardinalities, chosen.budget)
+        found = algorithm._algorithm.pop.get("F")  # type: ignore[attr-defined]
+        return float(np.linalg.norm((found - point) / [largest, 1.0], axis=1).mean())
+
+    assert mean_distance("RNSGA2") < 0.8 * mean_distance("NSGA2")
+
+
+def test_rnsga2_forgets_the_extremes_of_old_generations() -> None:
+    cardinalities = (5,) * 6
+    chosen = SearchSettings("RNSGA2", num_evals=200, extreme_points_as_ref_points=True, weights=(2.0, 1.0))
+    algorithm = build_algorithm(cardinalities, chosen)
+    drive(algorithm, cardinalities, chosen.budget)
+    assert len(algorithm._algorithm.survival.ref_points) <= 1 + 2  # type: ignore[attr-defined]
+
+
 def test_mutation_prob_zero_only_recombines() -> None:
     """Without mutation a gene that all parents share keeps its value; with our default it does not."""
 
@@ -188,6 +213,10 @@ def test_num_evals_is_rounded_down(num_evals: int, population: int, generations:
         ({"mutation_prob": -0.1}, "mutation_prob must lie between 0 and 1"),
         ({"mutation_eta": -3.0}, "mutation_eta must not be negative"),
         ({"acc_delta": -1.0}, "acc_delta must not be negative"),
+        ({"epsilon": -1.0}, "epsilon must not be negative"),
+        ({"aspiration_points": ()}, "aspiration_points needs at least one point"),
+        ({"aspiration_points": ((0.0, 0.0), (1.0,))}, "as many numbers as weights: one per objective"),
+        ({"weights": (1.0, 1.0, 1.0)}, "as many numbers as weights: one per objective"),
         ({"ref_acc": -90.0}, "ref_acc must be a fraction, a percentage, or -1"),
         ({"ref_acc": 101.0}, "ref_acc must be"),
     ],
@@ -199,7 +228,9 @@ def test_settings_out_of_range(wrong: dict[str, float], message: str) -> None:
 
 
 def test_unknown_algorithm_suggests_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no algorithm 'NSGA-II'; did you mean 'NSGA2'\?; known are NSGA2, random"):
+    with pytest.raises(
+        UserError, match=r"no algorithm 'NSGA-II'; did you mean 'NSGA2'\?; known are NSGA2, RNSGA2, random"
+    ):
         build_algorithm((2, 2), SearchSettings("NSGA-II"))
 
 
@@ -322,6 +353,20 @@ def test_search_evaluates_once_and_returns_the_front(tmp_path: Path, name: str) 
     assert result.front[0].genome == (4, 3, 0, 5, 2)
     assert result.front[-1].genome == (0,) * 5
     assert len({each.genome for each in result.front}) == len(result.front)
+
+
+def test_generations_are_told_with_all_candidates_so_far(tmp_path: Path) -> None:
+    told: list[int] = []
+    settings = SearchSettings(num_evals=25, population=10)
+    run_search(
+        build_algorithm(CARDINALITIES, settings),
+        lambda genome: toy(genome, CARDINALITIES),
+        OBJECTIVES,
+        EvaluationLog(tmp_path / "log.jsonl", CARDINALITIES, {}),
+        budget=25,
+        generation_done=lambda candidates: told.append(len(candidates)),
+    )
+    assert told == [10, 20, 25]
 
 
 def test_search_repeats_are_memoised_and_kept_as_candidates(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.nncf_config.schema import (
     NO_KERNELS,
     REASON,
+    RNSGA2_KEYS,
     WIDTH_RULE,
     Document,
     InputInfo,
@@ -140,16 +141,22 @@ def sequence_length(config: NNCFConfig) -> int:
 def search_settings(config: NNCFConfig) -> dict[str, Any]:
     """Return what ``bootstrapNAS.search`` sets, by the names of the search's own settings.
 
-    What the file leaves out is left out here too, so that the search's defaults hold.
+    What the file leaves out is left out here too, so that the search's defaults hold. Points in NNCF's units, [millions
+    of MACs, minus a percentage], become [MACs, minus a fraction]; a metric from -1 to 0 is a fraction already.
     """
     fields = type(config.search).model_fields
-    return {
+    settings: dict[str, Any] = {
         name: getattr(config.search, name)
         for name in fields
         if name in config.search.model_fields_set
         and not _reason(config.search, name)
-        and name != "batchnorm_adaptation"
+        and name not in ("batchnorm_adaptation", "eval_metric_name")
     }
+    if "aspiration_points" in settings:
+        settings["aspiration_points"] = tuple(
+            (1e6 * macs, metric if metric >= -1 else metric / 100) for macs, metric in settings["aspiration_points"]
+        )
+    return settings
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
@@ -308,5 +315,9 @@ def _ignored(section: Section, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
         for name in WIDTH_RULE:
             if name in section.model_fields_set:
                 yield (*path, name), "overwrite_groups_widths lists the widths"
+    if isinstance(section, Search) and section.algorithm != "RNSGA2":
+        for name in RNSGA2_KEYS:
+            if name in section.model_fields_set:
+                yield (*path, name), "it belongs to RNSGA2"
     if isinstance(section, Width) and section.external_importance_path and section.filter_importance != "external":
         yield (*path, "external_importance_path"), f"filter_importance is {section.filter_importance!r}, not 'external'"

@@ -51,7 +51,6 @@ class Section(BaseModel):
 NO_BATCH_NORM = "these models have no batch normalisation"
 NO_KERNELS = "these models have no convolution kernels"
 STRUCTURE_KNOWN = "blocks come from the model family"
-RNSGA2_ONLY = "it belongs to RNSGA2"
 
 
 class InputInfo(Section):
@@ -274,6 +273,10 @@ class Training(Section):
 # -- bootstrapNAS.search -----------------------------------------------------------------------------------------------
 
 
+RNSGA2_KEYS = ("aspiration_points", "epsilon", "weights", "extreme_points_as_ref_points")
+"""The keys of `Search` that algorithms other than RNSGA2 do not read."""
+
+
 class Search(Section):
     """How subnets are searched."""
 
@@ -289,16 +292,22 @@ class Search(Section):
     acc_delta: NotNegative = 1.0
     ref_acc: Number = -1.0
     batchnorm_adaptation: BatchnormAdaptation = BatchnormAdaptation()
-    aspiration_points: tuple[tuple[Number, ...], ...] = without_effect((), RNSGA2_ONLY)
-    epsilon: Number = without_effect(0.001, RNSGA2_ONLY)
-    weights: tuple[Number, ...] | None = without_effect(None, RNSGA2_ONLY)
-    extreme_points_as_ref_points: Bool = without_effect(False, RNSGA2_ONLY)
-    eval_metric_name: Text | None = without_effect(None, "the task decides the metric")
+    aspiration_points: Annotated[tuple[tuple[Number, Number], ...], Field(min_length=1)] = ((0.0, 0.0),)
+    epsilon: NotNegative = 0.001
+    weights: tuple[Positive, Positive] | None = None
+    extreme_points_as_ref_points: Bool = False
+    eval_metric_name: Text | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Search:
         if self.population > self.num_evals:
             raise ValueError(f"population {self.population} exceeds num_evals {self.num_evals}")
+        for index, (macs, metric) in enumerate(self.aspiration_points):
+            if macs < 0 or metric > 0:
+                raise ValueError(
+                    f"aspiration_points[{index}] must be [MACs in millions, metric with a minus sign], as both are "
+                    f"minimised, not [{macs:g}, {metric:g}]"
+                )
         return self
 
 

@@ -245,7 +245,7 @@ def _stage(stage: StageFacts, overall: bool) -> str:
     if stage.sample_rate > 1:
         parts.append(f"new subnets every {stage.sample_rate} steps")
     if stage.reorders:
-        parts.append("reorg_weights (units are put in order once, before training)")
+        parts.append("reorg_weights (units are put in order by filter_importance when it begins)")
     if stage.subnets is not None:
         parts.append(_subnets(stage.subnets))
     return "; ".join(parts)

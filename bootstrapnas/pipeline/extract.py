@@ -83,7 +83,7 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
             "search": stage.inputs.get("search"),
         },
     )
-    measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
+    measured = {name: value for name, value in (values or {}).items() if name not in (COST, "params")}
     rows = [Row("full", full), Row("subnet", costs, measured)]
     note = "The metric is the search's, on the validation split."
     report = build_report(rows, title=stage.directory.name, notes=[note] if measured else [])

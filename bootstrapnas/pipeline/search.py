@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,14 +14,16 @@ import torch
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import subnet_to_json
+from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
-from bootstrapnas.nncf_config import NNCFConfig, search_settings, sequence_length
+from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import evaluate_model, load_supernet, load_tokenizer
+from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_supernet, load_tokenizer
 from bootstrapnas.pipeline.stages import begin, preferred
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
+    ALGORITHMS,
     Candidate,
     EvaluationLog,
     Genome,
@@ -35,6 +39,7 @@ from bootstrapnas.search import (
     write_progression_png,
 )
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
 
 # ruff: noqa: UP045
 
@@ -49,7 +54,7 @@ class SearchArguments:
     _argument_group_name = "search (default: the config's bootstrapNAS.search)"
 
     supernet_dir: str = required("Output of eftnas train.")
-    algorithm: Optional[str] = flag(None, "NSGA2 or random.")
+    algorithm: Optional[str] = flag(None, f"{', '.join(ALGORITHMS)}.")
     num_evals: Optional[int] = flag(None, "Subnets to propose in all.")
     population: Optional[int] = flag(None, "Subnets of a generation.")
     search_seed: Optional[int] = flag(None, "Seed of the algorithm.")
@@ -57,6 +62,7 @@ class SearchArguments:
         None, "Metric that the best subnet is held against; above 1 it is a percentage, -1 is the maximum subnet's."
     )
     acc_delta: Optional[float] = flag(None, "Points of a percent that the best subnet may lose against ref_acc.")
+    eval_metric_name: Optional[str] = flag(None, "Metric to search by; default: the task's.")
     precision: str = flag("auto", "Of the evaluations: auto (bfloat16 where the hardware has it), float32, bfloat16.")
     eval_batch_size: int = flag(64, "Rows of a batch.")
 
@@ -70,6 +76,8 @@ def run(
     """Search; return the output directory."""
     read_stage(search.supernet_dir, "train")
     spec = resolve_task(task_args, search.supernet_dir)
+    config = read_config(Path(search.supernet_dir) / SPACE_FILE)
+    spec = replace(spec, metric=metric_of(search, config, spec, typed))
     stage = begin(
         "search",
         output.output_dir,
@@ -80,7 +88,7 @@ def run(
     )
     if stage.finished:
         return stage.directory
-    supernet, config = load_supernet(search.supernet_dir, spec)
+    supernet, _ = load_supernet(search.supernet_dir, spec)
     settings, length = settings_of(search, config, typed), sequence_length(config)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation")
@@ -107,12 +115,39 @@ def run(
             values = candidate.values
             ticker.update(done, f"{spec.metric} {values[spec.metric]:.4f} at {values[COST] / 1e6:.0f} M MACs")
 
-        result = run_search(algorithm, evaluate, objectives, log, settings.budget, progress, canonical_of(supernet))
+        files = Progression(stage.directory, supernet, spec.metric, f"Search progression ({settings.algorithm})")
+        known = len(log)
+
+        def generation_done(candidates: Sequence[Candidate]) -> None:
+            if len(log) > known:  # while a search that was killed is replayed, the files are there
+                files.update(candidates)
+
+        result = run_search(
+            algorithm, evaluate, objectives, log, settings.budget, progress, canonical_of(supernet), generation_done
+        )
     best = choose_best(result, spec.metric, settings.ref_acc, settings.acc_delta)
-    write_results(stage.directory, result, best, supernet, spec.metric, length)
+    files.write(result.candidates, best)
+    write_pareto_json(
+        stage.directory / PARETO,
+        result,
+        best,
+        describe=lambda genome: subnet_to_json(supernet.blueprint.complete(space.subnet(genome))),
+        extra={"metric": spec.metric, "cost": COST, "length": length},
+    )
     spec.save(stage.directory / "task.json")
     stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
     return stage.directory
+
+
+def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
+    """Return the metric that the flags, the config or the task name."""
+    key = "bootstrapNAS.search.eval_metric_name"
+    name = preferred(typed, "eval_metric_name", None, key, config.search.eval_metric_name)
+    try:
+        return spec.metric if name is None else spec.metric_named(name)
+    except UserError as error:
+        where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
+        raise UserError(f"{where}: {error}") from None
 
 
 def settings_of(search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any]) -> SearchSettings:
@@ -142,36 +177,50 @@ def canonical_of(supernet: Supernet) -> Callable[[Genome], Genome]:
 
 
 def choose_best(result: SearchResult, metric: str, ref_acc: float | None, acc_delta: float) -> Candidate:
-    """Return the cheapest candidate above the floor; when none is, warn and return the one with the best metric."""
+    """Return the cheapest candidate above the floor; when none is, warn and return the nearest to it.
+
+    All being below the floor, the nearest is the one with the best metric; of equals, the cheapest.
+    """
     try:
         return select_best(result.candidates, metric, COST, ref_acc, acc_delta)
     except NothingQualifiesError as error:
-        warn(f"{error}; taking the subnet with the best {metric}")
-        return max(result.candidates, key=lambda c: (c.values[metric], -c.values[COST]))
+        nearest = max(result.candidates, key=lambda c: (c.values[metric], -c.values[COST]))
+        warn(f"{error}; taking the nearest to the floor, which has {nearest.values[COST] / 1e6:,.0f} M MACs")
+        return nearest
 
 
-def write_results(
-    directory: Path, result: SearchResult, best: Candidate, supernet: Supernet, metric: str, length: int
-) -> None:
-    """Write search_progression.csv and .png and pareto.json."""
-    space, blueprint = supernet.space, supernet.blueprint
-    widths = [gene for gene in space.genes if not blueprint.is_block(gene.keys[0])]
-    blocks = [gene for gene in space.genes if blueprint.is_block(gene.keys[0])]
+class Progression:
+    """NNCF's search_progression.csv and .png, kept up to date while a search goes on."""
 
-    def describe_nncf(genome: Genome) -> tuple[dict[int, int], list[int] | None]:
-        subnet = space.subnet(genome)
+    PICTURE_EVERY_S = 10.0  # a picture takes a while to draw, a generation of a small model less
+
+    def __init__(self, directory: Path, supernet: Supernet, metric: str, title: str) -> None:
+        self.directory, self.metric, self.title = directory, metric, title
+        self._space, self._blueprint = supernet.space, supernet.blueprint
+        self._widths = [gene for gene in self._space.genes if not self._blueprint.is_block(gene.keys[0])]
+        self._blocks = [gene for gene in self._space.genes if self._blueprint.is_block(gene.keys[0])]
+        self._drawn = -math.inf
+
+    def update(self, candidates: Sequence[Candidate]) -> None:
+        """Write what was found so far; the picture only if the last one is some seconds old."""
+        self.write(candidates, None, draw=time.monotonic() - self._drawn >= self.PICTURE_EVERY_S)
+
+    def write(self, candidates: Sequence[Candidate], best: Candidate | None, *, draw: bool = True) -> None:
+        """Write both files, with the chosen subnet in the picture."""
+        path = self.directory / "search_progression.csv"
+        write_progression_csv(path, candidates, self._describe, metric=self.metric)
+        if draw:
+            chosen = {} if best is None else {"best": best}
+            picture = path.with_suffix(".png")
+            write_progression_png(picture, candidates, metric=self.metric, chosen=chosen, title=self.title)
+            self._drawn = time.monotonic()
+
+    def _describe(self, genome: Genome) -> tuple[dict[int, int], list[int] | None]:
+        """Return channels by group number, and the numbers of the skipped blocks."""
+        subnet = self._space.subnet(genome)
         channels = {
-            group: subnet[gene.keys[0]] * blueprint.channels_per_unit(gene.keys[0]) for group, gene in enumerate(widths)
+            group: subnet[gene.keys[0]] * self._blueprint.channels_per_unit(gene.keys[0])
+            for group, gene in enumerate(self._widths)
         }
-        skipped = [number for number, gene in enumerate(blocks) if subnet[gene.keys[0]] == 0]
-        return channels, skipped if blocks else None
-
-    write_progression_csv(directory / "search_progression.csv", result.candidates, describe_nncf, metric=metric)
-    write_progression_png(directory / "search_progression.png", result.candidates, metric=metric, chosen={"best": best})
-    write_pareto_json(
-        directory / PARETO,
-        result,
-        best,
-        describe=lambda genome: subnet_to_json(blueprint.complete(space.subnet(genome))),
-        extra={"metric": metric, "cost": COST, "length": length},
-    )
+        skipped = [number for number, gene in enumerate(self._blocks) if subnet[gene.keys[0]] == 0]
+        return channels, skipped if self._blocks else None

@@ -11,12 +11,14 @@ from bootstrapnas.search.nsga2 import build_nsga2
 from bootstrapnas.search.pareto import hypervolume, pareto_front, write_pareto_json
 from bootstrapnas.search.progression import write_progression_csv, write_progression_png
 from bootstrapnas.search.random_search import build_random
+from bootstrapnas.search.rnsga2 import build_rnsga2
 from bootstrapnas.search.runner import run_search
 from bootstrapnas.search.select import NothingQualifiesError, select_best, select_by_budget
 from bootstrapnas.space import Genome
 
 ALGORITHMS: dict[str, Builder] = {
     "NSGA2": build_nsga2,
+    "RNSGA2": build_rnsga2,
     "random": build_random,
 }
 """The search algorithms by the name that configs give them."""

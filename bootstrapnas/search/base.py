@@ -69,6 +69,14 @@ class SearchSettings:
         for the maximum subnet's own.
     acc_delta
         Tolerated drop below `ref_acc`, in points of a percent.
+    aspiration_points
+        RNSGA2: points of the minimised objectives (their order, units and signs) near which solutions are sought.
+    epsilon
+        RNSGA2: solutions nearer to each other than this, relative to the extent of the front, count as one.
+    weights
+        RNSGA2: weight of each objective in distances. `None` for equal ones.
+    extreme_points_as_ref_points
+        RNSGA2: whether the extreme solutions of a generation are aspired to as well.
 
     Raises
     ------
@@ -86,6 +94,10 @@ class SearchSettings:
     mutation_eta: float = 3.0
     ref_acc: float | None = None
     acc_delta: float = 1.0
+    aspiration_points: tuple[tuple[float, ...], ...] = ((0.0, 0.0),)
+    epsilon: float = 0.001
+    weights: tuple[float, ...] | None = None
+    extreme_points_as_ref_points: bool = False
 
     def __post_init__(self) -> None:
         if self.population < 1:
@@ -101,12 +113,19 @@ class SearchSettings:
             probability = getattr(self, name)
             if probability is not None and not 0 <= probability <= 1:
                 raise UserError(f"search: {name} must lie between 0 and 1, not {probability}")
-        for name in ("crossover_eta", "mutation_eta", "acc_delta"):
+        for name in ("crossover_eta", "mutation_eta", "acc_delta", "epsilon"):
             if getattr(self, name) < 0:
                 raise UserError(f"search: {name} must not be negative, got {getattr(self, name)}")
         if self.ref_acc is not None and self.ref_acc != -1 and not 0 <= self.ref_acc <= 100:
             raise UserError(
                 f"search: ref_acc must be a fraction, a percentage, or -1 for the maximum subnet's, not {self.ref_acc}"
+            )
+
+        lengths = {len(point) for point in self.aspiration_points} | ({len(self.weights)} if self.weights else set())
+        if not self.aspiration_points or len(lengths) > 1:
+            raise UserError(
+                "search: aspiration_points needs at least one point, each with as many numbers as weights: one per "
+                f"objective; got {list(map(list, self.aspiration_points))} and {list(self.weights or ())}"
             )
 
     @property

@@ -22,7 +22,7 @@ from bootstrapnas.space import Genome
 
 def build_nsga2(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]) -> Algorithm:
     """Build NSGA-II (Deb et al., "A fast and elitist multiobjective genetic algorithm: NSGA-II", 2002)."""
-    return GeneticSearch(NSGA2(**_operators(cardinalities, settings, seeds)), cardinalities)
+    return GeneticSearch(NSGA2(**genetic_operators(cardinalities, settings, seeds)), cardinalities)
 
 
 class GeneticSearch:
@@ -73,7 +73,9 @@ class _SeededSampling(IntegerRandomSampling):
         return genomes
 
 
-def _operators(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]) -> dict[str, Any]:
+def genetic_operators(
+    cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]
+) -> dict[str, Any]:
     """Return what the genetic algorithms of pymoo share, as their keyword arguments."""
     free_genes = sum(count > 1 for count in cardinalities)
     # Without vtype=float pymoo stores the operators' results in the integer array of the parents, which rounds

@@ -21,6 +21,7 @@ def run_search(
     budget: int,
     progress: Callable[[int, Candidate], None] | None = None,
     canonical: Callable[[Genome], Genome] = lambda genome: genome,
+    generation_done: Callable[[Sequence[Candidate]], None] = lambda candidates: None,
 ) -> SearchResult:
     """Let an algorithm propose genomes until the budget is spent or it has nothing left to propose.
 
@@ -44,6 +45,8 @@ def run_search(
     canonical
         Maps genomes that describe one network (a skipped block has no width) to one of them, which is what is
         evaluated, logged and listed.
+    generation_done
+        Called after each generation with all candidates so far.
 
     Raises
     ------
@@ -70,6 +73,7 @@ def run_search(
                 [goal.minimised(candidate.values) for goal in objectives] for candidate in candidates[-len(batch) :]
             ]
             algorithm.tell(batch, told)
+        generation_done(candidates)
     return SearchResult(tuple(objectives), tuple(candidates), _front(candidates, objectives))
 
 
