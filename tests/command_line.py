@@ -22,10 +22,10 @@ CONFIG: dict[str, Any] = {
         "params": {"warmup_start_epoch": 1, "warmup_end_epoch": 6, "importance_regularization_factor": 0.002},
         "sparse_structure_by_scopes": [
             {"mode": "block", "sparse_factors": [16, 16], "target_scopes": "{re}.*Attention.*"},
-            {"mode": "per_dim", "axis": 0, "target_scopes": "{re}.*Intermediate.*"},
-            {"mode": "per_dim", "axis": 1, "target_scopes": "{re}.*(Bert|Roberta)Output.*"},
+            {"mode": "per_dim", "axis": 0, "target_scopes": r"{re}.*(Intermediate|\[Wi\]).*"},
+            {"mode": "per_dim", "axis": 1, "target_scopes": r"{re}.*((Bert|Roberta)Output|MLP\[mlp\]/\w+\[Wo\]).*"},
         ],
-        "ignored_scopes": ["{re}.*pooler.*", "{re}.*classifier.*"],
+        "ignored_scopes": ["{re}.*pooler.*", "{re}.*classifier.*", r"{re}.*\[head\].*"],
     },
     "bootstrapNAS": {
         "training": {

@@ -6,7 +6,7 @@ import csv
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -441,9 +441,53 @@ def tiny_roberta(directory: Path, texts: list[str]) -> Path:
     return directory
 
 
-def test_roberta_goes_through_the_same_commands(tmp_path: Path, tiny_task_files: TaskFiles) -> None:
+def tiny_modernbert(directory: Path, texts: list[str]) -> Path:
+    """Write a random ModernBERT of the tiny BERT's size, with global and local attention and a byte-level tokenizer."""
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification, PreTrainedTokenizerFast
+
+    trained = ByteLevelBPETokenizer(lowercase=True)
+    specials = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    trained.train_from_iterator(texts, 420, special_tokens=specials, show_progress=False)
+    ids = {token: trained.token_to_id(token) for token in specials}
+    trained._tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=trained._tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=64,
+        **{f"{token.strip('[]').lower()}_token": token for token in specials},
+    )
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=64,
+        local_attention=8,
+        num_labels=3,
+        pad_token_id=ids["[PAD]"],
+        **{f"{name}_token_id": ids["[CLS]"] for name in ("bos", "cls")},
+        **{f"{name}_token_id": ids["[SEP]"] for name in ("eos", "sep")},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ModernBertForSequenceClassification(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("build", "class_name"), [(tiny_roberta, "Roberta"), (tiny_modernbert, "ModernBert")], ids=["roberta", "modernbert"]
+)
+def test_other_families_go_through_the_same_commands(
+    tmp_path: Path, tiny_task_files: TaskFiles, build: Callable[[Path, list[str]], Path], class_name: str
+) -> None:
     texts = [json.loads(line)["text"] for line in tiny_task_files.train.read_text().splitlines()]
-    model = tiny_roberta(tmp_path / "roberta", texts)
+    model = build(tmp_path / "model", texts)
     config = write_config(tmp_path / "config.json")
     brief = {"per_device_train_batch_size": 16, "learning_rate": 1e-3}
     teacher, space, supernet = tmp_path / "teacher", tmp_path / "space.json", tmp_path / "supernet"
@@ -453,7 +497,7 @@ def test_roberta_goes_through_the_same_commands(tmp_path: Path, tiny_task_files:
     succeed("importance", **start, nncf_config=config, output_dir=tmp_path / "importance", **brief)
     ranked = {"importance_weight_dir": tmp_path / "importance"}
     succeed("search-space", source_config=config, model_name_or_path=teacher, target_config=space, **ranked)
-    assert "RobertaEncoder" in space.read_text()
+    assert f"{class_name}ForSequenceClassification/" in space.read_text()
     succeed(
         "train", **start, **ranked, nncf_config=space, output_dir=supernet, num_train_epochs=1, do_search=True, **brief
     )
@@ -463,7 +507,7 @@ def test_roberta_goes_through_the_same_commands(tmp_path: Path, tiny_task_files:
     assert metrics_of(ir_dir=tmp_path / "ir") == metrics_of(model_dir=half)
     noted = read_json(half / "subnet.json")
     small = AutoModelForSequenceClassification.from_pretrained(half, trust_remote_code=True)
-    assert type(small).__mro__[1].__name__ == "RobertaForSequenceClassification"
+    assert type(small).__mro__[1].__name__ == f"{class_name}ForSequenceClassification"
     assert sum(parameter.numel() for parameter in small.parameters()) == noted["costs"]["params"]
     assert noted["costs"]["macs"] <= 0.5 * noted["full_costs"]["macs"]
 
