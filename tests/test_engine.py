@@ -48,7 +48,8 @@ from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
 from bootstrapnas.export import export_openvino
 from bootstrapnas.extraction import extract, load_model, save_subnet, subnet_class
 from bootstrapnas.families import FAMILIES
-from bootstrapnas.importance import Block, PerDim
+from bootstrapnas.importance import Block, PerDim, order_scores, orders, resolve
+from bootstrapnas.importance.structured import parameter_mask
 from bootstrapnas.nncf_config import NodeNames, build_space, check_config, config_with_space, read_config
 from bootstrapnas.reorder import reorder
 from bootstrapnas.slicing import select
@@ -153,6 +154,34 @@ def test_reordering_moves_units_as_told() -> None:
     assert torch.equal(after[bias], before[bias].flip(0))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {p.name for key in (Key("head", 1), Key("ffn", 0)) for p, _ in blueprint.members(key)}
+
+
+@every_family
+def test_masking_units_is_what_reordering_and_slicing_leaves_out(row: Row) -> None:
+    """Scores of blocks to units, over all parts of a fused weight: masks in place, or a prefix after reordering."""
+    model, batch = row.build(), row.batch()
+    blueprint = Blueprint.of(model)
+    generator = torch.Generator().manual_seed(0)
+    scores = {
+        parameter.name: torch.rand([size // 4 for size in parameter_shape], generator=generator)
+        for parameter in blueprint.parameters.values()
+        if parameter.blocks and len(parameter_shape := blueprint.shape(parameter.name, {})) == 2
+    }
+    ranked = order_scores(blueprint, scores)
+    threshold = min(float(values.max()) for values in ranked.values()) - 1e-6
+    units = resolve(blueprint, scores, threshold)
+    assert len(units) == 2 * blueprint.num_layers
+    assert any(0 < kept.sum() < len(kept) for key, kept in units.items() if key.dim == "head")
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, parameter in masked.named_parameters():
+            kept = parameter_mask(blueprint, name, units)
+            if kept is not None:
+                parameter.mul_(kept)
+    supernet = Supernet(model)
+    supernet.reorder(orders(ranked))
+    with torch.no_grad(), supernet.activate({key: int(kept.sum()) for key, kept in units.items()}):
+        torch.testing.assert_close(outputs(model, batch), outputs(masked, batch), rtol=0, atol=1e-5)
 
 
 # -- a subnet by four routes -------------------------------------------------------------------------------------------
