@@ -56,6 +56,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)  # mkstemp is private; an artefact has the permissions of any other file
         os.replace(temporary, path)
+    except OSError as error:  # a full disk, mostly
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,14 +94,18 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file, atomically; `metadata` is any JSON-able mapping."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file(
-            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
-        )
+        try:
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
+            )
+        except SafetensorError as error:
+            raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -43,10 +43,9 @@ from bootstrapnas.pipeline.models import (
     fit_length,
     load_student,
     load_tokenizer,
-    prepare_lesson,
-    settle_distillation,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
+from bootstrapnas.pipeline.teacher import prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.tasks import TASK_FILE, batches
 from bootstrapnas.training import StageTrainer

@@ -176,7 +176,12 @@ class Run:
             recipe.stages.finetune,
         )  # fmt: skip
         student = teacher if recipe.student == "teacher" else self.pretrained
-        start = {"model_name_or_path": student, "kd_teacher_model": teacher, **training}
+        start = {
+            "model_name_or_path": student,
+            "kd_teacher_model": teacher,
+            "kd_cache_dir": root / "teacher_outputs",
+            **training,
+        }
         if recipe.student == "pretrained":
             start |= task
         config = {"nncf_config": recipe.nncf_config}

@@ -37,16 +37,14 @@ from bootstrapnas.pipeline.cli import execute
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     SPACE_FILE,
-    Lesson,
     evaluate_model,
     fit_length,
     load_student,
     load_tokenizer,
-    prepare_lesson,
     save_artefact,
-    settle_distillation,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
+from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.sampling import sampling_of, step_random
 from bootstrapnas.schedule import StageSchedule, build_schedule

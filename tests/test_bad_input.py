@@ -23,7 +23,8 @@ from bootstrapnas.errors import listed
 from bootstrapnas.families import FAMILIES
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
-from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, with_teacher_outputs
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
+from bootstrapnas.pipeline.teacher import with_teacher_outputs
 from bootstrapnas.tasks import TaskSpec
 
 ROOT = Path(__file__).parents[1]

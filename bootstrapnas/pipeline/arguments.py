@@ -66,6 +66,9 @@ class DistillationArguments:
 
     kd_teacher_model: Optional[str] = flag(None, "Fine-tuned teacher: hub id or directory.")
     kd_mode: str = flag("original", f"What is compared: {listed(KD_MODES)}; original is the outputs alone.")
+    kd_cache_dir: Optional[str] = flag(
+        None, "Keep the teacher's outputs on all training rows here; stages and runs that share it compute them once."
+    )
     kd_temperature: float = flag(2.0, "Temperature T of both softmaxes.")
     kd_task_weight: float = flag(0.1, "Weight of the task loss.")
     kd_teacher_weight: float = flag(0.9, "Weight of T^2 * KL(teacher || student).")

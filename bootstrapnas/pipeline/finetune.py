@@ -18,10 +18,10 @@ from bootstrapnas.pipeline.models import (
     fit_length,
     load_student,
     load_tokenizer,
-    prepare_lesson,
     save_artefact,
 )
 from bootstrapnas.pipeline.stages import begin, finish, resume_point
+from bootstrapnas.pipeline.teacher import prepare_lesson
 from bootstrapnas.progress import notice
 from bootstrapnas.training import StageTrainer
 

@@ -1,0 +1,216 @@
+"""The teacher of a stage: what is asked of it, and its outputs on all rows, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bootstrapnas.artefacts import digest, load_tensors, save_tensors
+from bootstrapnas.distillation import Distillation, Teacher, label_order, terms_of
+from bootstrapnas.errors import UserError
+from bootstrapnas.evaluation import evaluation_dtype, predict
+from bootstrapnas.extraction import load_model
+from bootstrapnas.nncf_config.schema import Document
+from bootstrapnas.outputs import LABELS, TEACHER, Output, Outputs
+from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments
+from bootstrapnas.pipeline.data import Rows, check_finite
+from bootstrapnas.pipeline.models import check_length, has_tokenizer, label_names, load_tokenizer
+from bootstrapnas.pipeline.stages import preferred
+from bootstrapnas.progress import notice, warn
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a stage needs of a teacher: rows that carry its outputs or the teacher itself, and the loss.
+
+    Attributes
+    ----------
+    rows
+        The training rows.
+    distillation
+        The loss; None without a teacher.
+    teacher
+        Where the loss compares more than the rows carry.
+    """
+
+    rows: Dataset
+    distillation: Distillation | None = None
+    teacher: Teacher | None = None
+
+
+def settle_distillation(arguments: DistillationArguments, typed: Mapping[str, Any], document: Document) -> None:
+    """Take over what the config says of distillation and the flags do not."""
+    for name in ("kd_teacher_model", "kd_mode", "kd_temperature"):
+        setattr(arguments, name, preferred(typed, name, getattr(arguments, name), name, getattr(document, name)))
+
+
+def prepare_lesson(
+    rows: Rows,
+    train: Dataset,
+    arguments: DistillationArguments,
+    training: StageTrainingArguments,
+    student: PreTrainedModel,
+) -> Lesson:
+    """Return what `arguments` ask for: without a teacher, the rows as they are."""
+    path = arguments.kd_teacher_model
+    if path is None:
+        if arguments.kd_mode != "original":
+            warn(f"--kd_mode {arguments.kd_mode} has no effect without --kd_teacher_model")
+        return Lesson(train)
+    if arguments.kd_temperature <= 0:
+        raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
+    terms = terms_of(arguments.kd_mode)
+    weights = {"hidden_states": arguments.kd_hidden_weight, "attention_relations": arguments.kd_attention_weight}
+    distillation = Distillation(
+        temperature=arguments.kd_temperature,
+        task_weight=arguments.kd_task_weight,
+        teacher_weight=arguments.kd_teacher_weight,
+        outputs=rows.spec.kind.outputs,
+        terms={term: weights[term.name] for term in terms},
+    )
+    if not terms:
+        return Lesson(with_teacher_outputs(rows, train, path, training, arguments.kd_cache_dir), distillation)
+    teacher, tokenizer, order = load_teacher(rows, path)
+    if tokenizer.get_vocab() != rows.tokenizer.get_vocab():
+        raise UserError(
+            f"--kd_mode {arguments.kd_mode} compares token by token, but the tokenizer of the teacher {path} is not "
+            "the model's; use --kd_mode original"
+        )
+    for term in terms:
+        term.check(student, teacher)
+    inputs, outputs = tokenizer.model_input_names, rows.spec.kind.outputs
+    return Lesson(train, distillation, Teacher(teacher, terms, inputs, outputs, order))
+
+
+def load_teacher(rows: Rows, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
+    """Load a teacher: the model, its tokenizer, and per class of the task the index of its own.
+
+    A teacher's directory without a tokenizer gets the student's.
+    """
+    whose = f"the teacher {path}"
+    teacher = load_model(path, rows.spec.head.load_class())
+    check_length(teacher.config, rows.spec, whose)
+    order = label_order(label_names(teacher.config), rows.spec.output_names, whose=whose)
+    tokenizer = load_tokenizer(path) if has_tokenizer(path) else rows.tokenizer
+    if len(tokenizer) > teacher.config.vocab_size:
+        raise UserError(f"{whose} knows {teacher.config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
+    return teacher, tokenizer, order
+
+
+def with_teacher_outputs(
+    rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments, cache_dir: str | None = None
+) -> Dataset:
+    """Return the training features with a column ``teacher_<name>`` for each of the task's outputs."""
+    outputs = teacher_outputs(rows, train, teacher_path, arguments, cache_dir)
+    for output in rows.spec.kind.outputs:
+        arrays = outputs[output.name]
+        nested = bool(arrays) and arrays[0].ndim > 1
+        train = train.add_column(TEACHER + output.name, [row.tolist() for row in arrays] if nested else arrays)
+    return train
+
+
+def teacher_outputs(
+    rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments, cache_dir: str | None = None
+) -> Outputs:
+    """Return a teacher's outputs on the training features, its classes ordered as the task's.
+
+    The teacher sees each feature once, in eval mode, whatever the number of epochs and of subnets a step, and through
+    its own tokenizer. The two tokenizers may differ where the outputs are of the text as a whole. With `cache_dir` the
+    outputs are kept there, and found again by the contents of the teacher and of the features.
+    """
+    teacher, tokenizer, order = load_teacher(rows, teacher_path)
+    whose, kinds = f"the teacher {teacher_path}", rows.spec.kind.outputs
+    teacher_rows = Rows(rows.spec, tokenizer, arguments.per_device_eval_batch_size)
+    features = teacher_rows.features("train")
+    if any(output.per_token for output in kinds) and not _same_tokens(train, features):
+        raise UserError(
+            f"{whose} splits texts into other tokens than the student, so its outputs for tokens cannot be compared; "
+            "choose a teacher with the student's tokenizer"
+        )
+    dtype = evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device)
+    inputs = features.select_columns([name for name in features.column_names if name in teacher_rows.collator.inputs])
+    cache = None
+    if cache_dir is not None:
+        key = _cache_key(_identity(teacher_path, teacher), inputs, kinds, order, dtype)
+        cache = Path(cache_dir) / f"{key}.safetensors"
+        found = _cached(cache, kinds, len(features))
+        if found is not None:
+            notice(f"teacher outputs found in {cache}")
+            return found
+    teacher.to(arguments.device, dtype)
+    found = predict(teacher, teacher_rows.batches("train"), kinds)
+    check_finite(found, f"the outputs of {whose}")
+    reordered = {output.name for output in kinds if output.last == LABELS} if order != sorted(order) else set()
+    found = {name: [row[..., order] if name in reordered else row for row in arrays] for name, arrays in found.items()}
+    if cache is not None:
+        save_tensors(cache, _flat(found), {"teacher": teacher_path, "rows": len(features)})
+        notice(f"teacher outputs written to {cache}")
+    return found
+
+
+def _same_tokens(features: Dataset, others: Dataset) -> bool:
+    """Return whether two tokenizers made the same features."""
+    first, second = (each.with_format("arrow")[:]["input_ids"] for each in (features, others))
+    return bool(first.equals(second))
+
+
+# -- outputs on disk ---------------------------------------------------------------------------------------------------
+
+
+def _identity(path: str, teacher: PreTrainedModel) -> str:
+    """Return what a teacher is: the contents of its directory, or its hub id and revision."""
+    if Path(path).is_dir():
+        return digest(path)
+    return f"{path}@{getattr(teacher.config, '_commit_hash', None)}"
+
+
+def _cache_key(
+    identity: str, inputs: Dataset, outputs: tuple[Output, ...], order: list[int], dtype: torch.dtype
+) -> str:
+    """Return a digest of all that decides a teacher's outputs."""
+    total = hashlib.sha256(repr((identity, outputs, order, str(dtype))).encode())
+    table = inputs.with_format("arrow")[:]
+    for name in sorted(table.column_names):
+        total.update(name.encode())
+        column = table[name].combine_chunks()
+        while column.type.num_fields:  # a list: its lengths and its values, wherever chunks begin
+            total.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            column = column.flatten()
+        total.update(column.to_numpy(zero_copy_only=False).tobytes())
+    return total.hexdigest()[:24]
+
+
+def _flat(outputs: Outputs) -> dict[str, Tensor]:
+    """Return per output one tensor of all rows, one after the other, and how long each is."""
+    tensors = {}
+    for name, arrays in outputs.items():
+        tensors[name] = torch.from_numpy(np.concatenate(arrays))
+        tensors[f"{name}.lengths"] = torch.tensor([len(array) for array in arrays])
+    return tensors
+
+
+def _cached(path: Path, outputs: tuple[Output, ...], rows: int) -> Outputs | None:
+    """Return what `_flat` made, or None if there is no whole file of it."""
+    if not path.exists():
+        return None
+    try:
+        tensors, _ = load_tensors(path)
+        found = {}
+        for output in outputs:
+            values, lengths = tensors[output.name].numpy(), tensors[f"{output.name}.lengths"].tolist()
+            if len(lengths) != rows or sum(lengths) != len(values):
+                raise UserError(f"{path} is corrupt: it does not hold {rows} rows")
+            found[output.name] = np.split(values, np.cumsum(lengths)[:-1])
+    except (UserError, KeyError) as error:
+        warn(f"{error}; the teacher's outputs are computed anew")
+        return None
+    return found
