@@ -13,16 +13,30 @@ from typing import Any
 
 import published_configs
 import pytest
+import torch
 from conftest import SIGNALS, tiny_bert_config
 from published_spaces import SPACES, PublishedSpace
-from transformers import BertConfig, LlamaConfig, PreTrainedConfig, RobertaConfig
+from transformers import (
+    BertConfig,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForQuestionAnswering,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForTokenClassification,
+)
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.cli import main
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
+from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
 from bootstrapnas.pipeline.config_check import Explanation, explain, ranges
+from bootstrapnas.space import SearchSpace
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "nncf_configs").rglob("*.json"))
 LLAMA_13B = (13824, 12096, 10368, 8640, 6912)
@@ -139,6 +153,37 @@ def test_an_unpublished_shape_has_costs_but_no_heads_and_no_vocabulary(tmp_path:
     assert found.groups is not None
     assert found.groups[1].channels == (320, 64)
     assert found.groups[1].units is None
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "name"),
+    [
+        (DistilBertForSequenceClassification, DistilBertConfig(), "DistilBERT"),
+        (ElectraForQuestionAnswering, ElectraConfig(embedding_size=128), "ELECTRA-small"),
+        (
+            RobertaForTokenClassification,
+            RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+            "RoBERTa-base",
+        ),
+    ],
+)
+def test_written_configs_of_other_families_tell_their_model(
+    tmp_path: Path, model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str
+) -> None:
+    """A space that this program wrote for a model is explained as for that model, without it."""
+    with torch.device("meta"):
+        model = model_class(config)
+    blueprint = Blueprint.of(model)
+    choices = [(key, (blueprint.full[key], 1)) for key in blueprint.elastic if not blueprint.is_block(key)]
+    space = SearchSpace.build(blueprint, choices)
+    raw = config_with_space(tiny(), blueprint, NodeNames.of(model), space)
+    path = tmp_path / "c.json"
+    write_config(path, raw)
+    alone, given = explain(str(path)), explain(str(path), model_dir(tmp_path / "m", config))
+    assert alone.model.name == name
+    assert alone.smallest == given.smallest
+    assert alone.largest == given.largest
+    assert alone.groups == given.groups
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)

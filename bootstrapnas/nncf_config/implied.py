@@ -32,8 +32,15 @@ _BERT: Final = {
     "output.dense": "hidden_size",
 }
 LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
-    "bert": _BERT,
-    "roberta": _BERT,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    "distilbert": {
+        "attention.q_lin": "hidden_size",
+        "attention.k_lin": "hidden_size",
+        "attention.v_lin": "hidden_size",
+        "attention.out_lin": "hidden_size",
+        "ffn.lin1": "intermediate_size",
+        "ffn.lin2": "hidden_size",
+    },
     "llama": {
         "self_attn.o_proj": "hidden_size",
         "mlp.gate_proj": "intermediate_size",
@@ -47,6 +54,16 @@ LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """Model type -> linear layer of a layer of the stack -> the size that its number of outputs is."""
+
+OTHER_NAMES: Final = {
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
+"""What some types of model call an attribute -> what most do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,38 +85,42 @@ class KnownModel:
     config: Mapping[str, int | str]
 
 
-def _bert(name: str, hub_id: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
-    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
-    words = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
-    return KnownModel(name, hub_id, {"model_type": "bert", **sizes, **words})
+def _known(name: str, hub_id: str, model_type: str, sizes: str, **others: int) -> KnownModel:
+    """Return a known model; `sizes` are its layers, hidden size, heads and FFN."""
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    numbers = dict(zip(names, map(int, sizes.split()), strict=True))
+    return KnownModel(name, hub_id, {"model_type": model_type, **numbers, **others})
 
 
-def _roberta(name: str, hub_id: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
-    words = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-    return KnownModel(
-        name, hub_id, {**_bert(name, hub_id, layers, hidden, heads, ffn).config, **words, "model_type": "roberta"}
-    )
-
-
-def _decoder(name: str, hub_id: str, model_type: str, layers: int, hidden: int, heads: int, ffn: int) -> KnownModel:
-    sizes = {"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "intermediate_size": ffn}
-    return KnownModel(name, hub_id, {"model_type": model_type, **sizes})
-
-
+_UNCASED: Final = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vocab_size": 2}
+_BPE: Final = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+_MULTILINGUAL: Final = {**_BPE, "vocab_size": 250002}
+_ELECTRA: Final = "google/electra-"
+_SMALL_WORDS: Final = {**_UNCASED, "embedding_size": 128}
+_WIDE_WORDS: Final = {**_UNCASED, "embedding_size": 768}
 KNOWN: Final = (
-    _bert("BERT-base", "google-bert/bert-base-uncased", 12, 768, 12, 3072),
-    _bert("BERT-large", "google-bert/bert-large-uncased", 24, 1024, 16, 4096),
-    _bert("BERT-medium", "google/bert_uncased_L-8_H-512_A-8", 8, 512, 8, 2048),
-    _bert("BERT-small", "google/bert_uncased_L-4_H-512_A-8", 4, 512, 8, 2048),
-    _bert("BERT-mini", "google/bert_uncased_L-4_H-256_A-4", 4, 256, 4, 1024),
-    _bert("BERT-tiny", "google/bert_uncased_L-2_H-128_A-2", 2, 128, 2, 512),
-    _bert("MiniLM-L6", "sentence-transformers/all-MiniLM-L6-v2", 6, 384, 12, 1536),
-    _bert("MiniLM-L12", "microsoft/MiniLM-L12-H384-uncased", 12, 384, 12, 1536),
-    _roberta("RoBERTa-base", "FacebookAI/roberta-base", 12, 768, 12, 3072),
-    _roberta("RoBERTa-large", "FacebookAI/roberta-large", 24, 1024, 16, 4096),
-    _decoder("LLaMA-7B", "huggyllama/llama-7b", "llama", 32, 4096, 32, 11008),
-    _decoder("LLaMA-13B", "huggyllama/llama-13b", "llama", 40, 5120, 40, 13824),
-    _decoder("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", 30, 4096, 32, 16384),
+    _known("BERT-base", "google-bert/bert-base-uncased", "bert", "12 768 12 3072", **_UNCASED),
+    _known("BERT-large", "google-bert/bert-large-uncased", "bert", "24 1024 16 4096", **_UNCASED),
+    _known("BERT-medium", "google/bert_uncased_L-8_H-512_A-8", "bert", "8 512 8 2048", **_UNCASED),
+    _known("BERT-small", "google/bert_uncased_L-4_H-512_A-8", "bert", "4 512 8 2048", **_UNCASED),
+    _known("BERT-mini", "google/bert_uncased_L-4_H-256_A-4", "bert", "4 256 4 1024", **_UNCASED),
+    _known("BERT-tiny", "google/bert_uncased_L-2_H-128_A-2", "bert", "2 128 2 512", **_UNCASED),
+    _known("MiniLM-L6", "sentence-transformers/all-MiniLM-L6-v2", "bert", "6 384 12 1536", **_UNCASED),
+    _known("MiniLM-L12", "microsoft/MiniLM-L12-H384-uncased", "bert", "12 384 12 1536", **_UNCASED),
+    _known("DistilBERT", "distilbert/distilbert-base-uncased", "distilbert", "6 768 12 3072", **_UNCASED),
+    _known("RoBERTa-base", "FacebookAI/roberta-base", "roberta", "12 768 12 3072", **_BPE),
+    _known("RoBERTa-large", "FacebookAI/roberta-large", "roberta", "24 1024 16 4096", **_BPE),
+    _known("XLM-R-base", "FacebookAI/xlm-roberta-base", "xlm-roberta", "12 768 12 3072", **_MULTILINGUAL),
+    _known("XLM-R-large", "FacebookAI/xlm-roberta-large", "xlm-roberta", "24 1024 16 4096", **_MULTILINGUAL),
+    _known(
+        "ELECTRA-small", f"{_ELECTRA}small-discriminator", "electra", "12 256 4 1024", **_UNCASED, embedding_size=128
+    ),
+    _known(
+        "ELECTRA-base", f"{_ELECTRA}base-discriminator", "electra", "12 768 12 3072", **_UNCASED, embedding_size=768
+    ),
+    _known("LLaMA-7B", "huggyllama/llama-7b", "llama", "32 4096 32 11008"),
+    _known("LLaMA-13B", "huggyllama/llama-13b", "llama", "40 5120 40 13824"),
+    _known("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", "30 4096 32 16384"),
 )
 
 
@@ -192,16 +213,29 @@ def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | No
     architecture = implied.architecture
     if family is None or architecture is None or architecture not in family.architectures or implied.adapters:
         return None
-    head = {"num_labels": 2 if architecture.endswith("ForQuestionAnswering") else 0}
+    labels = 2 if architecture.endswith("ForQuestionAnswering") else 0
+    sizes: dict[str, Any] = dict(implied.sizes)
     if implied.known is not None:
-        return Blueprint(SimpleNamespace(**implied.known.config, **head), architecture)
-    if len(implied.sizes) < 3:
+        sizes = dict(implied.known.config)
+    elif len(sizes) == 3:
+        heads = sizes["hidden_size"] // math.gcd(sizes["hidden_size"], *widths)
+        sizes |= {"model_type": implied.model_type, "num_attention_heads": heads}
+        sizes |= {"vocab_size": 0, "max_position_embeddings": 0, "type_vocab_size": 0}
+    else:
         return None
-    hidden = implied.sizes["hidden_size"]
-    nothing = {"vocab_size": 0, "max_position_embeddings": 0, "type_vocab_size": 0}
-    heads = {"num_attention_heads": hidden // math.gcd(hidden, *widths)}
-    shape = {"model_type": implied.model_type, **implied.sizes, **heads, **nothing, **head}
-    return Blueprint(SimpleNamespace(**shape), architecture)
+    try:
+        return Blueprint(named_config({**sizes, "num_labels": labels}), architecture)
+    except AttributeError:  # the family needs a size that neither widths nor names tell
+        return None
+
+
+def named_config(attributes: Mapping[str, Any]) -> SimpleNamespace:
+    """Return attributes of a model's config as an object, under all names that types of models have for them."""
+    usual = {usual: attributes[other] for other, usual in OTHER_NAMES.items() if other in attributes}
+    every = {**usual, **attributes}
+    return SimpleNamespace(
+        **{**{other: every[usual] for other, usual in OTHER_NAMES.items() if usual in every}, **every}
+    )
 
 
 def check_model(config: NNCFConfig, given: Any, whose: str) -> None:

@@ -35,6 +35,7 @@ from bootstrapnas.nncf_config.implied import (
     groups_of,
     implied_blueprint,
     implied_model,
+    named_config,
 )
 from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
 from bootstrapnas.search import ALGORITHMS, SearchSettings
@@ -540,7 +541,7 @@ def _read_model_config(model: str) -> Any:
     if found.get("subnet") is not None:
         raise UserError(f"{model} is an extracted subnet; give the model that the supernet was made from")
     labels = len(found["id2label"]) if found.get("id2label") else 2  # as Hugging Face's configs have it
-    return SimpleNamespace(**{"architectures": None, "num_labels": labels, **found})
+    return named_config({"architectures": None, "num_labels": labels, **found})
 
 
 def _blueprint(given: Any, architecture: str, model: str) -> Blueprint:
