@@ -24,7 +24,7 @@ from bootstrapnas.importance import (
     order_scores,
     orders,
 )
-from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
+from bootstrapnas.nncf_config import NNCFConfig, build_space, check_model, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -112,6 +112,7 @@ def run(
         tokenizer = load_tokenizer(model_args.tokenizer_name or source)
         rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
         model = load_student(model_args, spec, training)
+        check_model(config, model.config, source)
         space = build_space(config, Blueprint.of(model))
         supernet = Supernet(model, space)
         if importance_path is not None:

@@ -1,6 +1,7 @@
 """NNCF JSON, the file that people edit: its only reader and writer. Free of torch."""
 
 from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space, listed_space
+from bootstrapnas.nncf_config.implied import check_model
 from bootstrapnas.nncf_config.node_names import NodeNames, module_path, scope_matcher
 from bootstrapnas.nncf_config.reading import (
     NNCFConfig,
@@ -16,6 +17,7 @@ __all__ = [
     "NodeNames",
     "build_space",
     "check_config",
+    "check_model",
     "config_with_space",
     "listed_space",
     "module_path",

@@ -254,7 +254,8 @@ def check_model(config: NNCFConfig, given: Any, whose: str) -> None:
     layers = getattr(given, "num_hidden_layers", None)
     layout = LAYOUTS.get(given.model_type, {})
     here = f"{implied.known.name if implied.known else implied.architecture}: {shape_of(implied.sizes)}"
-    there = f"{given.model_type}: {shape_of(vars(given) if isinstance(given, SimpleNamespace) else given.to_dict())}"
+    shape = {name: size for name in _SHAPE if (size := getattr(given, name, None)) is not None}
+    there = f"{given.model_type}: {shape_of(shape)}"
     for index, group in enumerate(groups_of(config)):
         member = next((member for member in group.members if not member.is_rank), group.members[0])
         name = member.module if member.layer in (None, -1) else f"{member.module} of layer {member.layer}"
