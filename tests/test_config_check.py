@@ -77,8 +77,8 @@ def test_published_spaces_of_eftnas(tmp_path: Path, space: PublishedSpace) -> No
     assert found.smallest is not None
     assert found.largest is not None
     # The published figures leave out the head of question answering, 0.6 MMACs.
-    assert found.smallest.macs == pytest.approx(1e6 * space.min_mmacs, abs=1.6e6)
-    assert found.largest.macs == pytest.approx(1e6 * space.max_mmacs, abs=1.6e6)
+    assert found.smallest.macs == pytest.approx(1e6 * space.mmacs[0], abs=1.6e6)
+    assert found.largest.macs == pytest.approx(1e6 * space.mmacs[1], abs=1.6e6)
     assert found.warnings == found.unknown == ()
 
 
@@ -189,7 +189,7 @@ def test_written_configs_of_other_families_tell_their_model(
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_the_files_of_the_project(path: Path) -> None:
     found = explain(str(path))
-    assert found.ignored == ()
+    assert all("eval_metric_name" in entry for entry in map(str, found.ignored))  # which the published ones have
     assert found.movement_sparsity is not None
     assert found.sequence_length
 

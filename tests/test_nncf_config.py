@@ -45,7 +45,7 @@ from bootstrapnas.search import SearchSettings
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
 
-TEMPLATES = sorted((Path(__file__).parents[1] / "nncf_configs").rglob("*.json"))
+TEMPLATES = sorted((Path(__file__).parents[1] / "nncf_configs" / "eftnas").glob("*.json"))  # for any BERT
 LAYERS = 3
 ROOT = "BertForSequenceClassification/BertModel[bert]"
 STAGES = "bootstrapNAS.training.schedule.list_stage_descriptions"

@@ -6,6 +6,7 @@ from bootstrapnas.nncf_config.node_names import NodeNames, module_path, scope_ma
 from bootstrapnas.nncf_config.reading import (
     NNCFConfig,
     check_config,
+    format_config,
     read_config,
     search_settings,
     sequence_length,
@@ -19,6 +20,7 @@ __all__ = [
     "check_config",
     "check_model",
     "config_with_space",
+    "format_config",
     "listed_space",
     "module_path",
     "read_config",

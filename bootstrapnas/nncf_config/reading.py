@@ -189,8 +189,13 @@ def _readable(message: str) -> str:
 
 
 def write_config(path: str | os.PathLike[str], raw: Mapping[str, Any]) -> None:
-    """Write an NNCF config, atomically, as plain JSON that people can read: short lists stay on one line."""
-    write_text(path, _layout(raw, "") + "\n")
+    """Write an NNCF config, atomically, as `format_config` lays it out."""
+    write_text(path, format_config(raw))
+
+
+def format_config(raw: Mapping[str, Any]) -> str:
+    """Return an NNCF config as plain JSON that people can read: short lists stay on one line."""
+    return _layout(raw, "") + "\n"
 
 
 def _layout(value: Any, indent: str) -> str:

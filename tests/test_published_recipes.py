@@ -1,0 +1,299 @@
+"""The published EFTNAS configs and recipes: written from one table, and every recipe's commands run on a tiny model.
+
+A recipe runs with a stand-in for ``eftnas`` that notes its arguments; the noted commands then run in this process. The
+tiny model has two layers of a sixteenth of the published size (as many heads), its config has the groups of those
+layers with widths and blocks of scores divided by 16. Every flag, and every key but the number of evaluations, is the
+recipe's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import generate
+import pytest
+from command_line import call
+from conftest import FILLERS, VOCABULARY
+from published_spaces import CONFIGS, HUB_IDS, SPACES, TASKS, PublishedSpace
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, PreTrainedModel
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import subnet_from_json
+from bootstrapnas.nncf_config import build_space, read_config
+from bootstrapnas.pipeline.cli import parse
+from bootstrapnas.tasks.known import KNOWN
+from eftnas.commands import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+SCALE, LAYERS = 16, 2
+EXPORTED = ("s1_bert_base/cola", "s2_bert_medium/mnli", "s2_bert_medium/qnli")
+EXPECTED = ("ref_acc", "eval_metric_name", "the nearest that a threshold reaches")
+EXTRAS: dict[str, dict[str, str]] = {"s2_bert_medium/qnli": {"SPACE": "generated", "FINETUNE": "1"}}
+BY_NAME = pytest.mark.parametrize("published", SPACES, ids=lambda published: published.name)
+
+
+# -- the files ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_are_those_of_the_table() -> None:
+    """If this fails: python nncf_configs/eftnas/generate.py."""
+    written = generate.files()
+    for path, text in written.items():
+        assert path.read_text(encoding="utf-8") == text, path
+    found = {*generate.RECIPE_DIR.iterdir(), *generate.CONFIG_DIR.glob("*/*.json")}
+    assert found == written.keys()
+    assert len(written) == 18 + 18 + 4
+
+
+@BY_NAME
+def test_a_config_says_what_was_published(published: PublishedSpace) -> None:
+    config, blueprint = read_config(generate.config_path(published)), published.blueprint()
+    assert build_space(config, blueprint) == published.space(blocks=True).limited(published.width_indicator)
+    (stage,) = config.training.stages
+    assert (stage.epochs, stage.init_lr, stage.epochs_lr) == (
+        published.epochs,
+        published.lr,
+        published.epochs_lr or published.epochs,
+    )
+    warmup = config.movement.params
+    assert (warmup.warmup_start_epoch, warmup.warmup_end_epoch) == published.warmup
+    assert (config.search.num_evals, config.search.population, config.search.ref_acc) == (1000, 40, published.ref_acc)
+    assert {reason for _, reason in config.ignored} <= {"the task decides the metric"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nncf_configs" / "eftnas" / "templates").iterdir()), ids=lambda p: p.stem
+)
+def test_a_template_has_every_head_and_block(path: Path) -> None:
+    model = next(model for model in CONFIGS if path.stem.startswith(model.partition("_")[2]))
+    head = next(a for name, a in generate.ARCHITECTURES.items() if path.stem.endswith(name))
+    blueprint = Blueprint(CONFIGS[model], head)
+    space = build_space(read_config(path), blueprint)
+    assert {key for gene in space.genes for key in gene.keys} == set(blueprint.elastic)
+    assert all(gene.choices[0] == blueprint.full[gene.keys[0]] for gene in space.genes)
+    assert all(gene.choices[-1] == 1 for gene in space.genes if gene.keys[0].dim == "head")
+
+
+# -- the recipes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an ``eftnas`` that appends its arguments to the file $CALLS as a line, separated by tabs."""
+    directory = tmp_path_factory.mktemp("stand_in")
+    program = directory / "eftnas"
+    program.write_text('#!/usr/bin/env bash\nIFS=$\'\\t\'\necho "$*" >>"$CALLS"\n')
+    program.chmod(0o755)
+    return directory
+
+
+def calls_of(published: PublishedSpace, stand_in: Path, directory: Path, **variables: str | Path) -> list[list[str]]:
+    """Return the commands that a recipe gives when `variables` are set."""
+    noted = directory / "calls"
+    noted.unlink(missing_ok=True)
+    environment = {"PATH": f"{stand_in}:{os.environ['PATH']}", "CALLS": str(noted)}
+    environment |= {name: str(value) for name, value in variables.items()}
+    subprocess.run(["bash", str(generate.recipe_path(published))], env=environment, check=True)
+    return [line.split("\t") for line in noted.read_text().splitlines()]
+
+
+def flags_of(arguments: list[str]) -> dict[str, str]:
+    return dict(zip(arguments[::2], arguments[1::2], strict=True))
+
+
+@BY_NAME
+def test_a_recipe_uses_what_is_published_by_default(published: PublishedSpace, stand_in: Path, tmp_path: Path) -> None:
+    calls = calls_of(published, stand_in, tmp_path)
+    evaluations = 2 if published.task == "mnli" else 1
+    stages = ["importance", "train", "search", "extract", "export", *["evaluate"] * evaluations]
+    assert [name for name, *_ in calls] == stages
+    flags = {name: flags_of(arguments) for name, *arguments in calls}
+    assert flags["importance"]["--model_name_or_path"] == flags["train"]["--model_name_or_path"]
+    assert flags["train"]["--model_name_or_path"] == HUB_IDS[published.model]
+    assert flags["train"]["--kd_teacher_model"] == TASKS[published.task].teacher
+    assert flags["importance"]["--task_name"] == published.task
+    assert flags["importance"]["--max_seq_length"] == str(published.length)
+    for stage in ("importance", "train"):
+        assert ROOT / flags[stage]["--nncf_config"] == generate.config_path(published)
+        assert "--dataset_dir" not in flags[stage]
+
+
+@BY_NAME
+def test_a_recipe_hands_over_what_it_writes(published: PublishedSpace, stand_in: Path, tmp_path: Path) -> None:
+    """Every flag exists, and a path that a stage reads was written by one before it."""
+    if published.is_squad:
+        pytest.skip("soon")
+    calls = calls_of(
+        published, stand_in, tmp_path, SPACE="generated", FINETUNE="1", TRAINING="--bf16 True", OUTPUT_DIR="o"
+    )
+    assert [name for name, *_ in calls][:7] == [
+        "importance", "search-space", "train", "search", "extract", "finetune", "export",
+    ]  # fmt: skip
+    written: set[str] = set()
+    for name, *arguments in calls:
+        parse(f"eftnas {name}", "", COMMANDS[name].load().GROUPS, arguments)
+        flags = flags_of(arguments)
+        assert (flags.get("--bf16") == "True") == (name in ("importance", "train", "finetune"))
+        for flag, value in flags.items():
+            if value.startswith("o/") and flag not in ("--output_dir", "--target_config"):
+                assert value in written, (name, flag)
+        written |= {flags[flag] for flag in ("--output_dir", "--target_config") if flag in flags}
+
+
+def test_a_recipe_refuses_another_space(stand_in: Path, tmp_path: Path) -> None:
+    environment = {"PATH": f"{stand_in}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "SPACE": "mine"}
+    command = ["bash", str(generate.recipe_path(SPACES[0]))]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (2, "s1_cola.sh: SPACE must be published or generated, not mine\n")
+
+
+# -- tiny everything ---------------------------------------------------------------------------------------------------
+
+
+def tiny_config(model: str, **changes: Any) -> BertConfig:
+    """Return the config of a model with `LAYERS` layers of a sixteenth of a published model's."""
+    config = CONFIGS[model]
+    return BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=config.hidden_size // SCALE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size // SCALE,
+        max_position_embeddings=384,
+        pad_token_id=VOCABULARY.index("[PAD]"),
+        **changes,
+    )
+
+
+def save(model: PreTrainedModel, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
+    BertTokenizerFast(vocab=vocabulary, do_lower_case=True, model_max_length=384).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pre-trained students by the name of the published model, and teachers by their number of labels. Read-only."""
+    root = tmp_path_factory.mktemp("tiny_published")
+    found = {model: save(BertModel(tiny_config(model)), root / model) for model in CONFIGS}
+    for labels in (2, 3):
+        teacher = BertForSequenceClassification(tiny_config("s2_bert_medium", num_labels=labels))
+        found[str(labels)] = save(teacher, root / str(labels))
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A --dataset_dir with every published task, 16 rows to train on, 8 to validate on. Read-only."""
+    directory, generator = tmp_path_factory.mktemp("tiny_data"), random.Random(0)
+
+    def glue_row(task: str, row: int) -> dict[str, Any]:
+        texts = {column: " ".join(generator.choices(FILLERS, k=6)) for column in KNOWN[task].text_columns}
+        return {**texts, "label": row % len(KNOWN[task].label_names)}
+
+    for task in (task for task in TASKS if task in KNOWN):
+        (directory / task).mkdir(parents=True)
+        validation = ("validation_matched", "validation_mismatched") if task == "mnli" else ("validation",)
+        for split in ("train", *validation):
+            lines = [json.dumps(glue_row(task, row)) for row in range(16 if split == "train" else 8)]
+            (directory / task / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return directory
+
+
+def scaled_config(published: PublishedSpace, path: Path) -> Path:
+    """Write a recipe's config for the tiny model, with a search of four subnets."""
+    raw = json.loads(json.dumps(read_config(generate.config_path(published)).raw))
+    for entry in raw["compression"]["sparse_structure_by_scopes"]:
+        if "sparse_factors" in entry:
+            entry["sparse_factors"] = [size // SCALE for size in entry["sparse_factors"]]
+    elasticity = raw["bootstrapNAS"]["training"]["elasticity"]
+    width = elasticity["width"]
+    kept = [
+        (nodes, [math.ceil(channels / SCALE) for channels in widths])
+        for nodes, widths in zip(width["overwrite_groups"], width["overwrite_groups_widths"], strict=True)
+        if layer_of(nodes[0]) < LAYERS
+    ]
+    width["overwrite_groups"], width["overwrite_groups_widths"] = map(list, zip(*kept, strict=True))
+    width["add_dynamic_inputs"] = [node for node in width["add_dynamic_inputs"] if layer_of(node) < LAYERS]
+    for block in elasticity.get("depth", {}).get("skipped_blocks", []):
+        shift = layer_of(block[1]) - (LAYERS - 1)
+        block[:] = [node.replace(f"[{layer_of(node)}]", f"[{layer_of(node) - shift}]") for node in block]
+    raw["bootstrapNAS"]["search"] |= {"num_evals": 4, "population": 2}
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    return path
+
+
+def layer_of(node: str) -> int:
+    match = re.search(r"BertLayer\[(\d+)\]", node)
+    assert match is not None
+    return int(match[1])
+
+
+def variables_of(
+    published: PublishedSpace, tiny: dict[str, Path], tiny_data: Path, directory: Path
+) -> dict[str, str | Path]:
+    """Return the variables that make a recipe run on the tiny model and data, in `directory`."""
+    return {
+        "MODEL": tiny[published.model],
+        "TEACHER": tiny[str(len(KNOWN[published.task].label_names))],
+        "DATASET_DIR": tiny_data,
+        "OUTPUT_DIR": directory,
+        "NNCF_CONFIG": scaled_config(published, directory / "config.json"),
+        "TRAINING": "--save_strategy no",
+        **EXTRAS.get(published.name, {}),
+    }
+
+
+@BY_NAME
+def test_a_recipe_runs(
+    published: PublishedSpace, stand_in: Path, tiny: dict[str, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    """Export and evaluation are the same commands in all recipes: they run where the head or the splits are others."""
+    if published.is_squad:
+        pytest.skip("soon")
+    metrics = []
+    for arguments in calls_of(published, stand_in, tmp_path, **variables_of(published, tiny, tiny_data, tmp_path)):
+        if arguments[0] in ("export", "evaluate") and published.name not in EXPORTED:
+            continue
+        outcome = call(arguments)
+        assert outcome.status == 0, outcome.err
+        warnings = [line for line in outcome.err.splitlines() if line.startswith("warning")]
+        assert all(any(word in line for word in EXPECTED) for line in warnings), warnings
+        if arguments[0] == "evaluate":
+            metrics.append(json.loads(outcome.out))
+    # What the config says came about: the space was searched, and the subnet is one of it.
+    blueprint = Blueprint(tiny_config(published.model), published.architecture)
+    generated = tmp_path / "space.json"
+    space = build_space(read_config(generated if generated.exists() else tmp_path / "config.json"), blueprint)
+    best = read_json(tmp_path / "search" / "pareto.json")["best"]
+    sizes = subnet_from_json(read_json(tmp_path / "subnet" / "subnet.json")["sizes"])
+    assert sizes == blueprint.complete(space.subnet(best["genome"]))
+    if published.name in EXPORTED:
+        assert len(metrics) == (2 if published.task == "mnli" else 1)
+        assert all(KNOWN[published.task].metrics[0] in found for found in metrics)
+
+
+@pytest.mark.timeout(600)  # seven times an interpreter with all libraries
+def test_a_recipe_runs_as_a_program(tiny: dict[str, Path], tiny_data: Path, tmp_path: Path) -> None:
+    published = next(space for space in SPACES if space.name == "s2_bert_medium/sst2")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "eftnas"
+    program.write_text(f'#!/usr/bin/env bash\nexec "{sys.executable}" -m eftnas "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {name: str(value) for name, value in variables_of(published, tiny, tiny_data, tmp_path).items()}
+    command = ["bash", str(generate.recipe_path(published))]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]).keys() >= {"accuracy"}
+    assert (tmp_path / "ir" / "openvino_model.xml").is_file()
