@@ -41,6 +41,8 @@ class Distillation:
 
     Attributes
     ----------
+    squared
+        Whether all outputs are compared by their mean squared error.
     terms
         Term -> its weight. Without any, the teacher's outputs alone are needed.
     """
@@ -49,6 +51,7 @@ class Distillation:
     task_weight: float = 0.1
     teacher_weight: float = 0.9
     outputs: tuple[Output, ...] = (LOGITS,)
+    squared: bool = False
     terms: Mapping[Term, float] = field(default_factory=dict)
 
     def __call__(self, task_loss: Tensor, student: Said, teacher: Said, mask: Tensor | None = None) -> Tensor:
@@ -75,17 +78,18 @@ class Distillation:
         return loss
 
     def _difference(self, output: Output, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
-        if output.last == VALUE:
-            return F.mse_loss(student, teacher)
+        squared = self.squared or output.last == VALUE
         if output.per_token:
             assert mask is not None, f"{output.name} has an axis of tokens and needs a mask"
             kept = mask.bool()
-            if output.last == TOKENS:
+            if output.last == TOKENS and not squared:
                 # Not -inf, whose differences are NaN.
                 least = torch.finfo(student.dtype).min
                 student, teacher = student.masked_fill(~kept, least), teacher.masked_fill(~kept, least)
             else:
                 student, teacher = student[kept], teacher[kept]
+        if squared:
+            return F.mse_loss(student, teacher)
         log_student = F.log_softmax(student / self.temperature, dim=-1)
         log_teacher = F.log_softmax(teacher / self.temperature, dim=-1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -34,6 +34,11 @@ ACTS = {
     "it.",
     "Training.sandwich_rule": "`true`: the largest, a random and the smallest subnet a step; `false`: one random. "
     "Without it `--sampling` decides (sandwich).",
+    "KnowledgeDistillation.algorithm": "Only `knowledge_distillation`: without `--kd_teacher_model`, the teacher of "
+    "`train` is the model as it was before training, in evaluation mode; its term is added to the whole task loss.",
+    "KnowledgeDistillation.type": "`softmax`: as `--kd_mode original`; `mse`: mean squared error of the outputs.",
+    "KnowledgeDistillation.scale": "Weight of the term.",
+    "KnowledgeDistillation.temperature": "Temperature of both softmaxes.",
     "StageDescription.train_dims": "What is elastic from this stage on: `width`, `depth`. `kernel` is named in a "
     "warning and left out.",
     "StageDescription.epochs": "Length of the stage; -1: `--num_train_epochs`.",

@@ -25,6 +25,7 @@ from bootstrapnas.importance import (
     orders,
 )
 from bootstrapnas.nncf_config import NNCFConfig, build_space, check_model, read_config
+from bootstrapnas.nncf_config.schema import COMMAND_LINE
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -44,7 +45,7 @@ from bootstrapnas.pipeline.models import (
     save_artefact,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
-from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson, settle_distillation
+from bootstrapnas.pipeline.teacher import OWN_TEACHER, Lesson, own_lesson, prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.sampling import sampling_of, step_random
 from bootstrapnas.schedule import StageSchedule, build_schedule
@@ -119,7 +120,13 @@ def run(
             scores, metadata = load_importance(importance_path, supernet.blueprint)
             rule = arguments.importance_rule or default_rule(metadata["criterion"])
             supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
-        lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
+        train, compression = rows.split("train"), config.training.compression
+        if compression and kd.kd_teacher_model is None:
+            lesson = own_lesson(rows, train, compression[0], typed, training, model)
+        else:
+            lesson = prepare_lesson(rows, train, kd, training, model)
+            if compression:
+                warn(f"{config.path}: {OWN_TEACHER} has no effect: the teacher is {kd.kd_teacher_model}")
         trainer = build_trainer(
             supernet, config, arguments, training, rows, lesson, typed, ordered=importance_path is not None
         )
@@ -243,7 +250,8 @@ def schedule_of(
     where = "bootstrapNAS.training.schedule.list_stage_descriptions"
     epochs, rate = typed.get("num_train_epochs"), typed.get("learning_rate")
     stages = list(schedule.stages)
-    if epochs is not None and sum(stage.epochs for stage in stages) != epochs:
+    left = any(description.epochs == COMMAND_LINE for description in config.training.stages)
+    if epochs is not None and not left and sum(stage.epochs for stage in stages) != epochs:
         if len(stages) > 1:
             raise UserError(
                 f"--num_train_epochs {epochs:g} contradicts the {len(stages)} stages of {config.path}, which take "

@@ -439,7 +439,7 @@ DEPTH = {"train_dims": ["depth"]}
         (
             {"kd_mode": "attention"},
             "c.json: kd_mode must be 'original', 'hidden_states', 'attention_relations' or "
-            "'self_attention_distillation', not \"attention\"",
+            "'self_attention_distillation', not \"attention\"; did you mean 'attention_relations'?",
         ),
         (
             {"input_info": {"sample_size": [128]}},
@@ -488,7 +488,6 @@ def test_what_has_no_effect_is_told() -> None:
         f"{ELASTICITY}.available_elasticity_dims[0]": "these models have no convolution kernels",
         f"{ELASTICITY}.width.min_width": overwritten,
         f"{ELASTICITY}.kernel.max_num_kernels": "these models have no convolution kernels",
-        "bootstrapNAS.training.compression": "a teacher is named on the command line",
         "bootstrapNAS.search.epsilon": "it belongs to RNSGA2",
         "log_dir": "every stage writes to its output_dir",
         "target_device": "the exported model runs on any device of OpenVINO",

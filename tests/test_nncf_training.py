@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from command_line import LENGTH, succeed, write_config
 from conftest import TaskFiles, build_tiny_bert
 
+import eftnas.train
 from bootstrapnas.artefacts import load_tensors
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.dims import Key
+from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError
+from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.reorder import reorder
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
@@ -203,3 +207,112 @@ def test_filter_importance_without_a_stage_that_asks_for_it_is_named(training: T
     said = training.run(training.config(stages, filter_importance="L1"), "run")
     assert "no --importance_weight_dir: units keep the order of the checkpoint" in said
     assert "width.filter_importance has no effect: no stage says reorg_weights" in said
+
+
+# -- the model as its own teacher --------------------------------------------------------------------------------------
+
+
+def nncf_term(
+    student: torch.Tensor, teacher: torch.Tensor, kind: str, scale: float, temperature: float
+) -> torch.Tensor:
+    """NNCF's term for outputs [batch, classes], as its reference has it."""
+    if kind == "mse":
+        return scale * ((student - teacher) ** 2).mean()
+    log_student, soft = (student / temperature).log_softmax(1), (teacher / temperature).softmax(1)
+    return scale * temperature**2 * student.shape[1] * -(soft * log_student).mean()
+
+
+@pytest.mark.parametrize(
+    ("section", "kind", "scale", "temperature"),
+    [
+        ({"type": "softmax", "scale": 3.0, "temperature": 4.0}, "softmax", 3.0, 4.0),
+        ({}, "softmax", 1.0, 1.0),
+        ({"type": "mse", "scale": 50.0}, "mse", 50.0, 1.0),
+    ],
+)
+def test_the_teacher_of_the_config_is_the_model_before_training(
+    training: Training, monkeypatch: pytest.MonkeyPatch, section: dict[str, Any], kind: str, scale: float,
+    temperature: float, tiny_bert_dir: Path,
+) -> None:  # fmt: skip
+    config = training.config([{"train_dims": ["width", "depth"], "width_indicator": -1}])
+    raw = json.loads(config.read_text())
+    raw["bootstrapNAS"]["training"]["compression"] = {"algorithm": "knowledge_distillation", **section}
+    config.write_text(json.dumps(raw))
+    lessons = []
+
+    def caught(*arguments: Any, **options: Any) -> Any:
+        lessons.extend(argument for argument in arguments if isinstance(argument, Lesson))
+        raise KilledError
+
+    monkeypatch.setattr(eftnas.train, "build_trainer", caught)
+    with pytest.raises(KilledError):
+        training.run(config, "run")
+    (lesson,) = lessons
+    model = build_tiny_bert().eval()
+    row = lesson.rows[5]
+    with torch.no_grad():
+        wanted = model(torch.tensor([row["input_ids"]])).logits[0]
+    torch.testing.assert_close(torch.tensor(row["teacher_logits"]), wanted, atol=1e-5, rtol=1e-5)
+    student = torch.randn(4, 3, requires_grad=True)
+    teacher, task = torch.randn(4, 3), torch.tensor(0.7)
+    found, expected = (
+        torch.autograd.grad(loss, student)[0]
+        for loss in (
+            lesson.distillation(task, {"logits": student}, {"logits": teacher}),
+            nncf_term(student, teacher, kind, scale, temperature),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+    same = lesson.distillation(task, {"logits": teacher}, {"logits": teacher})
+    torch.testing.assert_close(same, task)  # the task loss counts whole
+
+
+def test_a_teacher_that_is_named_takes_the_place_of_the_configs(training: Training, tiny_bert_dir: Path) -> None:
+    config = training.config([{"train_dims": ["width", "depth"], "width_indicator": -1}])
+    raw = json.loads(config.read_text())
+    raw["bootstrapNAS"]["training"]["compression"] = {"algorithm": "knowledge_distillation"}
+    config.write_text(json.dumps(raw))
+    said = training.run(config, "run", kd_teacher_model=tiny_bert_dir, max_train_samples=16)
+    assert f"bootstrapNAS.training.compression has no effect: the teacher is {tiny_bert_dir}" in said
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_subnets_of_each_stage_are_within_its_indicators(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progressive shrinking: two widths, with new subnets every second step, then all of them, then blocks as well."""
+    stages = [
+        {"train_dims": ["width"], "epochs": 1, "width_indicator": 2, "sample_rate": 2},
+        {"train_dims": ["width"], "epochs": 1, "width_indicator": -1},
+        {"train_dims": ["width", "depth"], "epochs": -1, "width_indicator": 3, "init_lr": 1e-4},
+    ]
+    config = training.config(stages, min_width=16, width_step=32)
+    seen: list[dict[str, Subnet]] = []
+    rates: list[float] = []
+    step = StageTrainer.training_step
+
+    def watched(self: StageTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
+        seen.append(dict(self._subnets(self.state.global_step)))
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(StageTrainer, "training_step", watched)
+    flags = dict(training.flags)
+    del flags["learning_rate"]
+    succeed("train", **flags, nncf_config=config, output_dir=training.root / "run", num_train_epochs=2)
+    assert len(seen) == 4 * STEPS
+    by_stage = [seen[:STEPS], seen[STEPS : 2 * STEPS], seen[2 * STEPS :]]
+    ffn, heads = (128, 96, 64, 32), (4, 2)  # 16 channels a head: 64, 32
+    for subnets, limit, depth in zip(by_stage, (2, 4, 3), (False, False, True), strict=True):
+        assert len({step["random"][Key("ffn", layer)] for step in subnets for layer in range(2)}) > 1
+        for layer in range(2):
+            assert {step["random"][Key("ffn", layer)] for step in subnets} <= set(ffn[:limit])
+            assert {step["random"][Key("head", layer)] for step in subnets} <= set(heads[:limit])
+            assert {step["min"][Key("ffn", layer)] for step in subnets} == {ffn[limit - 1]}
+            blocks = {step["random"].get(Key("ffn_block", layer)) for step in subnets}
+            assert blocks <= ({0, 1} if depth else {None})
+    assert all(by_stage[0][i]["random"] == by_stage[0][i + 1]["random"] for i in (0, 2, 4))
+    # Each stage begins with its own rate; without one, with that of the command line.
+    assert [rates[0], rates[STEPS], rates[2 * STEPS]] == pytest.approx([5e-5, 5e-5, 1e-4])
+    assert rates[STEPS - 1] == pytest.approx(0.5 * 5e-5 * (1 + math.cos(math.pi * (STEPS - 1) / STEPS)))
+    assert rates[-1] == pytest.approx(0.5 * 1e-4 * (1 + math.cos(math.pi * (2 * STEPS - 1) / (2 * STEPS))))

@@ -19,13 +19,16 @@ from bootstrapnas.distillation import Distillation, Teacher, label_order, terms_
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model
-from bootstrapnas.nncf_config.schema import Document
-from bootstrapnas.outputs import LABELS, TEACHER, Output, Outputs
+from bootstrapnas.nncf_config.schema import Document, KnowledgeDistillation
+from bootstrapnas.outputs import LABELS, TEACHER, VALUE, Output, Outputs
 from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows, check_finite
 from bootstrapnas.pipeline.models import check_length, has_tokenizer, label_names, load_tokenizer
 from bootstrapnas.pipeline.stages import preferred
 from bootstrapnas.progress import notice, warn
+
+OWN_TEACHER = "bootstrapNAS.training.compression"
+"""The section of a config that makes the model before training the teacher."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,38 @@ def prepare_lesson(
     return Lesson(train, distillation, Teacher(teacher, terms, inputs, outputs, order))
 
 
+def own_lesson(
+    rows: Rows,
+    train: Dataset,
+    section: KnowledgeDistillation,
+    typed: Mapping[str, Any],
+    training: StageTrainingArguments,
+    student: PreTrainedModel,
+) -> Lesson:
+    """Return NNCF's distillation: the teacher is the student as it is before training, in evaluation mode.
+
+    The task loss counts whole, and the outputs' terms are added up. Of type ``softmax`` they are T**2 times a cross
+    entropy in NNCF; the KL divergence here has the same gradients, and is 0 where the two agree.
+    """
+    outputs = rows.spec.kind.outputs
+    if section.type == "softmax" and any(output.last == VALUE for output in outputs):
+        raise UserError(f"{OWN_TEACHER}: type 'softmax' says nothing about a task of values; use 'mse'")
+    if not rows.spec.head.is_in(student.config.architectures):
+        warn(f"{OWN_TEACHER}: the teacher is the model before training, whose head was just initialised")
+    in_file = None if section.type == "mse" else section.temperature
+    scale = preferred(typed, "kd_teacher_weight", None, f"{OWN_TEACHER}.scale", section.scale)
+    distillation = Distillation(
+        temperature=preferred(typed, "kd_temperature", 1.0, f"{OWN_TEACHER}.temperature", in_file),
+        task_weight=typed.get("kd_task_weight", 1.0),
+        teacher_weight=scale * len(outputs),
+        outputs=outputs,
+        squared=section.type == "mse",
+    )
+    said = predict(student.to(training.device), rows.batches("train"), outputs)
+    check_finite(said, "the outputs of the model before training")
+    return Lesson(with_columns(train, said), distillation)
+
+
 def load_teacher(rows: Rows, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """Load a teacher: the model, its tokenizer, and per class of the task the index of its own.
 
@@ -110,11 +145,14 @@ def with_teacher_outputs(
     rows: Rows, train: Dataset, teacher_path: str, arguments: StageTrainingArguments, cache_dir: str | None = None
 ) -> Dataset:
     """Return the training features with a column ``teacher_<name>`` for each of the task's outputs."""
-    outputs = teacher_outputs(rows, train, teacher_path, arguments, cache_dir)
-    for output in rows.spec.kind.outputs:
-        arrays = outputs[output.name]
+    return with_columns(train, teacher_outputs(rows, train, teacher_path, arguments, cache_dir))
+
+
+def with_columns(train: Dataset, outputs: Outputs) -> Dataset:
+    """Return training features with a column ``teacher_<name>`` for each of a teacher's outputs on them."""
+    for name, arrays in outputs.items():
         nested = bool(arrays) and arrays[0].ndim > 1
-        train = train.add_column(TEACHER + output.name, [row.tolist() for row in arrays] if nested else arrays)
+        train = train.add_column(TEACHER + name, [row.tolist() for row in arrays] if nested else arrays)
     return train
 
 
