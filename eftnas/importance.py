@@ -99,6 +99,8 @@ def run(
             if name in typed:
                 warn(f"--{name} has no effect: the criterion {importance.criterion} trains nothing")
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
+    if training.load_best_model_at_end or training.save_strategy == "best":
+        raise UserError("importance has no best epoch: masks are resolved at the end of the warm-up")
     stage = begin(
         "importance",
         str(training.output_dir),

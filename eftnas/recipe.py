@@ -32,7 +32,10 @@ PACKAGE = "package:"
 
 
 class Stages(BaseModel):
-    """Flags per stage, by the stage's command; those that say where files lie are set by the run itself."""
+    """Flags per stage, by the stage's command; those that say where files lie are set by the run itself.
+
+    ``finetune-subnet`` is `finetune` again, of every extracted subnet, with the teacher; left out, none is.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +44,7 @@ class Stages(BaseModel):
     search_space: Flags = Field(default={}, alias="search-space")
     train: Flags = {}
     search: Flags = {}
+    finetune_subnet: Flags | None = Field(default=None, alias="finetune-subnet")
     export: Flags = {}
 
 
@@ -208,8 +212,11 @@ class Run:
         self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)
         self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)
         for name, choice in recipe.subnets.items():
-            subnet = root / "subnets" / name
-            self.stage("extract", {"supernet_dir": supernet, "search_dir": search, "output_dir": subnet}, choice)
+            subnet, tuning = root / "subnets" / name, recipe.stages.finetune_subnet
+            extracted = subnet if tuning is None else root / "extracted" / name
+            self.stage("extract", {"supernet_dir": supernet, "search_dir": search, "output_dir": extracted}, choice)
+            if tuning is not None:
+                self.stage("finetune", {**start, "model_name_or_path": extracted, "output_dir": subnet}, tuning)
             self.stage("export", {"model_dir": subnet, "output_dir": root / "ir" / name}, recipe.stages.export)
         self.report()
         return root

@@ -44,7 +44,15 @@ from bootstrapnas.pipeline.models import (
     load_tokenizer,
     save_artefact,
 )
-from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
+from bootstrapnas.pipeline.stages import (
+    begin,
+    finish,
+    preferred,
+    report_config,
+    resume_point,
+    settle_best,
+    steps_of_epoch,
+)
 from bootstrapnas.pipeline.teacher import OWN_TEACHER, Lesson, own_lesson, prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.sampling import sampling_of, step_random
@@ -93,6 +101,7 @@ def run(
     importance_path = importance_file(arguments)
     origins = (source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None)
     spec = fit_length(resolve_task(task_args, *origins), typed, source)
+    settle_best(training, typed, [f"{spec.metric}_{name}" for name in ("min", "max")])
     stage = begin(
         "train",
         str(training.output_dir),

@@ -252,6 +252,22 @@ MISTAKES: list[tuple[str, str]] = [
         "self_attention_distillation); did you mean 'hidden_states'?",
     ),
     (
+        f"{FINETUNE} --load_best_model_at_end True --eval_strategy epoch --metric_for_best_model accurracy",
+        "--metric_for_best_model accurracy: evaluations measure …; did you mean 'accuracy'?",
+    ),
+    (
+        f"{TRAIN} --load_best_model_at_end True --eval_strategy epoch --metric_for_best_model loss",
+        "--metric_for_best_model loss: evaluations measure accuracy_max, accuracy_min",
+    ),
+    (
+        f"{FINETUNE} --load_best_model_at_end True",
+        "--load_best_model_at_end requires the save and eval strategy to match, …",
+    ),
+    (
+        f"{IMPORTANCE} --load_best_model_at_end True --eval_strategy epoch",
+        "importance has no best epoch: masks are resolved at the end of the warm-up",
+    ),
+    (
         f"{TRAIN} --kd_teacher_model distilbert --kd_mode hidden_states",
         "hidden states of size 64 (model) and 32 (teacher) cannot be compared; use --kd_mode original or "
         "attention_relations",

@@ -31,6 +31,7 @@ from bootstrapnas.pipeline.models import load_for_task
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
+from bootstrapnas.training import StageTrainer
 from eftnas.train import schedule_of
 
 SUBNETS = {
@@ -406,6 +407,40 @@ def test_fine_tuned_subnet_keeps_its_shapes_and_loads(run: Run, tmp_path: Path) 
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
     results = read_json(tuned / "eval_results.json")
     assert metrics_of(model_dir=tuned)["accuracy"] == pytest.approx(results["accuracy"], abs=ROUNDED)
+    noted = read_json(tuned / "subnet.json")
+    assert {**noted, "finetuned": None} == {**read_json(source / "subnet.json"), "finetuned": None}
+    assert Path(noted["finetuned"]["model"]["path"]) == source
+    card = (tuned / "README.md").read_text()
+    assert f"It was fine-tuned on the task, distilled from `{run.root / 'teacher'}`." in card
+    assert "nothing was trained" not in card
+    assert f"{results['accuracy']:.2%}".rstrip("%") in card
+    succeed("export", model_dir=tuned, output_dir=tmp_path / "ir")
+    assert metrics_of(ir_dir=tmp_path / "ir") == metrics_of(model_dir=tuned)
+
+
+@pytest.mark.parametrize("stage", ["finetune", "train"])
+def test_the_best_epoch_is_what_is_kept(run: Run, tmp_path: Path, stage: str) -> None:
+    """A learning rate that ruins the model: the best epoch is the first, and what is saved is what it measured."""
+    flags = {"model_name_or_path": run.root / "teacher", "per_device_train_batch_size": 48, "learning_rate": 3e-3}
+    flags |= {"eval_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 4, "seed": 1}
+    metric, name = "macro_f1", "macro_f1"
+    if stage == "train":
+        flags |= {"nncf_config": run.root / "space.json", "importance_weight_dir": run.root / "importance"}
+        metric, name = None, "accuracy_min"
+    trained = {}
+    evaluate = StageTrainer.evaluate
+
+    def noted(self: StageTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = evaluate(self, *args, **kwargs)
+        trained[self.state.global_step] = metrics[f"eval_{name}"]
+        return metrics
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "evaluate", noted)
+        succeed(stage, **flags, metric_for_best_model=metric, output_dir=tmp_path / "best")
+    assert len(trained) == 4
+    assert len(set(trained.values())) > 1
+    assert read_json(tmp_path / "best" / "eval_results.json")[name] == pytest.approx(max(trained.values()), abs=ROUNDED)
 
 
 # -- other ways through it ---------------------------------------------------------------------------------------------

@@ -117,6 +117,23 @@ def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task
     }
 
 
+def test_subnets_may_be_fine_tuned(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, subnets={"least": {"subnet": "min"}})
+    plain = yaml.safe_load(recipe.read_text())
+    plain["stages"]["finetune-subnet"] = {**BRIEF, "num_train_epochs": 1}
+    recipe.write_text(yaml.safe_dump(plain))
+    said, run = succeed("run", config=recipe).err, tmp_path / "run"
+    assert said.count("teacher outputs written to") == 1  # importance, train and this stage share them
+    assert said.count("teacher outputs found in") == 2
+    extracted, tuned = (read_json(run / kind / "least" / "subnet.json") for kind in ("extracted", "subnets"))
+    assert tuned["costs"] == extracted["costs"]
+    assert Path(tuned["finetuned"]["model"]["path"]) == run / "extracted" / "least"
+    assert "Measurements" in (run / "subnets" / "least" / "README.md").read_text()
+    ir = read_json(run / "ir" / "least" / "stage.json")
+    assert Path(ir["inputs"]["model"]["path"]) == run / "subnets" / "least"
+    assert [row["name"] for row in read_json(run / "report" / "report.json")["rows"]] == ["full", "least"]
+
+
 def test_a_model_may_lie_in_a_package() -> None:
     assert Path(resolve_model("package:json/tool")).parent == Path(json.__file__).parent
     assert resolve_model("bert-base-uncased") == "bert-base-uncased"

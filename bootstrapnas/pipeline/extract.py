@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from bootstrapnas.artefacts import FORMAT, digest, read_json, read_stage, write_json, write_text
+from bootstrapnas.artefacts import FORMAT, digest, read_json, read_stage, write_json
 from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
+from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.models import load_supernet, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.search import COST, PARETO
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice
-from bootstrapnas.report import Report, Row, build_report, model_card
 from bootstrapnas.search import Candidate, NothingQualifiesError, select_by_budget
 from bootstrapnas.supernet import Supernet
 
@@ -83,11 +83,8 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
             "search": stage.inputs.get("search"),
         },
     )
-    measured = {name: value for name, value in (values or {}).items() if name not in (COST, "params")}
-    rows = [Row("full", full), Row("subnet", costs, measured)]
-    note = "The metric is the search's, on the validation split."
-    report = build_report(rows, title=stage.directory.name, notes=[note] if measured else [])
-    write_card(stage.directory, stage.directory.name, report)
+    measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
+    write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
     notice(
         f"extract: {costs.macs / full.macs:.1%} of the MACs, {costs.params / full.params:.1%} of the parameters "
         f"({costs.params_without_embeddings / full.params_without_embeddings:.1%} without embeddings)"
@@ -140,41 +137,6 @@ def _read_subnet(path: str, supernet: Supernet) -> dict[Key, int]:
     except UserError as error:
         raise UserError(f"--subnet {path}: {error}") from None
     return subnet
-
-
-def write_card(directory: Path, name: str, report: Report, *, ir: str | None = None) -> None:
-    """Write the README.md of an extracted subnet: how it was made, a table, how to load it.
-
-    Parameters
-    ----------
-    directory
-        Output of this stage.
-    name
-        What to call the subnet.
-    report
-        The table.
-    ir
-        Path of its OpenVINO IR, relative to `directory`.
-    """
-    config, subnet = read_json(directory / "config.json"), read_json(directory / SUBNET_FILE)
-    task = str(config["architectures"][0]).partition("For")[2]
-    made = subnet["supernet"].get("path") or subnet["supernet"]["id"]
-    steps = [
-        f"An elastic supernet (`{made}`) was trained: its units are ordered by importance, so a subnet is a prefix.",
-        f"This subnet was chosen by: {subnet['chosen_by']}.",
-        "Its part of every weight was copied; nothing was trained after that.",
-    ]
-    card = model_card(
-        f"Subnet {name}",
-        base_model=made,
-        auto_class=f"AutoModelFor{task}" if task else "AutoModel",
-        remote_code="auto_map" in config,
-        steps=steps,
-        sizes=subnet["sizes"],
-        report=report,
-        ir=ir,
-    )
-    write_text(directory / "README.md", card)
 
 
 def _search(arguments: ExtractArguments) -> dict[str, Any]:

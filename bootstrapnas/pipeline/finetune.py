@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bootstrapnas.artefacts import Stage, read_json, write_json
+from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
     StageTrainingArguments,
     TaskArguments,
 )
+from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     evaluate_model,
@@ -20,7 +23,7 @@ from bootstrapnas.pipeline.models import (
     load_tokenizer,
     save_artefact,
 )
-from bootstrapnas.pipeline.stages import begin, finish, resume_point
+from bootstrapnas.pipeline.stages import begin, finish, resume_point, settle_best
 from bootstrapnas.pipeline.teacher import prepare_lesson
 from bootstrapnas.progress import notice
 from bootstrapnas.training import StageTrainer
@@ -39,6 +42,7 @@ def run(
     """Fine-tune; return the output directory."""
     source = model_args.model_name_or_path
     spec = fit_length(resolve_task(task_args, source), typed, source)
+    settle_best(training, typed, list(dict.fromkeys((spec.metric, *spec.metrics))))
     stage = begin(
         "finetune",
         str(training.output_dir),
@@ -69,5 +73,14 @@ def run(
     metrics = evaluate_model(model, rows, "validation")
     notice(f"finetune: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
     save_artefact(stage.directory, model, tokenizer, spec)
+    if (Path(source) / SUBNET_FILE).is_file():
+        keep_subnet(Path(source), stage, {spec.metric: metrics[spec.metric]})
     finish(stage, metrics)
     return stage.directory
+
+
+def keep_subnet(source: Path, stage: Stage, measured: Mapping[str, float]) -> None:
+    """Take over what is known of an extracted subnet: its sizes and costs, and a card that says it was fine-tuned."""
+    tuned = {"model": stage.inputs["model"], "teacher": stage.inputs.get("teacher")}
+    write_json(stage.directory / SUBNET_FILE, {**read_json(source / SUBNET_FILE), "finetuned": tuned})
+    write_first_card(stage.directory, measured, "The metric is that of the validation split, after fine-tuning.")

@@ -12,8 +12,8 @@ from bootstrapnas.artefacts import open_stage, read_json
 from bootstrapnas.costs import Costs
 from bootstrapnas.export import available_precisions, load_ir, measure_latency, predict_ir
 from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.card import write_card
 from bootstrapnas.pipeline.data import Rows, inherited_task
-from bootstrapnas.pipeline.extract import write_card
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report

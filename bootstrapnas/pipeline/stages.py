@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bootstrapnas.artefacts import STAGE_FILE, Stage, open_stage, read_stage, write_json
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.nncf_config import NNCFConfig
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.progress import notice, warn
@@ -90,6 +91,23 @@ def preferred(typed: Mapping[str, Any], flag: str, default: Any, key: str, in_co
     if flag in typed and typed[flag] != in_config:
         warn(f"--{flag} {typed[flag]} wins over the config's {key} = {in_config}")
     return typed.get(flag, in_config)
+
+
+def settle_best(training: StageTrainingArguments, typed: Mapping[str, Any], metrics: Sequence[str]) -> None:
+    """Let ``--load_best_model_at_end`` and ``--save_strategy best`` go by one of `metrics`, by default the first.
+
+    `metrics` are what evaluations during training measure; of all of them more is better.
+    """
+    if not training.load_best_model_at_end and training.save_strategy != "best":
+        return
+    chosen = str(typed.get("metric_for_best_model") or metrics[0]).removeprefix("eval_")
+    if chosen not in metrics:
+        raise UserError(
+            f"--metric_for_best_model {chosen}: evaluations measure {listed(metrics)}{near_miss(chosen, metrics)}"
+        )
+    if typed.get("greater_is_better") is False:
+        raise UserError(f"--greater_is_better False: more of {chosen} is better")
+    training.metric_for_best_model, training.greater_is_better = chosen, True
 
 
 def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:

@@ -1,0 +1,58 @@
+"""The model card of a directory that holds a subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from bootstrapnas.artefacts import read_json, write_text
+from bootstrapnas.costs import Costs
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.report import Report, Row, build_report, model_card
+
+
+def write_first_card(directory: Path, measured: Mapping[str, float], note: str) -> None:
+    """Write the card of a subnet that no report has measured yet; `note` says where its metrics are from."""
+    subnet = read_json(directory / SUBNET_FILE)
+    rows = [Row("full", Costs(**subnet["full_costs"])), Row("subnet", Costs(**subnet["costs"]), dict(measured))]
+    report = build_report(rows, title=directory.name, notes=[note] if measured else [])
+    write_card(directory, directory.name, report)
+
+
+def write_card(directory: Path, name: str, report: Report, *, ir: str | None = None) -> None:
+    """Write the README.md of an extracted subnet: how it was made, a table, how to load it.
+
+    Parameters
+    ----------
+    directory
+        Output of this stage.
+    name
+        What to call the subnet.
+    report
+        The table.
+    ir
+        Path of its OpenVINO IR, relative to `directory`.
+    """
+    config, subnet = read_json(directory / "config.json"), read_json(directory / SUBNET_FILE)
+    task = str(config["architectures"][0]).partition("For")[2]
+    made = subnet["supernet"].get("path") or subnet["supernet"]["id"]
+    tuned = subnet.get("finetuned")
+    steps = [
+        f"An elastic supernet (`{made}`) was trained: its units are ordered by importance, so a subnet is a prefix.",
+        f"This subnet was chosen by: {subnet['chosen_by']}.",
+        "Its part of every weight was copied" + ("." if tuned else "; nothing was trained after that."),
+    ]
+    if tuned:
+        teacher = tuned["teacher"] and (tuned["teacher"].get("path") or tuned["teacher"]["id"])
+        steps.append(f"It was fine-tuned on the task{f', distilled from `{teacher}`' if teacher else ''}.")
+    card = model_card(
+        f"Subnet {name}",
+        base_model=made,
+        auto_class=f"AutoModelFor{task}" if task else "AutoModel",
+        remote_code="auto_map" in config,
+        steps=steps,
+        sizes=subnet["sizes"],
+        report=report,
+        ir=ir,
+    )
+    write_text(directory / "README.md", card)
