@@ -30,6 +30,7 @@ EXTRAS = {
     "dev": [
         "hypothesis",
         "import-linter",
+        "jsonschema",
         "mypy",
         "pytest",
         "pytest-timeout",

@@ -6,7 +6,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from bootstrapnas.artefacts import write_json
+from bootstrapnas.errors import UserError
 from bootstrapnas.pipeline.cli import ArgumentParser, Command, execute, guarded
 
 PROGRAM = "bootstrapnas"
@@ -49,6 +52,10 @@ def build_parser() -> ArgumentParser:
     check.add_argument("--json", action="store_true", help="Print one JSON document instead of words.")
     check.set_defaults(run=_check)
 
+    schema = actions.add_parser("schema", help="print the JSON Schema of NNCF configs, for editors")
+    schema.add_argument("--output", metavar="FILE", help="Write it there instead.")
+    schema.set_defaults(run=_schema)
+
     for name, command in STAGES.items():
         commands.add_parser(name, help=command.summary, add_help=False)
     return parser
@@ -66,6 +73,18 @@ def _check(chosen: argparse.Namespace) -> None:
     from bootstrapnas.pipeline.config_text import show
 
     show(explanation, Console(highlight=False))
+
+
+def _schema(chosen: argparse.Namespace) -> None:
+    from bootstrapnas.nncf_config.json_schema import TITLE, json_schema
+
+    if chosen.output is None:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return
+    path = Path(chosen.output)
+    if path.is_dir() or (path.exists() and f'"title": "{TITLE}"' not in path.read_text("utf-8", errors="replace")):
+        raise UserError(f"{path} holds something else than the schema of NNCF configs; choose another --output")
+    write_json(path, json_schema())
 
 
 if __name__ == "__main__":

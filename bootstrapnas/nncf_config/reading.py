@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -27,6 +27,7 @@ from bootstrapnas.nncf_config.schema import (
     Section,
     Training,
     Width,
+    section_in,
 )
 
 KeyPath = tuple[str | int, ...]
@@ -258,14 +259,8 @@ def _section_at(path: KeyPath) -> type[Section]:
     for key in path:
         if isinstance(key, str):
             fields = {field.alias or name: field for name, field in section.model_fields.items()}
-            section = _section_in(fields[key].annotation) or section
+            section = section_in(fields[key].annotation) or section
     return section
-
-
-def _section_in(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
 def _text(path: Sequence[str | int], raw: Any) -> str:

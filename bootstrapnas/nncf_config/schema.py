@@ -6,7 +6,7 @@ nothing here carries the reason (`without_effect`), so that the reader can tell 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -28,12 +28,12 @@ KDMode: TypeAlias = Literal["original", "hidden_states", "attention_relations", 
 NodeGroup: TypeAlias = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
     """NNCF takes one object or string where it takes a list of them."""
     return [value] if isinstance(value, (dict, str)) else value
 
 
-OneOrMore = BeforeValidator(_as_list)
+OneOrMore = BeforeValidator(as_list)
 Scopes: TypeAlias = Annotated[tuple[Text, ...], OneOrMore]
 
 
@@ -46,6 +46,13 @@ class Section(BaseModel):
     """An object of the config: no other keys than its fields, and nothing changes once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """Return the section that an annotation holds, possibly in a list or beside None."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_in(part))), None)
 
 
 NO_BATCH_NORM = "these models have no batch normalisation"
@@ -375,9 +382,10 @@ class MovementSparsity(Section):
 class Document(Section):
     """A whole NNCF config."""
 
+    editor_schema: Text | None = Field(None, alias="$schema")
     input_info: Annotated[tuple[InputInfo, ...], OneOrMore] = ()
     bootstrap_nas: BootstrapNAS = Field(BootstrapNAS(), alias="bootstrapNAS")
-    compression: Annotated[tuple[MovementSparsity, ...], OneOrMore, Field(max_length=1)] = ()
+    compression: Annotated[tuple[MovementSparsity, ...], Field(max_length=1), OneOrMore] = ()
     log_dir: Text = without_effect(".", "every stage writes to its output_dir")
     target_device: Text = without_effect("ANY", "the exported model runs on any device of OpenVINO")
     disable_shape_matching: Bool = without_effect(False, "nothing is traced")
