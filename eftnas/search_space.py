@@ -95,7 +95,13 @@ def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:
     if arguments.macs_targets is not None and arguments.macs_ratios is not None:
         raise UserError("pass either --macs_targets or --macs_ratios")
     if arguments.macs_targets is not None:
-        return tuple(int(1e6 * value) for value in _numbers("macs_targets", arguments.macs_targets))
+        targets = tuple(int(1e6 * value) for value in _numbers("macs_targets", arguments.macs_targets))
+        if min(targets) >= full:
+            raise UserError(
+                f"the lowest of --macs_targets, {min(targets) / 1e6:,.0f} M, is not below the full model's "
+                f"{full / 1e6:,.0f} M MACs: the space would hold the full model only"
+            )
+        return targets
     if arguments.macs_ratios is not None:
         ratios = _numbers("macs_ratios", arguments.macs_ratios)
         if not all(0 < ratio <= 1 for ratio in ratios):

@@ -124,6 +124,11 @@ def run(
         model = load_student(model_args, spec, training)
         check_model(config, model.config, source)
         space = build_space(config, Blueprint.of(model))
+        if space.num_subnets == 1:
+            raise UserError(
+                f"{config.path}: its search space holds one subnet only, so there is nothing to train or to search; it "
+                "needs a group with several widths, or a block that may be skipped"
+            )
         supernet = Supernet(model, space)
         if importance_path is not None:
             scores, metadata = load_importance(importance_path, supernet.blueprint)

@@ -86,6 +86,14 @@ def write_configs() -> None:
     def misspelt(config: dict[str, Any]) -> None:
         config["bootstrapNAS"]["training"]["elasticity"]["width"] = {"overwrite_group": []}
 
+    def single(config: dict[str, Any]) -> None:
+        config["bootstrapNAS"]["training"]["elasticity"] |= {
+            "width": {"max_num_widths": 1},
+            "depth": {"skipped_blocks": []},
+        }
+
+    write_config(Path("single.json"), single)
+
     def without(*keys: str) -> Any:
         return lambda config: [config.pop(key) for key in keys]
 
@@ -268,7 +276,7 @@ MISTAKES: list[tuple[str, str]] = [
         "importance has no best epoch: masks are resolved at the end of the warm-up",
     ),
     (
-        f"{TRAIN} --kd_teacher_model distilbert --kd_mode hidden_states",
+        f"{TRAIN} --kd_teacher_model mpnet --kd_mode hidden_states",
         "hidden states of size 64 (model) and 32 (teacher) cannot be compared; use --kd_mode original or "
         "attention_relations",
     ),
@@ -337,6 +345,11 @@ MISTAKES: list[tuple[str, str]] = [
         "inelastic.json: bootstrapNAS.training is missing; it says what is elastic",
     ),
     (
+        TRAIN.replace("space.json", "single.json"),
+        "single.json: its search space holds one subnet only, so there is nothing to train or to search; it needs a "
+        "group with several widths, or a block that may be skipped",
+    ),
+    (
         TRAIN.replace("space.json", "wide.json"),
         f"wide.json does not fit teacher: attention.self.query of layer 0 ({ELASTICITY}.width.overwrite_groups[0]) has "
         "256 channels in the config, 64 in the model; the config is for BertForSequenceClassification: 1 layers, "
@@ -365,6 +378,11 @@ MISTAKES: list[tuple[str, str]] = [
         "--macs_ratios must lie above 0 and at most 1, not 0.5,2",
     ),
     (
+        f"{SPACE} --importance_weight_dir importance --macs_targets 4400,11174",
+        "the lowest of --macs_targets, 4,400 M, is not below the full model's … M MACs: the space would hold "
+        "the full model only",
+    ),
+    (
         f"{SPACE} --importance_weight_dir importance --macs_ratios half",
         "--macs_ratios must be numbers separated by commas, not 'half'",
     ),
@@ -374,7 +392,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{SEARCH} --algorithm NSGA3",
-        "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, random",
+        "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, RNSGA2, random",
     ),
     # subnets
     (EXTRACT, "pass either --subnet or --max_macs_ratio"),

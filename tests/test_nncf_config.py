@@ -658,6 +658,10 @@ def test_groups_that_are_refused(nodes: list[list[str]], widths: list[list[int]]
             "width.overwrite_groups has 2 groups, overwrite_groups_widths 1 lists; give one list of widths per group",
         ),
         (
+            {"min_width": 48},
+            "width.min_width 48 exceeds the largest width of the model, 32 channels of head[0]",
+        ),
+        (
             {"add_dynamic_inputs": [qkv(0)[0]]},
             f"width.add_dynamic_inputs[0]: no elastic dimension reaches the input of {qkv(0)[0]!r}",
         ),
@@ -775,6 +779,14 @@ def test_depth_indicator_where_blocks_follow_each_other() -> None:
 )
 def test_blocks_that_are_refused(block: list[str], message: str) -> None:
     refused(config_of("depth", depth={"skipped_blocks": [block]}), f"c.json: {ELASTICITY}.{message}")
+
+
+def test_not_every_block_can_be_skipped_always() -> None:
+    refused(
+        config_of("depth", depth={"fixed_skipped_blocks": EFTNAS_BLOCKS}),
+        f"c.json: {ELASTICITY}.depth.fixed_skipped_blocks skips every block of the model: nothing would be left of it",
+    )
+    genes_of(config_of("depth", depth={"fixed_skipped_blocks": EFTNAS_BLOCKS[1:], "skipped_blocks": []}))
 
 
 def test_a_block_cannot_be_listed_twice() -> None:
@@ -937,7 +949,7 @@ def test_templates(path: Path) -> None:
     assert config.ignored == ()
     assert sequence_length(config) > 0
     SearchSettings(**search_settings(config))
-    space = build_space(config, BLUEPRINT)
+    space = build_space(config, Blueprint(BertConfig(), "BertForSequenceClassification"))
     assert {gene.keys[0].dim for gene in space.genes} == {"head", "ffn", "mha_block", "ffn_block"}
     structures = structures_of(config)
     assert structures.pop("bert.encoder.layer.0.intermediate.dense") == PerDim(0)

@@ -131,9 +131,17 @@ def _width_genes(width: Width, blueprint: Blueprint, warn: Warn) -> Iterator[Gen
         if not any(True for _ in _followed(blueprint, f"width.add_dynamic_inputs[{index}]", node)):
             raise UserError(f"width.add_dynamic_inputs[{index}]: no elastic dimension reaches the input of {node!r}")
     if width.overwrite_groups is None or width.overwrite_groups_widths is None:
-        for dim in blueprint.dims.values():
-            for key in (key for key in blueprint.elastic if key.dim == dim.name and not blueprint.is_block(key)):
-                yield Gene((key,), derived_sizes(width, blueprint.full[key], blueprint.channels_per_unit(key)))
+        order = list(blueprint.dims)
+        elastic = [key for key in blueprint.elastic if not blueprint.is_block(key)]
+        channels = {key: blueprint.full[key] * blueprint.channels_per_unit(key) for key in elastic}
+        widest = max(elastic, key=lambda key: channels[key])
+        if "min_width" in width.model_fields_set and width.min_width > channels[widest]:
+            raise UserError(
+                f"width.min_width {width.min_width} exceeds the largest width of the model, "
+                f"{channels[widest]} channels of {widest}"
+            )
+        for key in sorted(elastic, key=lambda key: order.index(key.dim)):
+            yield Gene((key,), derived_sizes(width, blueprint.full[key], blueprint.channels_per_unit(key)))
         return
     owner: dict[Key, int] = {}
     for group, (nodes, widths) in enumerate(zip(width.overwrite_groups, width.overwrite_groups_widths, strict=True)):
@@ -233,6 +241,8 @@ def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn)
         bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
         for index, nodes in enumerate(depth.fixed_skipped_blocks)
     ]
+    if {key for keys in fixed for key in keys} >= set(bounds.ends.values()) and fixed:
+        raise UserError("depth.fixed_skipped_blocks skips every block of the model: nothing would be left of it")
     if depth.skipped_blocks is None:
         always = {key for keys in fixed for key in keys}
         chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in bounds.ends.values() if key not in always]

@@ -37,7 +37,7 @@ from bootstrapnas.nncf_config.implied import (
     implied_model,
     named_config,
 )
-from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
+from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription, Training
 from bootstrapnas.search import ALGORITHMS, SearchSettings
 from bootstrapnas.space import Gene, SearchSpace
 
@@ -114,6 +114,7 @@ class StageFacts:
     depth_indicator: int
     sample_rate: int
     reorders: bool
+    reorg_interval: int | None
     subnets: SpaceSize | None
 
 
@@ -237,7 +238,8 @@ class _Explainer:
                 name: value
                 for name in ("kd_teacher_model", "kd_temperature")
                 if (value := getattr(document, name)) is not None
-            },
+            }
+            | _own_teacher(training),
             search=search,
             movement_sparsity=movement,
             ignored=config.ignored,
@@ -406,6 +408,7 @@ class _Explainer:
             depth_indicator=stage.depth_indicator,
             sample_rate=stage.sample_rate,
             reorders=stage.reorg_weights,
+            reorg_interval=stage.reorg_interval,
             subnets=_size(self._space(index)),
         )
 
@@ -599,6 +602,16 @@ def _size(space: SearchSpace | None) -> SpaceSize | None:
     if space is None:
         return None
     return SpaceSize(space.num_subnets, round(sum(math.log10(count) for count in space.cardinalities), 2))
+
+
+def _own_teacher(training: Training | None) -> dict[str, str]:
+    """Return what `bootstrapNAS.training.compression` asks for."""
+    if training is None or not training.compression:
+        return {}
+    section = training.compression[0]
+    temperature = "" if section.type == "mse" else f", temperature {section.temperature:g}"
+    said = f"unless a teacher is named, it is the model before training ({section.type}, scale {section.scale:g}"
+    return {"compression": f"{said}{temperature})"}
 
 
 def _lr_schedule(config: NNCFConfig) -> dict[str, Any] | None:

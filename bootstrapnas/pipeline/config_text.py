@@ -246,6 +246,8 @@ def _stage(stage: StageFacts, overall: bool) -> str:
         parts.append(f"new subnets every {stage.sample_rate} steps")
     if stage.reorders:
         parts.append("reorg_weights (units are put in order by filter_importance when it begins)")
+    if stage.reorg_interval is not None:
+        parts.append(f"reorg_interval (the same every {_count(stage.reorg_interval, 'epoch')})")
     if stage.subnets is not None:
         parts.append(_subnets(stage.subnets))
     return "; ".join(parts)
