@@ -28,7 +28,7 @@ from bootstrapnas.importance import (
     save_importance,
     write_structured_sparsity,
 )
-from bootstrapnas.nncf_config import NNCFConfig, NodeNames, read_config, scope_matcher
+from bootstrapnas.nncf_config import NNCFConfig, NodeNames, check_config, read_config, scope_matcher
 from bootstrapnas.outputs import INDEX
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
@@ -49,6 +49,7 @@ from bootstrapnas.pipeline.teacher import prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.tasks import TASK_FILE, batches
 from bootstrapnas.training import StageTrainer
+from eftnas.default_config import default_movement_config
 
 # ruff: noqa: UP045
 
@@ -62,7 +63,11 @@ class ImportanceArguments:
 
     _argument_group_name = "importance"
 
-    nncf_config: Optional[str] = flag(None, "NNCF config with a movement_sparsity section; movement needs it.")
+    nncf_config: Optional[str] = flag(
+        None,
+        "NNCF config with a movement_sparsity section. Default for movement: EFTNAS's granularity for the model's "
+        "groups, and a warm-up over the last two thirds of --num_train_epochs.",
+    )
     criterion: str = flag(MOVEMENT, f"movement (trains); external (a file); or, without training: {listed(CRITERIA)}.")
     external_importance_path: Optional[str] = flag(
         None, "Scores for the criterion external, by parameter or NNCF node: safetensors, or a file of torch.save."
@@ -87,12 +92,9 @@ def run(
     """Score the weights; return the output directory."""
     source = model_args.model_name_or_path
     check_criterion(importance)
-    config = None if importance.nncf_config is None else read_config(importance.nncf_config)
-    if config is not None:
-        report_config(config)
+    config = check_config({}) if importance.nncf_config is None else read_config(importance.nncf_config)
+    report_config(config)
     if importance.criterion == MOVEMENT:
-        if config is None:
-            raise UserError("--criterion movement needs --nncf_config, which says what is scored and for how long")
         settle_distillation(kd, typed, config.document)
     else:
         for name in ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate"):
@@ -122,7 +124,11 @@ def run(
     model = load_student(model_args, spec, training)
     if importance.external_importance_path is not None:
         scores: Scores = load_external(importance.external_importance_path, Blueprint.of(model))
-    elif config is not None and importance.criterion == MOVEMENT:
+    elif importance.criterion == MOVEMENT:
+        if importance.nncf_config is None:
+            names, epochs = NodeNames.of(model), training.num_train_epochs
+            section = default_movement_config(Blueprint.of(model), names.linears, epochs)
+            config = check_config(section, f"default for {epochs:g} epochs")
         scores = train_scores(model, config, importance, kd, training, rows, stage, typed)
     else:
         scores = one_shot_scores(model, importance, training, rows)

@@ -5,6 +5,7 @@ One global threshold per target of MACs decides every width; the widths over all
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,22 @@ from bootstrapnas.costs import count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import load_config
 from bootstrapnas.importance import IMPORTANCE_FILE, RULES, default_rule, load_importance, width_scores
-from bootstrapnas.nncf_config import NodeNames, config_with_space, read_config, sequence_length, write_config
+from bootstrapnas.nncf_config import (
+    NNCFConfig,
+    NodeNames,
+    check_config,
+    config_with_space,
+    read_config,
+    sequence_length,
+    write_config,
+)
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.stages import check_whole, report_config
 from bootstrapnas.progress import notice, warn
+from bootstrapnas.space import SearchSpace
 from bootstrapnas.space_generation import SpaceReport, generate_space, mac_targets
+from eftnas.default_config import default_space_config
 
 # ruff: noqa: UP045
 
@@ -33,9 +44,16 @@ class SpaceArguments:
 
     _argument_group_name = "search space"
 
-    source_config: str = required("NNCF config to start from; its width and depth entries are written anew.")
     importance_weight_dir: str = required("Output of eftnas importance (or its importance.safetensors).")
     target_config: str = required("NNCF config to write.")
+    source_config: Optional[str] = flag(
+        None,
+        "NNCF config to start from; its width and depth entries are written anew. Default: one stage, as long as "
+        "eftnas train is told, and EFTNAS's search.",
+    )
+    max_seq_length: Optional[int] = flag(
+        None, "Without --source_config: the tokens that MACs are counted for; default: the task's."
+    )
     num_subnets: int = flag(5, "Number of targets, evenly spaced from the full model down.")
     lowest_macs_ratio: float = flag(0.2, "The lowest target, as a share of the full model's MACs.")
     macs_ratios: Optional[str] = flag(None, "Instead: shares of the full model's MACs, separated by commas.")
@@ -43,7 +61,7 @@ class SpaceArguments:
     tolerance: float = flag(0.01, "A target missed by more than this share of the full model's MACs is reported.")
     channel_multiple: int = flag(8, "FFN widths, in channels, are multiples of this; 1 is the original.")
     skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
-    depth: bool = flag(True, "Whether blocks may be skipped at all.")
+    depth: bool = flag(True, "Whether blocks may be skipped at all, if the config trains depth.")
     importance_rule: Optional[str] = flag(
         None, f"From weights to units: {', '.join(RULES)}; default: the criterion's (see docs/importance.md)."
     )
@@ -55,15 +73,24 @@ GROUPS = (ModelArguments, SpaceArguments)
 
 def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
     """Generate the space; return the path of the config written."""
-    config = read_config(arguments.source_config)
-    report_config(config)
+    source, path = arguments.source_config, Path(arguments.importance_weight_dir)
+    if source is not None and arguments.max_seq_length is not None:
+        raise UserError("pass either --source_config, whose input_info gives the length, or --max_seq_length")
+    if arguments.max_seq_length is not None and arguments.max_seq_length < 1:
+        raise UserError(f"--max_seq_length must be at least 1, not {arguments.max_seq_length}")
+    config = None if source is None else read_config(source)
     check_whole(model_args.model_name_or_path)
     check_whole(arguments.importance_weight_dir)
-    path = Path(arguments.importance_weight_dir)
-    head = inherited_task(str(path if path.is_dir() else path.parent)).head
+    spec = inherited_task(str(path if path.is_dir() else path.parent))
+    model_config = load_config(model_args.model_name_or_path)
+    model_config.num_labels = spec.num_labels
     with torch.device("meta"):
-        model = head.load_class().from_config(load_config(model_args.model_name_or_path))
+        model = spec.head.load_class().from_config(model_config)
     blueprint = Blueprint.of(model)
+    if config is None:
+        length = arguments.max_seq_length or spec.max_seq_length
+        config = check_config(default_space_config(blueprint, length), "the default config")
+    report_config(config)
     scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
     length = sequence_length(config)
     full = count_macs(blueprint, length=length)
@@ -79,15 +106,32 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
             if not blueprint.is_block(key) and blueprint.channels_per_unit(key) == 1
         },
         skip_below=arguments.skip_below,
-        skip_blocks=arguments.depth,
+        # A config without depth keeps all blocks; one that was asked for by name is then an error.
+        skip_blocks=arguments.depth and ("depth" in typed or config.training.is_elastic("depth")),
     )
     describe(report, full)
     target = Path(arguments.target_config)
-    written = config_with_space(config.raw, blueprint, NodeNames.of(model), report.space)
+    written = config_with_space(uncut(config, report.space), blueprint, NodeNames.of(model), report.space)
     if target.exists() and not arguments.overwrite_target_config and not _holds(target, written):
         raise UserError(f"target_config {target} holds something else; pass --overwrite_target_config to replace it")
     write_config(target, written)
     return target
+
+
+def uncut(config: NNCFConfig, space: SearchSpace) -> dict[str, Any]:
+    """Return the config's content with a last stage that takes every width of `space`.
+
+    A ``width_indicator`` below the number of widths would leave out the smallest ones, and so the lowest target.
+    """
+    raw, stages = copy.deepcopy(dict(config.raw)), config.training.stages
+    if not stages or space.limited(stages[-1].width_indicator) == space:
+        return raw
+    listed = [stage.model_dump(mode="json", exclude_unset=True) for stage in stages]
+    listed[-1]["width_indicator"] = -1
+    raw["bootstrapNAS"]["training"].setdefault("schedule", {})["list_stage_descriptions"] = listed
+    before = stages[-1].width_indicator
+    notice(f"search-space: width_indicator {before} of the last stage becomes -1, so that no width is left out")
+    return raw
 
 
 def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:

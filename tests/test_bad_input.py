@@ -323,8 +323,9 @@ MISTAKES: list[tuple[str, str]] = [
         "did you mean 'taylor'?",
     ),
     (
-        IMPORTANCE.replace("--nncf_config config.json ", ""),
-        "--criterion movement needs --nncf_config, which says what is scored and for how long",
+        f"{IMPORTANCE.replace('--nncf_config config.json ', '')} --num_train_epochs 0.5",
+        "default for 0.5 epochs: compression.params.warmup_start_epoch 0.166667 begins the warm-up with untrained "
+        "scores, all 0, which would mask every weight; begin later or set init_importance_threshold",
     ),
     (f"{IMPORTANCE} --criterion external", "--criterion external needs --external_importance_path"),
     (
@@ -372,6 +373,14 @@ MISTAKES: list[tuple[str, str]] = [
     (
         f"{SPACE.replace('config.json', 'lengthless.json')} --importance_weight_dir importance",
         "lengthless.json: input_info is missing; it gives the one sequence length that costs are for",
+    ),
+    (
+        f"{SPACE} --importance_weight_dir importance --max_seq_length 16",
+        "pass either --source_config, whose input_info gives the length, or --max_seq_length",
+    ),
+    (
+        f"{SPACE.replace('--source_config config.json ', '')} --importance_weight_dir importance --max_seq_length 0",
+        "--max_seq_length must be at least 1, not 0",
     ),
     (
         f"{SPACE} --importance_weight_dir importance --macs_ratios 0.5,2",
