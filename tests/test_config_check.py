@@ -325,6 +325,29 @@ def test_settings_of_the_search(tmp_path: Path) -> None:
     assert found.floor == pytest.approx(0.9132)
 
 
+def test_a_teacher_a_metric_and_points_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    points = {"algorithm": "RNSGA2", "aspiration_points": [[5500, -80]], "eval_metric_name": "eval_f1"}
+    raw = tiny(search=points)
+    raw["bootstrapNAS"]["training"]["compression"] = {"algorithm": "knowledge_distillation", "type": "mse"}
+    raw |= {"kd_teacher_model": "teacher", "kd_temperature": 2}
+    found = words(capsys, write(tmp_path / "c.json", raw))
+    for line in (
+        "kd_teacher_model: teacher",
+        "unless a teacher is named, it is the model before training: type mse, scale",
+        "near 5,500 M MACs, 80.00%",
+        "metric: eval_f1",
+    ):
+        assert f"  - {line}" in found, found
+
+
+def test_a_file_of_scores_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw: dict[str, Any] = {}
+    movement()(raw)
+    found = words(capsys, write(tmp_path / "c.json", raw))
+    assert "  - what is elastic: the config has no bootstrapNAS.training" in found
+    assert "Search space" not in found
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 

@@ -221,7 +221,7 @@ class Training(Section):
     schedule: StageList = StageList()
     elasticity: Elasticity = Elasticity()
     lr_schedule: LRSchedule = LRSchedule()
-    compression: Annotated[tuple[KnowledgeDistillation, ...], OneOrMore, Field(max_length=1)] = ()
+    compression: Annotated[tuple[KnowledgeDistillation, ...], Field(max_length=1), OneOrMore] = ()
     train_steps: Count | None = without_effect(None, "the rows of an epoch are set on the command line")
     frozen_layers_allowed: Bool = without_effect(False, "frozen layers are always allowed")
     sandwich_rule: Bool | None = None

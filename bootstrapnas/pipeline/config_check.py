@@ -37,7 +37,7 @@ from bootstrapnas.nncf_config.implied import (
     implied_model,
     named_config,
 )
-from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription, Training
+from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
 from bootstrapnas.search import ALGORITHMS, SearchSettings
 from bootstrapnas.space import Gene, SearchSpace
 
@@ -122,9 +122,11 @@ class StageFacts:
 class SearchFacts:
     """The search: settings with defaults, whole generations, evaluations rounded away, and the floor of the metric.
 
-    `floor` is a fraction; `None` where it follows from the largest subnet's own metric.
+    `floor` is a fraction; `None` where it follows from the largest subnet's own metric. `metric` is what the config
+    names; `None` leaves it to the task.
     """
 
+    metric: str | None
     settings: Mapping[str, Any]
     generations: int
     evaluations: int
@@ -201,7 +203,7 @@ class _Explainer:
 
     def explain(self) -> Explanation:
         config, document = self.config, self.config.document
-        groups: tuple[ElasticGroup, ...] | None = None
+        groups: tuple[ElasticGroup, ...] | None = ()
         blocks: Blocks | None = None
         all_widths: SearchSpace | None = None
         space: SearchSpace | None = None
@@ -234,12 +236,7 @@ class _Explainer:
             stages=stages,
             lr_schedule=_lr_schedule(config),
             sandwich_rule=None if training is None else training.sandwich_rule,
-            distillation={
-                name: value
-                for name in ("kd_teacher_model", "kd_temperature")
-                if (value := getattr(document, name)) is not None
-            }
-            | _own_teacher(training),
+            distillation=_distillation(config),
             search=search,
             movement_sparsity=movement,
             ignored=config.ignored,
@@ -472,6 +469,7 @@ class _Explainer:
                 f"the space has {space.num_subnets} subnets, fewer than the {settings.budget} evaluations of the search"
             )
         return SearchFacts(
+            metric=self.config.search.eval_metric_name,
             settings=asdict(settings),
             generations=settings.generations,
             evaluations=settings.budget,
@@ -604,14 +602,14 @@ def _size(space: SearchSpace | None) -> SpaceSize | None:
     return SpaceSize(space.num_subnets, round(sum(math.log10(count) for count in space.cardinalities), 2))
 
 
-def _own_teacher(training: Training | None) -> dict[str, str]:
-    """Return what `bootstrapNAS.training.compression` asks for."""
-    if training is None or not training.compression:
-        return {}
-    section = training.compression[0]
-    temperature = "" if section.type == "mse" else f", temperature {section.temperature:g}"
-    said = f"unless a teacher is named, it is the model before training ({section.type}, scale {section.scale:g}"
-    return {"compression": f"{said}{temperature})"}
+def _distillation(config: NNCFConfig) -> dict[str, Any]:
+    """Return what the config says of a teacher: its own, and NNCF's section, whose teacher is the model itself."""
+    document, training = config.document, config.document.bootstrap_nas.training
+    names = ("kd_teacher_model", "kd_mode", "kd_temperature")
+    found = {name: value for name in names if (value := getattr(document, name)) is not None}
+    if training is not None and training.compression:
+        found["model_before_training"] = training.compression[0].model_dump(exclude={"algorithm"})
+    return found
 
 
 def _lr_schedule(config: NNCFConfig) -> dict[str, Any] | None:

@@ -39,8 +39,8 @@ def show(explanation: Explanation, console: Console) -> None:
 def _sections(found: Explanation) -> Iterator[tuple[str, RenderableType]]:
     yield "Model and inputs", _lines([*_model(found.model), _inputs(found)])
     yield from _elastic(found)
-    yield "Search space", _space(found)
     if found.stages:
+        yield "Search space", _space(found)
         yield "Training", _lines(_training(found))
     yield "Search", _lines(_search(found.search))
     if found.movement_sparsity is None:
@@ -227,7 +227,11 @@ def _training(found: Explanation) -> Iterator[str]:
     sampling = {None: "as --sampling says (sandwich: largest, random, smallest)", True: "sandwich", False: "one random"}
     yield f"subnets of a step: {sampling[found.sandwich_rule]}"
     for name, value in found.distillation.items():
-        yield f"{name}: {value}"
+        if name == "model_before_training":
+            terms = ", ".join(f"{key} {term}" for key, term in value.items())
+            yield f"unless a teacher is named, it is the model before training: {terms}"
+        else:
+            yield f"{name}: {value}"
 
 
 def _stage(stage: StageFacts, overall: bool) -> str:
@@ -266,8 +270,13 @@ def _search(search: SearchFacts) -> Iterator[str]:
         + ("every offspring mutates" if mutation is None else f"{mutation:.0%} of the offspring mutate")
         + f" (eta {settings['mutation_eta']:g}); seed {settings['seed']}"
     )
+    if settings["algorithm"] == "RNSGA2":
+        points = "; ".join(f"{macs / 1e6:,.0f} M MACs, {-metric:.2%}" for macs, metric in settings["aspiration_points"])
+        yield f"near {points}"
+    if search.metric is not None:
+        yield f"metric: {search.metric}"
     if search.floor is None:
-        floor = f"{settings['acc_delta']:g} points of a percent below the largest subnet's own metric"
+        floor = f"{settings['acc_delta']:g} points of a percent below the largest subnet's own"
     else:
         floor = f"{search.floor:.2%} (ref_acc {settings['ref_acc']:g} less acc_delta {settings['acc_delta']:g} points)"
     yield f"the best subnet: the fewest MACs with a metric of at least {floor}"
