@@ -40,6 +40,24 @@ class OtherRunError(UserError):
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around a library's call that writes `path`: what it raises when it cannot (a full disk, mostly) is a `UserError`.
+
+    Libraries in C++ and Rust raise no OSError, but RuntimeError or an exception of their own.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) else None
+        text = why or (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot write {path}: {text}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it onto `path` when the block succeeds, delete it when it fails."""
     path = Path(path)
@@ -94,18 +112,14 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write a safetensors file, atomically; `metadata` is any JSON-able mapping."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
-        try:
-            save_file(
-                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
-                temporary,
-                metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
-            )
-        except SafetensorError as error:
-            raise UserError(f"cannot write {path}: {error}") from error
+    with replacing(path) as temporary, writing(path):
+        save_file(
+            {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
+        )
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bootstrapnas import modeling_subnet
-from bootstrapnas.artefacts import write_json, write_text
+from bootstrapnas.artefacts import write_json, write_text, writing
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet, subnet_to_json
 from bootstrapnas.errors import UserError
@@ -112,7 +112,8 @@ def save_subnet(model: PreTrainedModel, directory: str | Path) -> None:
     caller must pass ``trust_remote_code=True``. Tensors are safetensors.
     """
     directory = Path(directory)
-    model.save_pretrained(directory)
+    with writing(directory):
+        model.save_pretrained(directory)
     if model.config.to_dict().get("subnet") is None:
         return
     base = type(model).__mro__[1]

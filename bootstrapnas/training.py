@@ -16,8 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from bootstrapnas.artefacts import writing
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.distillation import Distillation, Said, Teacher
+from bootstrapnas.errors import UserError
 from bootstrapnas.intermediate import recording
 from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker
@@ -169,6 +171,16 @@ class StageTrainer(Trainer):
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint; what a full disk leaves of it is deleted, so that the one before counts."""
+        directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            with writing(directory):
+                super()._save_checkpoint(model, trial)
+        except UserError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
-from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json
+from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.runtime import MODEL_FILE, last_line, load_ir
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
@@ -138,7 +138,8 @@ def export_openvino(
         outputs = tuple(expected[0])
         started = time.perf_counter()
         ir = _convert(reference, probes[0], outputs)
-        ov.save_model(ir, temporary / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
+        with writing(directory):
+            ov.save_model(ir, temporary / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
         seconds = time.perf_counter() - started
         del ir
         absolute, relative = _compare(temporary, probes, expected)
