@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import pairwise
 
+import families
 import pytest
 import torch
 from conftest import build_tiny_bert, tiny_bert_config
@@ -252,6 +253,29 @@ def test_spaces_of_criteria_thin_heads_and_channels_alike(name, base):
     for dim in ("head", "ffn"):
         shares = [half[key] / blueprint.full[key] for key in units if key.dim == dim]
         assert 0.2 < sum(shares) / len(shares) < 0.9, (dim, shares)
+
+
+@pytest.mark.parametrize("row", families.ROWS, ids=lambda row: row.name)
+def test_criteria_score_every_family_and_follow_its_units(row):
+    """Scores of the reordered model are the scores in the new order: nothing depends on where a unit stands."""
+    batch = row.batch()
+    for name in CRITERIA:
+        model = row.build()
+        blueprint = Blueprint.of(model)
+        scores = find_criterion(name)(model, blueprint, [batch], families.loss)
+        units = order_scores(blueprint, scores, default_rule(name))
+        assert units.keys() == {key for key in blueprint.elastic if not blueprint.is_block(key)}
+        assert all(torch.isfinite(s).all() and (s >= 0).all() for s in scores.values())
+        order = orders(units)
+        with torch.no_grad():
+            before = families.outputs(model, batch)
+            reorder(model, blueprint, order)
+            torch.testing.assert_close(families.outputs(model, batch), before, atol=1e-4, rtol=1e-4)
+        again = order_scores(
+            blueprint, find_criterion(name)(model, blueprint, [batch], families.loss), default_rule(name)
+        )
+        for key, found in again.items():
+            torch.testing.assert_close(found, units[key][order[key]], rtol=1e-3, atol=1e-5, msg=f"{name} {key}")
 
 
 def test_criteria_refuse():
