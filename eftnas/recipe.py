@@ -63,14 +63,15 @@ class Recipe(BaseModel):
     """A whole run.
 
     ``student`` is what the supernet starts from: the fine-tuned ``teacher``, or the ``pretrained`` model as published.
-    ``variants`` are changes to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
+    Without ``nncf_config`` the labels of the model decide what is scored and what is elastic. ``variants`` are changes
+    to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output_dir: str
     model_name_or_path: str
-    nncf_config: str
+    nncf_config: str | None = None
     task: Flags
     training: Flags = {}
     student: str = Field(default="teacher", pattern="^(teacher|pretrained)$")
@@ -206,7 +207,7 @@ class Run:
             recipe.stages.train,
         )
         # The chosen subnet is held against the teacher, unless the recipe names another reference.
-        task_spec, named = TaskSpec.load(teacher / TASK_FILE), read_config(recipe.nncf_config).search.eval_metric_name
+        task_spec, named = TaskSpec.load(teacher / TASK_FILE), read_config(space).search.eval_metric_name
         metric = task_spec.metric if named is None else task_spec.metric_named(named)
         floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
         self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)

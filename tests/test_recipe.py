@@ -118,7 +118,9 @@ def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task
 
 
 def test_subnets_may_be_fine_tuned(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
-    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, subnets={"least": {"subnet": "min"}})
+    """Without an NNCF config, too."""
+    changes = {"subnets": {"least": {"subnet": "min"}}, "nncf_config": None}
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **changes)
     plain = yaml.safe_load(recipe.read_text())
     plain["stages"]["finetune-subnet"] = {**BRIEF, "num_train_epochs": 1}
     recipe.write_text(yaml.safe_dump(plain))
@@ -153,6 +155,7 @@ def test_fresh_deletes_runs_only(tmp_path: Path, tiny_bert_dir: Path, tiny_task_
 def test_the_quick_start_is_a_valid_recipe() -> None:
     path = ROOT / "running_commands" / "quickstart.yaml"
     plain, long = read_recipe(str(path)), read_recipe(str(path), "long")
+    assert plain.nncf_config is not None
     assert (ROOT / plain.nncf_config).is_file()
     assert long.stages.train["num_train_epochs"] == 3 * plain.stages.train["num_train_epochs"]
     assert list(plain.subnets) == ["half", "third", "best"]
