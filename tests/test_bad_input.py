@@ -353,7 +353,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         TRAIN.replace("space.json", "wide.json"),
         f"wide.json does not fit teacher: attention.self.query of layer 0 ({ELASTICITY}.width.overwrite_groups[0]) has "
-        "256 channels in the config, 64 in the model; the config is for BertForSequenceClassification: 1 layers, "
+        "256 channels in the config, 64 in the model; the config is for BertForSequenceClassification: 1 layer, "
         "hidden 256, the model is bert: 2 layers, hidden 64, 4 heads, FFN 128",
     ),
     (

@@ -286,7 +286,10 @@ _SHAPE: Final = {
 
 def shape_of(sizes: Mapping[str, Any]) -> str:
     """Return the sizes of a model in a few words."""
-    return ", ".join(text.format(sizes[name]) for name, text in _SHAPE.items() if name in sizes) or "no sizes known"
+    shown = [text.format(sizes[name]) for name, text in _SHAPE.items() if name in sizes]
+    return (
+        ", ".join(words.removesuffix("s") if words.startswith("1 ") else words for words in shown) or "no sizes known"
+    )
 
 
 # -- node names --------------------------------------------------------------------------------------------------------
