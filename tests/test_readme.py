@@ -66,7 +66,7 @@ def test_the_example_finds_and_extracts_a_subnet(
     monkeypatch.chdir(tmp_path)
     validation = [batch() for _ in range(8)]
     before = {name: p.detach().clone() for name, p in tiny_bert.named_parameters()}
-    names: dict[str, Any] = {"model": tiny_bert, "train": [batch() for _ in range(60)], "validation": validation}
+    names: dict[str, Any] = {"model": tiny_bert, "train": [batch() for _ in range(20)], "validation": validation}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # dropout
         exec(compile(code, "README.md", "exec"), names)  # the example itself
