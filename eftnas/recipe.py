@@ -207,8 +207,8 @@ class Run:
             recipe.stages.train,
         )
         # The chosen subnet is held against the teacher, unless the recipe names another reference.
-        task_spec, named = TaskSpec.load(teacher / TASK_FILE), read_config(space).search.eval_metric_name
-        metric = task_spec.metric if named is None else task_spec.metric_named(named)
+        spec, in_config = TaskSpec.load(teacher / TASK_FILE), read_config(space).search.eval_metric_name
+        metric = spec.metric_named(recipe.stages.search.get("eval_metric_name") or in_config or spec.metric)
         floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
         self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)
         self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)
