@@ -33,6 +33,7 @@ class Ticker:
         self.title, self.total = title, max(total, 1)
         self._started = time.monotonic()
         self._last_decile = -1
+        self._first: int | None = None  # where a resumed stage sets in: its pace is that of the steps since
         self._progress: Progress | None = None
         if sys.stderr.isatty():
             self._progress = Progress(
@@ -65,5 +66,15 @@ class Ticker:
         decile = 10 * done // self.total
         if decile > self._last_decile:
             self._last_decile = decile
-            seconds = time.monotonic() - self._started
-            notice(f"{self.title}: {done}/{self.total}, {seconds:.0f} s{', ' + state if state else ''}")
+            parts = [f"{self.title}: {done}/{self.total}", *self._times(done), *([state] if state else [])]
+            notice(", ".join(parts))
+
+    def _times(self, done: int) -> list[str]:
+        """Return how long it has taken and, once a pace is known, how long it will."""
+        seconds, first = time.monotonic() - self._started, self._first
+        if first is None:
+            first = self._first = done
+        found = [f"{seconds:.0f} s"]
+        if first < done < self.total:
+            found.append(f"{seconds * (self.total - done) / (done - first):.0f} s left")
+        return found

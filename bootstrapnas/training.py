@@ -42,6 +42,8 @@ class StageTrainer(Trainer):
         ``"teacher_"``.
     title
         Shown with the progress.
+    describe
+        A subnet in a few words, shown with the progress for those that were drawn at random.
     supernet, subnets
         With both, every optimiser step computes each of ``subnets(step)`` forward and backward, inside its activation,
         on the same batch; the gradients add up. All micro-batches of an accumulation window use the same subnets.
@@ -75,6 +77,7 @@ class StageTrainer(Trainer):
         train_dataset: Any,
         data_collator: Callable[[list[Any]], Mapping[str, Tensor]],
         title: str,
+        describe: Callable[[Subnet], str] | None = None,
         supernet: Supernet | None = None,
         subnets: Callable[[int], Mapping[str, Subnet]] | None = None,
         distillation: Distillation | None = None,
@@ -108,6 +111,9 @@ class StageTrainer(Trainer):
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
         self._progress = _Progress(title)
+        self._describe = describe
+        self._losses: dict[str, Any] = {}
+        self._loss_steps: set[int] = set()
         self.add_callback(self._progress)
         self.add_callback(_Steps(self._prepare_step, stop_after))
 
@@ -133,11 +139,14 @@ class StageTrainer(Trainer):
         inputs[_TAUGHT] = self._taught(inputs)
         if self._supernet is None or self._subnets is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        losses = []
-        for subnet in self._subnets(self.state.global_step).values():
+        losses = {}
+        for name, subnet in self._subnets(self.state.global_step).items():
             with self._supernet.activate(subnet):
-                losses.append(super().training_step(model, dict(inputs), num_items_in_batch))
-        return torch.stack(losses).mean()
+                losses[name] = super().training_step(model, dict(inputs), num_items_in_batch)
+            # As the Trainer's own: parts of an accumulation window add up. A number would wait for the GPU.
+            self._losses[name] = self._losses.get(name, 0.0) + losses[name].detach()
+        self._loss_steps.add(self.state.global_step)
+        return torch.stack(list(losses.values())).mean()
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -163,10 +172,32 @@ class StageTrainer(Trainer):
         with self.accelerator.autocast():
             return self._teacher(inputs)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log; beside the loss, that of each subnet since the last time, as ``loss_<name>``."""
+        if "loss" in logs and self._losses:
+            steps = len(self._loss_steps)
+            logs = logs | {f"loss_{name}": float(total) / steps for name, total in self._losses.items()}
+        if "loss" in logs:
+            self._losses, self._loss_steps = {}, set()
+            self._progress.state = self._shown(logs)
+        super().log(logs, start_time)
+
+    def _shown(self, logs: Mapping[str, float]) -> str:
+        """Return the state of training in a few words."""
+        parts = [f"loss {logs['loss']:.4f}"]
+        each = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in logs.items() if name.startswith("loss_")]
+        if len(each) > 1:
+            parts[0] += f" ({', '.join(each)})"
+        if self._describe is not None and self._subnets is not None:
+            last = self._subnets(max(self.state.global_step - 1, 0))
+            parts += [f"{name} {self._describe(subnet)}" for name, subnet in last.items() if name not in ("max", "min")]
+        return ", ".join([*parts, f"lr {logs['learning_rate']:.2e}"])
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure, log, and return the metrics."""
         if self._measure is None:
             raise RuntimeError("this trainer was given nothing to measure")
+        self._progress.show(self.state.global_step, "evaluating")
         metrics = {f"eval_{name}": value for name, value in self._measure().items()}
         self.log(metrics)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -233,31 +264,24 @@ class LengthGrouped(Sampler[int]):
 
 
 class _Progress(TrainerCallback):
-    """Shows steps, loss and learning rate."""
+    """Shows steps, and the state that the trainer describes."""
 
     def __init__(self, title: str) -> None:
         self.title = title
+        self.state = ""
         self._ticker: Ticker | None = None
-        self._state = ""
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._ticker = Ticker(self.title, state.max_steps).__enter__()
         self._ticker.update(state.global_step)
 
-    def on_log(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            self._state = f"loss {logs['loss']:.4f}, lr {logs['learning_rate']:.2e}"
-
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.show(state.global_step)
+
+    def show(self, step: int, instead: str = "") -> None:
+        """Show the state, or something else for the time being."""
         if self._ticker is not None:
-            self._ticker.update(state.global_step, self._state)
+            self._ticker.update(step, instead or self.state)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.close()

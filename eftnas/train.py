@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.importance import (
@@ -229,6 +230,12 @@ def build_trainer(
         genomes = sample(space, step_random(training.seed, schedule.draw(step)))
         return {name: space.subnet(genome) for name, genome in genomes.items()}
 
+    length = rows.spec.max_seq_length
+    full = count_macs(supernet.blueprint, length=length)
+
+    def describe(subnet: Mapping[Key, int]) -> str:
+        return f"{count_macs(supernet.blueprint, subnet, length=length) / full:.0%} of the MACs"
+
     validation = rows.batches("validation")
     return StageTrainer(
         model=supernet.model,
@@ -236,6 +243,7 @@ def build_trainer(
         train_dataset=lesson.rows,
         data_collator=rows.collator,
         title="supernet",
+        describe=describe,
         supernet=supernet,
         subnets=subnets,
         distillation=lesson.distillation,
