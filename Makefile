@@ -1,12 +1,14 @@
 VENV ?= .venv
+PARITY_VENV ?= .venv-parity
 BIN := $(VENV)/bin
 SOURCES := $(wildcard bootstrapnas eftnas lonas plm_nas mos tests benchmarks)
 
-.PHONY: help check test format clean install
+.PHONY: help check test parity format clean install
 
 help:
 	@echo "make check    lint, formatting, types, architecture"
 	@echo "make test     the tests; PYTEST_ARGS='-k search' passes arguments on"
+	@echo "make parity   compare with NNCF 2.19 itself, in an environment of its own ($(PARITY_VENV))"
 	@echo "make format   mend formatting and what the linter can mend"
 	@echo "make clean    delete caches and builds; the environment $(VENV) and runs/ stay"
 
@@ -22,6 +24,17 @@ check: install
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What NNCF computes goes to build/parity; tests/golden/nncf.json is a copy of its nncf.json.
+parity: install $(PARITY_VENV)/.installed
+	$(PARITY_VENV)/bin/python tests/parity/reference.py build/parity
+	NNCF_REFERENCE=build/parity $(BIN)/python -m pytest tests/test_parity.py $(PYTEST_ARGS)
+
+$(PARITY_VENV)/.installed: requirements/parity.txt
+	$(BIN)/python -m venv $(PARITY_VENV)
+	$(PARITY_VENV)/bin/pip install -q --no-deps $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(shell grep '^torch==' requirements/parity.txt)
+	$(PARITY_VENV)/bin/pip install -q -r requirements/parity.txt
+	touch $@
 
 format: install
 	$(BIN)/ruff check --fix .
