@@ -46,7 +46,9 @@ class TaskArguments:
 
     _argument_group_name = "task and data (inherited from the model's directory when not given)"
 
-    task_name: Optional[str] = flag(None, "A GLUE task, or builtin-text: docstrings of installed packages.")
+    task_name: Optional[str] = flag(
+        None, "A GLUE task, squad, squad_v2, imdb, or builtin-text: docstrings of installed packages."
+    )
     dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
     train_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
     validation_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
@@ -56,6 +58,16 @@ class TaskArguments:
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")
     max_train_samples: Optional[int] = flag(None, "Use only so many training rows.")
     max_eval_samples: Optional[int] = flag(None, "Use only so many validation rows.")
+    metric: Optional[str] = flag(None, "Metric that stages select by; default: the task's usual one.")
+    doc_stride: Optional[int] = flag(
+        None, "Question answering: tokens that two windows of a long text share; default: a third of max_seq_length."
+    )
+    version_2_with_negative: Optional[bool] = flag(None, "Question answering: a question may have no answer.")
+    n_best_size: Optional[int] = flag(None, "Question answering: starts and ends that are tried in a window; 20.")
+    max_answer_length: Optional[int] = flag(None, "Question answering: tokens of the longest answer; 30.")
+    null_score_diff_threshold: Optional[float] = flag(
+        None, "Question answering: no answer where its score is more than this above the best answer's; 0."
+    )
 
 
 @dataclass

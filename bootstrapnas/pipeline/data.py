@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bootstrapnas.pipeline.arguments import TaskArguments
 from bootstrapnas.tasks import (
     BUILTIN_TEXT,
     TASK_FILE,
+    AnswerSettings,
     Collator,
     TaskData,
     TaskSpec,
@@ -37,7 +38,7 @@ disable_progress_bars()
 def task_settings(spec: TaskSpec) -> dict[str, Any]:
     """Return what of a task decides a stage's result (not where its files lie)."""
     places = ("dataset_dir", "train_file", "validation_file", "test_file")
-    entry = json.loads(json.dumps(vars(spec)))
+    entry = json.loads(json.dumps(asdict(spec)))
     return {"task": {key: value for key, value in entry.items() if key not in places}}
 
 
@@ -56,6 +57,8 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
         "max_train_samples": task.max_train_samples,
         "max_validation_samples": task.max_eval_samples,
     }
+    given = {field.name: getattr(task, field.name) for field in fields(AnswerSettings)}
+    answers = {name: value for name, value in given.items() if value is not None}
     if task.task_name is not None or task.train_file is not None:
         return build_task_spec(
             task.task_name,
@@ -65,6 +68,8 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             test_file=task.test_file,
             text_columns=[c.strip() for c in task.text_columns.split(",")] if task.text_columns else None,
             label_column=task.label_column,
+            metric=task.metric,
+            answers=answers,
             **limits,
         )
     for directory in directories:
@@ -73,6 +78,12 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             changes: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
             if task.dataset_dir is not None:
                 changes["dataset_dir"] = str(Path(task.dataset_dir).absolute())
+            if task.metric is not None:
+                changes["metric"] = spec.metric_named(task.metric)
+            if answers:
+                if spec.answers is None:
+                    raise UserError(f"--{next(iter(answers))} is for question answering, not task {spec.task_name}")
+                changes["answers"] = replace(spec.answers, **answers)
             return replace(spec, **changes)
     looked = ", ".join(
         f"{directory} {f'has no {TASK_FILE}' if Path(directory).is_dir() else 'is no directory'}"

@@ -7,6 +7,7 @@ from bootstrapnas.tasks.builtin_text import export_builtin
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.loading import TaskData, data_files, load_task
 from bootstrapnas.tasks.metrics import METRICS
+from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
 from bootstrapnas.tasks.spec import TASK_FILE, TaskSpec
 
@@ -15,6 +16,7 @@ __all__ = [
     "METRICS",
     "TASK_FILE",
     "TASK_NAMES",
+    "AnswerSettings",
     "Collator",
     "Head",
     "Kind",

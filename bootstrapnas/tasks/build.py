@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.files import Table, find_split, read_table
 from bootstrapnas.tasks.kinds import KINDS
-from bootstrapnas.tasks.known import KNOWN
+from bootstrapnas.tasks.known import ALIASES, KNOWN
 from bootstrapnas.tasks.labels import infer_labels
+from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings, is_question_answering
 from bootstrapnas.tasks.spec import ProblemType, TaskSpec
 
 StrPath = str | os.PathLike[str]
@@ -21,6 +23,7 @@ BUILTIN_TEXT = "builtin-text"
 FILES = "files"
 TASK_NAMES = (*KNOWN, BUILTIN_TEXT, FILES)
 _MAX_SEQ_LENGTH = 128
+_ANSWERS_MAX_SEQ_LENGTH = 384
 _BUILTIN_MAX_SEQ_LENGTH = 80  # tokens; cuts 7 % of the rows with BERT's vocabulary (median 55)
 # Column names that data sets use, the most telling first.
 _USUAL_TEXT_COLUMNS = (
@@ -49,16 +52,17 @@ def build_task_spec(
     max_train_samples: int | None = None,
     max_validation_samples: int | None = None,
     seed: int = 0,
+    answers: Mapping[str, Any] | None = None,
 ) -> TaskSpec:
     """Complete what the user gave of a task by what is known of it or read from its training file.
 
     Parameters
     ----------
     task_name
-        A GLUE task, ``"builtin-text"`` or ``"files"``; None means ``"files"`` when a training file is given.
+        One of `KNOWN`, ``"builtin-text"`` or ``"files"``; None means ``"files"`` when a training file is given.
     dataset_dir
-        For GLUE and builtin-text: directory of ``{train,validation,test}.jsonl`` (or .csv, .gz), or of a subdirectory
-        of the task's name that holds them. MNLI: ``validation_matched`` and ``validation_mismatched``.
+        For known tasks and builtin-text: directory of ``{train,validation,test}.jsonl`` (or .csv, .gz), or of a
+        subdirectory of the task's name that holds them. MNLI: ``validation_matched`` and ``validation_mismatched``.
     train_file, validation_file, test_file
         For ``"files"``: JSON lines or CSV.
     text_columns, label_column, problem_type
@@ -66,9 +70,11 @@ def build_task_spec(
     metric
         What stages select by, as `TaskSpec.metric_named` knows it; None takes the task's usual one.
     max_seq_length
-        Tokens; None is 128, and 80 for builtin-text.
+        Tokens; None is 128, and 384 for question answering, 512 for imdb, 80 for builtin-text.
     max_train_samples, max_validation_samples, seed
         As in `TaskSpec`.
+    answers
+        What is not as usual in the `AnswerSettings` of question answering.
 
     Raises
     ------
@@ -79,6 +85,7 @@ def build_task_spec(
         if train_file is None:
             raise UserError(f"no task: pass --task_name (one of {listed(TASK_NAMES)}) or --train_file")
         task_name = FILES
+    task_name = ALIASES.get(task_name, task_name)
     if task_name not in TASK_NAMES:
         raise UserError(
             f"unknown task {task_name!r}{near_miss(task_name.lower(), TASK_NAMES)}; known: {listed(TASK_NAMES)}"
@@ -104,21 +111,33 @@ def build_task_spec(
     if dataset_dir is not None and not Path(dataset_dir).is_dir():
         raise UserError(f"dataset_dir {dataset_dir} does not exist or is not a directory")
 
-    label_column = label_column or "label"
-    length = _MAX_SEQ_LENGTH
+    length, settings = _MAX_SEQ_LENGTH, None
     if task_name in KNOWN:
         known = KNOWN[task_name]
         columns, label_names, label_column = known.text_columns, known.label_names, known.label_column
-        problem_type, length = known.problem_type, known.max_seq_length
+        problem_type, length, settings = known.problem_type, known.max_seq_length, known.answers
     elif task_name == BUILTIN_TEXT:
-        columns, label_names, length = ("text",), _builtin_labels(dataset_dir), _BUILTIN_MAX_SEQ_LENGTH
-        problem_type = "single_label_classification"
+        columns, label_names, label_column = ("text",), _builtin_labels(dataset_dir), "label"
+        problem_type, length = "single_label_classification", _BUILTIN_MAX_SEQ_LENGTH
     else:
         assert train_file is not None
         table = read_table(train_file)
-        columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
-        values = read_table(train_file, [*columns, label_column])[label_column]
-        problem_type, label_names = infer_labels(values, f"{train_file}, column {label_column!r}", problem_type)
+        if problem_type is None and is_question_answering(table, text_columns, label_column):
+            problem_type = "question_answering"
+        if problem_type == "question_answering":
+            columns, label_names = tuple(text_columns or COLUMNS), ()
+            label_column, settings, length = label_column or LABEL_COLUMN, AnswerSettings(), _ANSWERS_MAX_SEQ_LENGTH
+            read_table(train_file, [*columns, label_column])
+        else:
+            label_column = label_column or "label"
+            columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
+            values = read_table(train_file, [*columns, label_column])[label_column]
+            where = f"{train_file}, column {label_column!r}"
+            problem_type, label_names = infer_labels(values, where, problem_type)
+    if answers:
+        if settings is None:
+            raise UserError(f"--{next(iter(answers))} is for question answering, which task {task_name} is not")
+        settings = replace(settings, **answers)
     spec = TaskSpec(
         task_name=task_name,
         text_columns=columns,
@@ -134,6 +153,7 @@ def build_task_spec(
         max_train_samples=max_train_samples,
         max_validation_samples=max_validation_samples,
         seed=seed,
+        answers=settings,
     )
     return spec if metric is None else replace(spec, metric=spec.metric_named(metric))
 

@@ -16,7 +16,9 @@ Table = dict[str, list[Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
 
 
-def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Table:
+def read_table(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> Table:
     """Read a data file.
 
     Parameters
@@ -25,6 +27,8 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
         JSON lines (``.jsonl``, ``.json``) or CSV with a header (``.csv``), UTF-8, each optionally with ``.gz``.
     columns
         The columns wanted; None reads those of the first row.
+    optional
+        Further columns wanted if the first row has them.
 
     Returns
     -------
@@ -49,6 +53,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
     if not rows:
         raise UserError(f"{path} holds no rows")
     wanted = list(rows[0][1]) if columns is None else list(columns)
+    wanted += [column for column in optional if column in rows[0][1] and column not in wanted]
     for line, row in rows:
         for column in wanted:
             if column not in row:
@@ -56,6 +61,14 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
                     f"{path} has no column {column!r} (line {line}){near_miss(column, row)}; found: {', '.join(row)}"
                 )
     return {column: [row[column] for _, row in rows] for column in wanted}
+
+
+def texts(table: Table, column: str, source: str) -> list[str]:
+    """Return a column of texts; raise `UserError` naming the row of a value that is none."""
+    for row, text in enumerate(table[column]):
+        if not isinstance(text, str):
+            raise UserError(f"{source}: row {row} has no text in column {column!r}, but {text!r}")
+    return table[column]
 
 
 def find_split(directory: str | os.PathLike[str], task_name: str, *names: str) -> Path | None:

@@ -80,6 +80,8 @@ class Kind:
         ``(spec, predictions, rows)`` to every metric.
     show
         ``(spec, predictions, rows)`` to what is written about each row: an object of JSON.
+    optional_columns
+        Columns of a table that rows are made with where they are there, besides the texts' and the label's.
     """
 
     head: Head
@@ -95,3 +97,4 @@ class Kind:
     decode: Callable[[TaskSpec, Outputs, Dataset, Dataset], Sequence[Any]]
     measure: Callable[[TaskSpec, Sequence[Any], Dataset], dict[str, float]]
     show: Callable[[TaskSpec, Sequence[Any], Dataset], list[dict[str, Any]]]
+    optional_columns: tuple[str, ...] = ()

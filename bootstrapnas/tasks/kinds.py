@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bootstrapnas.tasks.kind import Kind
+from bootstrapnas.tasks.question_answering import QUESTION_ANSWERING
 from bootstrapnas.tasks.sequence import CLASSIFICATION, REGRESSION
 
 KINDS: dict[str, Kind] = {
     "single_label_classification": CLASSIFICATION,
     "regression": REGRESSION,
+    "question_answering": QUESTION_ANSWERING,
 }
 """Problem type of a task -> its kind."""

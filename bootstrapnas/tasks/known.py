@@ -1,9 +1,15 @@
-"""Public data sets as data: the GLUE tasks (Wang et al., 2019, https://arxiv.org/abs/1804.07461)."""
+"""Public data sets as data.
+
+GLUE: Wang et al. 2019, https://arxiv.org/abs/1804.07461. SQuAD: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250,
+and 2018, https://arxiv.org/abs/1806.03822. IMDB: Maas et al. 2011, https://aclanthology.org/P11-1015.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings
 
 if TYPE_CHECKING:
     from bootstrapnas.tasks.spec import ProblemType
@@ -31,6 +37,10 @@ class KnownTask:
         The column that holds the label.
     max_seq_length
         Tokens to which a row is cut unless a flag says otherwise.
+    held_out
+        Share of the training rows that validate where the data set has no validation split of its own.
+    answers
+        As in `TaskSpec`.
     """
 
     hub: tuple[str, ...]
@@ -40,6 +50,8 @@ class KnownTask:
     problem_type: ProblemType = "single_label_classification"
     label_column: str = "label"
     max_seq_length: int = 128
+    held_out: float = 0.0
+    answers: AnswerSettings | None = None
 
 
 KNOWN: dict[str, KnownTask] = {
@@ -55,4 +67,16 @@ KNOWN: dict[str, KnownTask] = {
     "rte": KnownTask((_GLUE, "rte"), ("sentence1", "sentence2"), ("entailment", "not_entailment")),
     "sst2": KnownTask((_GLUE, "sst2"), ("sentence",), ("negative", "positive")),
     "stsb": KnownTask((_GLUE, "stsb"), ("sentence1", "sentence2"), (), ("pearson", "spearmanr"), "regression"),
-}
+    "imdb": KnownTask(("stanfordnlp/imdb",), ("text",), ("neg", "pos"), max_seq_length=512, held_out=0.1),
+    "squad": KnownTask(
+        ("rajpurkar/squad",), COLUMNS, (), ("f1", "exact_match"), "question_answering", LABEL_COLUMN, 384,
+        answers=AnswerSettings(),
+    ),
+    "squad_v2": KnownTask(
+        ("rajpurkar/squad_v2",), COLUMNS, (), ("f1", "exact_match"), "question_answering", LABEL_COLUMN, 384,
+        answers=AnswerSettings(version_2_with_negative=True),
+    ),
+}  # fmt: skip
+
+ALIASES = {"squadv1": "squad", "squad_v1": "squad", "squadv2": "squad_v2", "sts-b": "stsb", "sst-2": "sst2"}
+"""Other names that recipes give these tasks."""

@@ -26,6 +26,7 @@ _SPLITS = {
     "test": ("test",),
 }
 _REQUIRED = ("train", "validation")
+_HELD_OUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class TaskData:
 def load_task(spec: TaskSpec) -> TaskData:
     """Load the rows of a task.
 
-    Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None.
+    Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None. Of a data
+    set without a validation split (IMDB), a tenth of the training rows validates instead.
 
     Raises
     ------
@@ -61,6 +63,9 @@ def load_task(spec: TaskSpec) -> TaskData:
         tables = _from_hub(spec)
         sources = {split: f"{' '.join(KNOWN[spec.task_name].hub)} ({split})" for split in tables}
 
+    if "validation" not in tables:
+        tables["train"], tables["validation"] = _hold_out(tables["train"], held_out(spec))
+        sources["validation"] = f"{sources['train']}, held out"
     most = {"train": spec.max_train_samples, "validation": spec.max_validation_samples}
     most["validation_mismatched"] = spec.max_validation_samples
     loaded: dict[str, Dataset] = {}
@@ -90,7 +95,7 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
         return {}
     found = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
     for split in _REQUIRED:
-        if found[split] is None:
+        if found[split] is None and not (split == "validation" and held_out(spec)):
             raise UserError(
                 f"dataset_dir {spec.dataset_dir} holds no {split}.jsonl of the task {spec.task_name} "
                 f"(looked there and in its subdirectory {spec.task_name})"
@@ -99,7 +104,7 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
 
 
 def _read(spec: TaskSpec, path: str | Path) -> Table:
-    return read_table(path, [*spec.text_columns, spec.label_column])
+    return read_table(path, [*spec.text_columns, spec.label_column], spec.kind.optional_columns)
 
 
 def _from_hub(spec: TaskSpec) -> dict[str, Table]:
@@ -118,7 +123,9 @@ def _from_hub(spec: TaskSpec) -> dict[str, Table]:
     for split, names in _SPLITS.items():
         name = next((name for name in names if name in found), None)
         if name is not None:
-            tables[split] = {column: list(found[name][column]) for column in (*spec.text_columns, spec.label_column)}
+            optional = [column for column in spec.kind.optional_columns if column in found[name].column_names]
+            columns = (*spec.text_columns, spec.label_column, *optional)
+            tables[split] = {column: list(found[name][column]) for column in columns}
     return tables
 
 
@@ -126,6 +133,18 @@ def _labelled(spec: TaskSpec, table: Table) -> Table:
     """Drop the rows without a label."""
     values = table[spec.label_column]
     return _rows(table, [row for row, value in enumerate(values) if spec.kind.is_labelled(spec, value)])
+
+
+def held_out(spec: TaskSpec) -> float:
+    """Return the share of the training rows that validate where a data set has no validation split; mostly 0."""
+    return KNOWN[spec.task_name].held_out if spec.task_name in KNOWN else 0.0
+
+
+def _hold_out(table: Table, share: float) -> tuple[Table, Table]:
+    """Part a table in two at random, the second of a `share` of the rows; the same for every seed of a run."""
+    count = len(next(iter(table.values())))
+    chosen = set(random.Random(_HELD_OUT_SEED).sample(range(count), max(1, round(share * count))))
+    return _rows(table, [row for row in range(count) if row not in chosen]), _rows(table, sorted(chosen))
 
 
 def _subset(table: Table, most: int | None, seed: int) -> Table:

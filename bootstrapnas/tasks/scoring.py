@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from bootstrapnas.artefacts import write_text
+from bootstrapnas.artefacts import write_json, write_text
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.tasks.spec import TaskSpec
 
@@ -50,6 +50,13 @@ def predictions(spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Datas
 def write_predictions(
     path: str | os.PathLike[str], spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Dataset
 ) -> None:
-    """Write the predictions as JSON lines, ``{"index": row, "prediction": …}`` at least, atomically."""
-    lines = (json.dumps(entry, ensure_ascii=False) for entry in predictions(spec, outputs, rows, features))
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    """Write the predictions, atomically: JSON lines ``{"index": row, "prediction": …}`` at least.
+
+    A file that is called ``.json`` gets one object instead, the prediction by the row's id (of questions, as SQuAD's
+    own program reads it) or index.
+    """
+    entries = predictions(spec, outputs, rows, features)
+    if str(path).endswith(".json"):
+        write_json(path, {str(entry.get("id", entry["index"])): entry["prediction"] for entry in entries})
+    else:
+        write_text(path, "".join(f"{json.dumps(entry, ensure_ascii=False)}\n" for entry in entries))

@@ -9,6 +9,7 @@ import numpy as np
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import LABELS, VALUE, Output, Outputs
+from bootstrapnas.tasks.files import texts
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import class_indices, is_unlabelled, regression_targets
@@ -59,14 +60,6 @@ def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
     types = {name: Value("string") for name in columns}
     types["label"] = Value("float32" if spec.is_regression else "int64")
     return Dataset.from_dict(columns, features=Features(types))
-
-
-def texts(table: Table, column: str, source: str) -> list[str]:
-    """Return a column of texts; raise `UserError` naming the row of a value that is none."""
-    for row, text in enumerate(table[column]):
-        if not isinstance(text, str):
-            raise UserError(f"{source}: row {row} has no text in column {column!r}, but {text!r}")
-    return table[column]
 
 
 def _is_labelled(spec: TaskSpec, value: Any) -> bool:

@@ -12,8 +12,9 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import KNOWN
+from bootstrapnas.tasks.question_answering import AnswerSettings
 
-ProblemType = Literal["single_label_classification", "regression"]
+ProblemType = Literal["single_label_classification", "regression", "question_answering"]
 TASK_FILE = "task.json"
 
 
@@ -28,7 +29,7 @@ class TaskSpec:
     text_columns
         The one or two columns that hold the text.
     label_names
-        The classes in the order of their indices; empty for a regression.
+        The classes in the order of their indices; empty where there are none.
     problem_type
         Which of `KINDS` it is.
     metric
@@ -45,6 +46,8 @@ class TaskSpec:
         Sizes of random subsets; None takes all rows.
     seed
         Decides those subsets.
+    answers
+        How answers are looked for; of question answering only.
     """
 
     task_name: str
@@ -61,10 +64,13 @@ class TaskSpec:
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     seed: int = 0
+    answers: AnswerSettings | None = None
 
     def __post_init__(self) -> None:
         if self.problem_type not in get_args(ProblemType):
-            raise UserError(f"problem_type {self.problem_type!r} is neither {' nor '.join(get_args(ProblemType))}")
+            raise UserError(f"problem_type {self.problem_type!r} is none of {listed(get_args(ProblemType))}")
+        if self.answers is not None and self.problem_type != "question_answering":
+            raise UserError(f"task {self.task_name} is no question answering; it has no settings 'answers'")
         self.kind.check(self)
         if self.label_column in self.text_columns:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
