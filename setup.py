@@ -17,6 +17,7 @@ REQUIRES = [
     "accelerate>=1.1",  # what the Trainer of transformers 5 asks for
     "scikit-learn",
     "scipy",
+    "torchmetrics",  # SQuAD's exact match and F1
     "matplotlib",
     "rich",
     "pyyaml",

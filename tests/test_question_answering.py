@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -401,6 +400,8 @@ def test_question_answering_goes_through_every_command(tmp_path: Path, tiny_bert
 
 def other_tokens(model: Path, directory: Path) -> Path:
     """Copy a model with a tokenizer that reads every word letter by letter."""
+    import shutil
+
     shutil.copytree(model, directory)
     (directory / "stage.json").unlink()
     path = directory / "tokenizer.json"

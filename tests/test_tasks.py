@@ -220,7 +220,7 @@ def test_samples_are_a_seeded_subset_in_order(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task_name": "sst-2"}, r"unknown task 'sst-2'; did you mean 'sst2'\?"),
+        ({"task_name": "sst"}, r"unknown task 'sst'; did you mean 'sst2'\?"),
         ({"task_name": "MRPC"}, r"did you mean 'mrpc'\?"),
         ({}, r"no task: pass --task_name .* or --train_file"),
         ({"task_name": "files"}, "needs --train_file"),

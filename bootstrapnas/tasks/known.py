@@ -78,5 +78,5 @@ KNOWN: dict[str, KnownTask] = {
     ),
 }  # fmt: skip
 
-ALIASES = {"squadv1": "squad", "squad_v1": "squad", "squadv2": "squad_v2"}
+ALIASES = {"squadv1": "squad", "squad_v1": "squad", "squadv2": "squad_v2", "sts-b": "stsb", "sst-2": "sst2"}
 """Other names that recipes give these tasks."""
