@@ -23,6 +23,8 @@ from transformers import (
     ElectraConfig,
     ElectraForQuestionAnswering,
     LlamaConfig,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     RobertaConfig,
@@ -160,6 +162,7 @@ def test_an_unpublished_shape_has_costs_but_no_heads_and_no_vocabulary(tmp_path:
     [
         (DistilBertForSequenceClassification, DistilBertConfig(), "DistilBERT"),
         (ElectraForQuestionAnswering, ElectraConfig(embedding_size=128), "ELECTRA-small"),
+        (ModernBertForSequenceClassification, ModernBertConfig(), "ModernBERT-base"),
         (
             RobertaForTokenClassification,
             RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),

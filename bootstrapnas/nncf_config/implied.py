@@ -41,6 +41,12 @@ LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
         "ffn.lin1": "intermediate_size",
         "ffn.lin2": "hidden_size",
     },
+    "modernbert": {
+        "attn.Wqkv": "hidden_size",  # a fused layer counts the channels of one part
+        "attn.Wo": "hidden_size",
+        "mlp.Wi": "intermediate_size",
+        "mlp.Wo": "hidden_size",
+    },
     "llama": {
         "self_attn.o_proj": "hidden_size",
         "mlp.gate_proj": "intermediate_size",
@@ -96,6 +102,13 @@ _UNCASED: Final = {"vocab_size": 30522, "max_position_embeddings": 512, "type_vo
 _BPE: Final = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 _MULTILINGUAL: Final = {**_BPE, "vocab_size": 250002}
 _ELECTRA: Final = "google/electra-"
+_MODERN: Final = {
+    "vocab_size": 50368,
+    "max_position_embeddings": 8192,
+    **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), 0),
+    "decoder_bias": 1,
+    "tie_word_embeddings": 1,
+}
 _SMALL_WORDS: Final = {**_UNCASED, "embedding_size": 128}
 _WIDE_WORDS: Final = {**_UNCASED, "embedding_size": 768}
 KNOWN: Final = (
@@ -118,6 +131,8 @@ KNOWN: Final = (
     _known(
         "ELECTRA-base", f"{_ELECTRA}base-discriminator", "electra", "12 768 12 3072", **_UNCASED, embedding_size=768
     ),
+    _known("ModernBERT-base", "answerdotai/ModernBERT-base", "modernbert", "22 768 12 1152", **_MODERN),
+    _known("ModernBERT-large", "answerdotai/ModernBERT-large", "modernbert", "28 1024 16 2624", **_MODERN),
     _known("LLaMA-7B", "huggyllama/llama-7b", "llama", "32 4096 32 11008"),
     _known("LLaMA-13B", "huggyllama/llama-13b", "llama", "40 5120 40 13824"),
     _known("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", "30 4096 32 16384"),
