@@ -80,7 +80,8 @@ class Blueprint:
                 f"(known: {listed(self.family.architectures)}){near_miss(architecture, self.family.architectures)}"
             )
         self.prefix = "" if architecture == self.family.bare else f"{self.family.base}."
-        self.num_layers = self.family.num_layers(config)
+        layers = self.family.num_layers
+        self.num_layers = int(getattr(config, layers) if isinstance(layers, str) else layers(config))
         self.dims: dict[str, Dim] = {dim.name: dim for dim in self.family.dims}
         self.dims.update({block.name: Dim(block.name, lambda _: 1) for block in self.family.blocks})
         for block in self.family.blocks:
@@ -180,12 +181,12 @@ class Blueprint:
 
     def _blocks_of(self, name: str, layer: int) -> Iterator[Block]:
         for block in self.family.blocks:
-            if any(name.startswith(self.layer_path(layer, module) + ".") for module in block.stand_ins):
+            if any(name.startswith(f"{self.layer_path(layer, module)}.") for module in block.stand_ins):
                 yield block
 
     def layer_path(self, layer: int, name: str) -> str:
-        """Return the path in the model of a module or parameter named inside a layer."""
-        dot = "" if name.startswith("/") else "."  # "/<operator>" is an operator of the layer itself
+        """Return the path in the model of a module or parameter named inside a layer; the empty name is the layer's."""
+        dot = "" if not name or name.startswith("/") else "."  # "/<operator>" is an operator of the layer itself
         return f"{self.prefix}{self.family.stack}.{layer}{dot}{name}"
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -253,12 +254,39 @@ class Blueprint:
                     yield parameter, position
 
     def inside(self, block: Key) -> tuple[Key, ...]:
-        """Return the elastic keys that matter only while `block` is kept (a skipped FFN has no width)."""
-        found: dict[Key, bool] = {}
-        for key in self.elastic:
-            owners = [parameter for parameter, _ in self.members(key)]
-            found[key] = bool(owners) and all(block in parameter.blocks for parameter in owners)
-        return tuple(key for key, only in found.items() if only)
+        """Return the elastic keys that matter only while `block` is kept.
+
+        A skipped FFN has no width, and a skipped layer neither widths nor an FFN that could be skipped.
+        """
+        return self._inside[block]
+
+    @cached_property
+    def _inside(self) -> dict[Key, tuple[Key, ...]]:
+        owners: dict[Key, list[Parameter]] = {key: [] for key in self.full}
+        for parameter in self.parameters.values():
+            carried = {key for axis in parameter.axes for product in axis for key in product}
+            for key in carried.union(parameter.blocks):
+                owners[key].append(parameter)
+
+        def is_inside(key: Key, block: Key) -> bool:
+            smaller = not self.is_block(key) or len(owners[key]) < len(owners[block])
+            return smaller and bool(owners[key]) and all(block in parameter.blocks for parameter in owners[key])
+
+        blocks = [key for key in self.elastic if self.is_block(key)]
+        return {block: tuple(key for key in self.elastic if is_inside(key, block)) for block in blocks}
+
+    @cached_property
+    def attentions(self) -> tuple[tuple[Product, tuple[Key, ...]], ...]:
+        """The attention products: per layer and product its heads times head size, and the blocks that contain it."""
+        found = []
+        for layer in range(self.num_layers):
+            for attention in self.family.attention:
+                dims = f"{attention.heads} {attention.head_dim}".split()
+                keys = tuple(self._key(dim, layer, "attention") for dim in dims)
+                path = self.layer_path(layer, "") + "."
+                carriers = [set(p.blocks) for p, _ in self.members(keys[0]) if p.name.startswith(path)]
+                found.append((keys, tuple(sorted(set.intersection(*carriers)))))
+        return tuple(found)
 
     def check(self, subnet: Subnet) -> None:
         """Raise `UserError` unless every key of `subnet` is elastic and its size is reachable."""
@@ -276,8 +304,17 @@ class Blueprint:
         """Return whether `key` is a skippable block (size 1 or 0)."""
         return any(block.name == key.dim for block in self.family.blocks)
 
+    def is_whole_layer(self, key: Key) -> bool:
+        """Return whether `key` is a block that is a layer."""
+        return any(block.name == key.dim and block.whole_layer for block in self.family.blocks)
+
+    def kept_layers(self, subnet: Subnet) -> tuple[int, ...]:
+        """Return the layers of which a subnet keeps anything."""
+        skipped = {key.layer for key, size in subnet.items() if size == 0 and self.is_whole_layer(key)}
+        return tuple(layer for layer in range(self.num_layers) if layer not in skipped)
+
     def complete(self, subnet: Subnet) -> dict[Key, int]:
-        """Return the subnet with every elastic key spelt out; widths inside a skipped block are at full size.
+        """Return the subnet with every elastic key spelt out; what is inside a skipped block is at full size.
 
         Two mappings that mean the same network have the same completion.
         """

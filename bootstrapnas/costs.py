@@ -41,14 +41,11 @@ def count_linear_macs(blueprint: Blueprint, subnet: Subnet = FULL, *, length: in
 
 def count_attention_macs(blueprint: Blueprint, subnet: Subnet = FULL, *, length: int) -> int:
     """Return the MACs of attention scores and weighted values for one sequence of `length` tokens."""
-    total = 0
-    for layer in range(blueprint.num_layers):
-        for attention in blueprint.family.attention:
-            if not attention.block or blueprint.size(Key(attention.block, layer), subnet):
-                dims = f"{attention.heads} {attention.head_dim}".split()
-                keys = tuple(Key(dim, layer if blueprint.dims[dim].per_layer else None) for dim in dims)
-                total += 2 * blueprint.product(keys, subnet) * length**2
-    return total
+    return sum(
+        2 * blueprint.product(product, subnet) * length**2
+        for product, blocks in blueprint.attentions
+        if all(blueprint.size(block, subnet) for block in blocks)
+    )
 
 
 def count_macs(blueprint: Blueprint, subnet: Subnet = FULL, *, length: int, head: bool = True) -> int:

@@ -29,7 +29,8 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     """Return a copy of `subnet` as a model of its own, on the same device, in eval mode; what is frozen stays frozen.
 
     Its config is a copy that describes it: by the config's own attributes where they can (then the class is the
-    original one), else by ``config.subnet``, which `bootstrapnas.modeling_subnet` turns into shapes.
+    original one, and the layers that are left are numbered anew), else by ``config.subnet``, which
+    `bootstrapnas.modeling_subnet` turns into shapes.
 
     Parameters
     ----------
@@ -50,15 +51,22 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     cls = subnet_class(_plain_class(model, blueprint), config)
     with torch.device("meta"):
         small = cls(config)
+    renumbered = cls is _plain_class(model, blueprint)
+
+    def origin(name: str) -> str:
+        return _origin(blueprint, subnet, name) if renumbered else name
+
     source = dict(model.named_parameters(remove_duplicate=False))
     tensors = {
-        name: select(blueprint, name, source[name].detach(), subnet).clone()
-        for name, parameter in blueprint.parameters.items()
-        if blueprint.exists(parameter, subnet)
+        name: select(blueprint, origin(name), source[origin(name)].detach(), subnet).clone()
+        for name, _ in small.named_parameters(remove_duplicate=False)
+        if origin(name) in blueprint.parameters
     }
-    _fill(small, tensors, dict(model.named_buffers()))
+    assert len(tensors) == sum(blueprint.exists(parameter, subnet) for parameter in blueprint.parameters.values())
+    buffers = dict(model.named_buffers())
+    _fill(small, tensors, {name: buffers[origin(name)] for name, _ in small.named_buffers()})
     for name, parameter in small.named_parameters():
-        parameter.requires_grad_(source[name].requires_grad)
+        parameter.requires_grad_(source[origin(name)].requires_grad)
     return small.eval()
 
 
@@ -77,11 +85,12 @@ def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
 
     ``sizes`` is for people (units per layer); ``shapes`` names every smaller parameter; ``stand_ins`` what is skipped.
     """
+    complete = blueprint.complete(subnet)
     stand_ins = {
         blueprint.layer_path(layer, module): stand_in
         for layer in range(blueprint.num_layers)
         for block in blueprint.family.blocks
-        if blueprint.size(Key(block.name, layer), subnet) == 0
+        if complete[Key(block.name, layer)] == 0
         for module, stand_in in block.stand_ins.items()
     }
     shapes = {
@@ -89,7 +98,7 @@ def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
         for name, parameter in blueprint.uses.items()
         if blueprint.exists(parameter, subnet) and blueprint.shape(name, subnet) != blueprint.shape(name, {})
     }
-    return {"sizes": subnet_to_json(blueprint.complete(subnet)), "shapes": shapes, "stand_ins": stand_ins}
+    return {"sizes": subnet_to_json(complete), "shapes": shapes, "stand_ins": stand_ins}
 
 
 def subnet_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -215,8 +224,14 @@ def _saved_subnet_class(config: PreTrainedConfig, auto_class: Any) -> type[PreTr
 def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
     """Return a config whose own attributes describe `subnet`, if there is one: try, then compare every shape."""
     config = copy.deepcopy(blueprint.config)
+    layers = blueprint.kept_layers(subnet)
+    if len(layers) != blueprint.num_layers:
+        if not layers or not isinstance(blueprint.family.num_layers, str):
+            return None
+        setattr(config, blueprint.family.num_layers, len(layers))
     for dim in blueprint.dims.values():
-        sizes = {blueprint.size(key, subnet) for key in blueprint.full if key.dim == dim.name}
+        keys = [key for key in blueprint.full if key.dim == dim.name and (key.layer is None or key.layer in layers)]
+        sizes = {blueprint.size(key, subnet) for key in keys}
         if len(sizes) != 1:
             return None
         size = sizes.pop()
@@ -226,8 +241,17 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
     wanted = {
         name: blueprint.shape(name, subnet) for name, p in blueprint.parameters.items() if blueprint.exists(p, subnet)
     }
-    found = {name: candidate.shape(name, {}) for name in candidate.parameters}
+    found = {_origin(blueprint, subnet, name): candidate.shape(name, {}) for name in candidate.parameters}
     return config if wanted == found else None
+
+
+def _origin(blueprint: Blueprint, subnet: Subnet, name: str) -> str:
+    """Return the name in the full model of what is called `name` where the layers that are left are numbered anew."""
+    stack = blueprint.layer_path(0, "").removesuffix("0")
+    number, dot, rest = name.removeprefix(stack).partition(".")
+    if not name.startswith(stack) or not number.isdecimal():
+        return name
+    return f"{stack}{blueprint.kept_layers(subnet)[int(number)]}{dot}{rest}"
 
 
 def _fill(small: PreTrainedModel, tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
@@ -235,7 +259,7 @@ def _fill(small: PreTrainedModel, tensors: dict[str, Tensor], buffers: dict[str,
     incompatible = small.load_state_dict(tensors, strict=False, assign=True)
     assert not incompatible.unexpected_keys, incompatible
     small.tie_weights()
-    for name in [name for name, _ in small.named_buffers()]:
+    for name in buffers:
         path, _, leaf = name.rpartition(".")
         module = small.get_submodule(path)
         persistent = leaf not in module._non_persistent_buffers_set

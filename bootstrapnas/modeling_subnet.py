@@ -45,7 +45,11 @@ def shrink(model: nn.Module, layout: dict[str, Any]) -> None:
     layout["stand_ins"]: module path -> what stands in for it; layout["shapes"]: parameter name -> its smaller shape.
     """
     for path, stand_in in layout["stand_ins"].items():
-        model.set_submodule(path, STAND_INS[stand_in]())
+        substitute = STAND_INS[stand_in]()
+        # What calls a module may read its plain attributes, such as the kind of attention of a layer.
+        old = vars(model.get_submodule(path))
+        vars(substitute).update({name: value for name, value in old.items() if isinstance(value, str)})
+        model.set_submodule(path, substitute)
     for name, shape in layout["shapes"].items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
-from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.space import SearchSpace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DEPTHS = ("half_blocks", "layers", "none")
+"""What of a layer a generated space may skip: its attention or its FFN, the layer as a whole, or nothing."""
 
 CHANNEL_MULTIPLE = 8
 """Single channels are kept in multiples of this by default, which is what vector units like."""
@@ -101,12 +104,15 @@ def generate_space(
     tolerance: int | None = None,
     multiple: Mapping[str, int] | None = None,
     skip_below: float = 0.02,
-    skip_blocks: bool = True,
+    depth: str = "half_blocks",
 ) -> SpaceReport:
     """Generate the search space whose subnets meet the targets.
 
     For each target one threshold over the scores of all units is searched. A key's width is the number of its units
-    above the threshold, rounded up to a multiple and at least one; if too little is left, its block is skipped instead.
+    above the threshold, rounded up to a multiple and at least one; if too little is left, its half-block (attention or
+    FFN) is skipped instead. With whole layers, half of what a target saves comes from depth: to keep a share r of the
+    MACs, the round((1 - r) / 2 * layers) layers with the lowest sums of unit scores are skipped, and the threshold
+    is searched over the units of the others.
 
     Parameters
     ----------
@@ -124,21 +130,21 @@ def generate_space(
         Dimension -> widths are multiples of this (or full); 1 for a dimension left out. Default: `CHANNEL_MULTIPLE`
         for units of one channel, 1 for larger ones such as heads.
     skip_below
-        A block is skipped when a width inside falls below this part of the full one.
-    skip_blocks
-        Whether blocks may be skipped.
+        A half-block is skipped when a width inside falls below this part of the full one.
+    depth
+        What may be skipped, one of `DEPTHS`.
 
     Raises
     ------
     UserError
-        If there is no target or no score, a target is not positive, scores do not fit the model or are not finite, or
-        `multiple` names an unknown dimension.
+        If there is no target or no score, a target is not positive, scores do not fit the model or are not finite,
+        `multiple` names an unknown dimension, or `depth` is not known or not possible in the family.
     """
     if not targets:
         raise UserError("a search space needs at least one target")
     if min(targets) <= 0:
         raise UserError(f"targets must be positive numbers of MACs, not {min(targets)}")
-    units = _Units(blueprint, unit_scores, length, _multiples(blueprint, multiple), skip_below, skip_blocks)
+    units = _Units(blueprint, unit_scores, length, _multiples(blueprint, multiple), skip_below, depth)
     subnets = tuple(units.nearest(target) for target in targets)
     allowed = count_macs(blueprint, length=length) // 100 if tolerance is None else tolerance
     notes = tuple(
@@ -166,42 +172,61 @@ class _Units:
         length: int,
         multiples: Mapping[str, int],
         skip_below: float,
-        skip_blocks: bool,
+        depth: str,
     ) -> None:
         _check(blueprint, unit_scores)
+        if depth not in DEPTHS:
+            raise UserError(f"unknown depth {depth!r} (known: {listed(DEPTHS)}){near_miss(depth, DEPTHS)}")
         self.blueprint, self.length, self.multiples, self.skip_below = blueprint, length, multiples, skip_below
         self.keys = _in_order(blueprint, unit_scores)
         self.ascending: dict[Key, list[float]] = {key: sorted(unit_scores[key].tolist()) for key in self.keys}
         self.thresholds = [-math.inf, *sorted({score for scores in self.ascending.values() for score in scores})]
-        blocks = [key for key in blueprint.elastic if blueprint.is_block(key)] if skip_blocks else []
-        self.block_of = {key: block for block in blocks for key in blueprint.inside(block)}
+        blocks = [key for key in blueprint.elastic if blueprint.is_block(key)]
+        halves = [key for key in blocks if depth == "half_blocks" and not blueprint.is_whole_layer(key)]
+        self.half_of = {key: block for block in halves for key in blueprint.inside(block)}
+        layers = [key for key in blocks if depth == "layers" and blueprint.is_whole_layer(key)]
+        if depth == "layers" and not layers:
+            raise UserError(f"family {blueprint.family.model_type!r} has no layers that can be skipped as a whole")
+        self.inside = {layer: [key for key in self.keys if key in blueprint.inside(layer)] for layer in layers}
+        self.layers = sorted(layers, key=lambda layer: sum(sum(self.ascending[key]) for key in self.inside[layer]))
 
-    def subnet(self, index: int) -> dict[Key, int]:
-        """Return the subnet of a threshold."""
+    def subnet(self, index: int, layers: Sequence[Key]) -> dict[Key, int]:
+        """Return the subnet of a threshold without some whole layers."""
         subnet: dict[Key, int] = {}
-        skipped = set()
+        skipped = set(layers)
         for key in self.keys:
             full = self.blueprint.full[key]
             kept = full - bisect_right(self.ascending[key], self.thresholds[index])
             multiple = self.multiples[key.dim]
             subnet[key] = min(full, -(-max(kept, 1) // multiple) * multiple)
-            if kept < self.skip_below * full and key in self.block_of:
-                skipped.add(self.block_of[key])
-        for key in self.keys:
-            if self.block_of.get(key) in skipped:
-                subnet[key] = self.blueprint.full[key]  # a block that is gone says nothing about its width
+            if kept < self.skip_below * full and key in self.half_of:
+                skipped.add(self.half_of[key])
+        gone = {key for block in skipped for key in self.blueprint.inside(block)}
+        for key in gone.intersection(self.keys):
+            subnet[key] = self.blueprint.full[key]  # a block that is gone says nothing about its width
         return {**subnet, **dict.fromkeys(_in_order(self.blueprint, skipped), 0)}
 
-    def macs(self, index: int) -> int:
-        """Return the MACs of the subnet of a threshold."""
-        return count_macs(self.blueprint, self.subnet(index), length=self.length)
+    def macs(self, index: int, layers: Sequence[Key]) -> int:
+        """Return the MACs of the subnet of a threshold without some whole layers."""
+        return count_macs(self.blueprint, self.subnet(index, layers), length=self.length)
+
+    def skipped_layers(self, target: int) -> Sequence[Key]:
+        """Return the layers whose scores are lowest, as many as half of what the target saves; one is always left."""
+        saved = max(0.0, 1 - target / count_macs(self.blueprint, length=self.length))
+        return self.layers[: min(round(saved / 2 * len(self.layers)), max(len(self.layers) - 1, 0))]
 
     def nearest(self, target: int) -> GeneratedSubnet:
         """Return the subnet whose MACs are nearest to `target`, the smaller of two equally near ones."""
+        layers = self.skipped_layers(target)
+
+        def macs(index: int) -> int:
+            return self.macs(index, layers)
+
         last = len(self.thresholds) - 1
-        below = bisect_left(range(last), -target, key=lambda index: -self.macs(index))  # the first not above the target
-        index = min((below, max(below - 1, 0)), key=lambda index: abs(self.macs(index) - target))
-        return GeneratedSubnet(target, self.macs(index), self.thresholds[index] if index else None, self.subnet(index))
+        below = bisect_left(range(last), -target, key=lambda index: -macs(index))  # the first not above the target
+        index = min((below, max(below - 1, 0)), key=lambda index: abs(macs(index) - target))
+        threshold = self.thresholds[index] if index else None
+        return GeneratedSubnet(target, macs(index), threshold, self.subnet(index, layers))
 
 
 def _check(blueprint: Blueprint, unit_scores: Mapping[Key, Tensor]) -> None:

@@ -60,8 +60,11 @@ class SpaceArguments:
     macs_targets: Optional[str] = flag(None, "Instead: targets in millions of MACs, separated by commas.")
     tolerance: float = flag(0.01, "A target missed by more than this share of the full model's MACs is reported.")
     channel_multiple: int = flag(8, "FFN widths, in channels, are multiples of this; 1 is the original.")
-    skip_below: float = flag(0.02, "A block is skipped where less than this share of its width is left.")
-    depth: bool = flag(True, "Whether blocks may be skipped at all, if the config trains depth.")
+    skip_below: float = flag(0.02, "A half-block is skipped where less than this share of its width is left.")
+    depth: str = flag(
+        "half_blocks",
+        "What may be skipped if the config trains depth: half_blocks (attention or FFN; True), layers, none (False).",
+    )
     importance_rule: Optional[str] = flag(
         None, f"From weights to units: {', '.join(RULES)}; default: the criterion's (see docs/importance.md)."
     )
@@ -94,6 +97,7 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)
     length = sequence_length(config)
     full = count_macs(blueprint, length=length)
+    depth = {"true": "half_blocks", "false": "none"}.get(arguments.depth.lower(), arguments.depth)
     report = generate_space(
         blueprint,
         width_scores(blueprint, scores, arguments.importance_rule or default_rule(metadata["criterion"])),
@@ -107,7 +111,7 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
         },
         skip_below=arguments.skip_below,
         # A config without depth keeps all blocks; one that was asked for by name is then an error.
-        skip_blocks=arguments.depth and ("depth" in typed or config.training.is_elastic("depth")),
+        depth=depth if "depth" in typed or config.training.is_elastic("depth") else "none",
     )
     describe(report, full)
     target = Path(arguments.target_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,7 @@ every_attention = pytest.mark.parametrize(
 )
 few = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 ROW = ROWS[0]
+SKIP_LAYERS = {Key("layer_block", layer): 0 for layer in range(3)}
 SKIP_ALL = {Key(block, layer): 0 for layer in range(3) for block in ("mha_block", "ffn_block")}
 
 
@@ -202,7 +204,11 @@ def test_elastic_is_extracted(row: Row, attention: str, data: st.DataObject) -> 
     supernet.model.train()
     with supernet.activate(subnet):
         elastic = gradients(supernet.model, batch, seed=5)
-    assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, gradients(small.train(), batch, seed=5))
+    found = gradients(small.train(), batch, seed=5)
+    if type(small) is row.model_class:  # where layers are missing, the others are numbered anew
+        kept = [number for number in range(3) if subnet.get(Key("layer_block", number)) != 0]
+        found = {re.sub(r"(?<=\blayer\.)\d", lambda n: str(kept[int(n[0])]), name): g for name, g in found.items()}
+    assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, found)
 
 
 @every_row
@@ -215,7 +221,10 @@ def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.D
     for number, layer in enumerate(original.base_model.get_submodule(supernet.blueprint.family.stack)):
         for block in supernet.blueprint.family.blocks:
             if subnet.get(Key(block.name, number)) == 0:
-                row.skip(layer, block.name)
+                if block.whole_layer:
+                    layer.forward = lambda x, *_, **__: x
+                else:
+                    row.skip(layer, block.name)
     sliced = {name: select(supernet.blueprint, name, p, subnet) for name, p in original.named_parameters()}
     with torch.no_grad():
         found = torch.func.functional_call(original, sliced, kwargs=batch)
@@ -276,9 +285,10 @@ def test_subnets_of_the_same_completion_are_the_same_network(row: Row, data: st.
         with supernet.activate(complete):
             assert torch.equal(outputs(supernet.model, batch), expected)
     inside = [key for block in complete if complete[block] == 0 for key in blueprint.inside(block)]
-    assert blueprint.complete({**subnet, **dict.fromkeys(inside, 1)}) == complete
+    assert blueprint.complete({**subnet, **{key: smallest(blueprint, key) for key in inside}}) == complete
     assert {key.dim for key in blueprint.inside(Key("mha_block", 1))} == {"head"}
     assert {key.dim for key in blueprint.inside(Key("ffn_block", 1))} == {"ffn"}
+    assert {key.dim for key in blueprint.inside(Key("layer_block", 1))} == {"head", "ffn", "mha_block", "ffn_block"}
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------------
@@ -300,6 +310,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[Row, Path]:
     for row in ROWS:
         supernet = supernet_of(row)
         subnet = {**random_subnet(supernet.blueprint, seed=3), Key("mha_block", 1): 0, Key("ffn", 2): 5}
+        subnet |= {Key("layer_block", layer): int(layer > 0) for layer in range(3)}
         small = supernet.extract(subnet)
         directories[row] = tmp_path_factory.mktemp(row.name) / "subnet"
         save_subnet(small, directories[row])
@@ -352,12 +363,17 @@ assert not [name for name in sys.modules if name.startswith("bootstrapnas")]
 def test_files_shrink_with_the_subnet(row: Row, tmp_path: Path) -> None:
     supernet = supernet_of(row)
     sizes = []
-    for name, subnet in (("full", {}), ("narrow", {Key("ffn", 0): 6, Key("head", 1): 1}), ("empty", SKIP_ALL)):
+    for name, subnet in (
+        ("full", {}),
+        ("narrow", {Key("ffn", 0): 6, Key("head", 1): 1}),
+        ("empty", SKIP_ALL),
+        ("none", SKIP_LAYERS),
+    ):
         save_subnet(supernet.extract(subnet), tmp_path / name)
         sizes.append((tmp_path / name / "model.safetensors").stat().st_size)
         assert sizes[-1] - 4 * supernet.count(subnet, length=1).params in range(12_000)  # the header
     assert sizes[0] - sizes[1] > 4 * (18 * 64 + 3 * 8 * 4 * 32)
-    assert sizes[1] > sizes[2]
+    assert sizes[1] > sizes[2] >= sizes[3]  # post-norm layers without their halves still have a norm
 
 
 @pytest.mark.parametrize("row", EXPORTED_ROWS, ids=lambda row: row.name)
@@ -366,16 +382,13 @@ def test_the_ir_has_the_products_and_weights_of_the_subnet_only(row: Row, tmp_pa
 
     supernet = supernet_of(row)
     blueprint = supernet.blueprint
-    blocks = [block.name for block in blueprint.family.blocks]
-    skipped = {Key(block, number % blueprint.num_layers): 0 for number, block in enumerate(blocks)}
-    subnet = {**random_subnet(blueprint, seed=3), **dict.fromkeys((Key(block, 2) for block in blocks), 1), **skipped}
+    subnet = {key: size or 1 for key, size in random_subnet(blueprint, seed=3).items()}
+    subnet |= {Key("mha_block", 0): 0, Key("ffn_block", 1): 0, Key("layer_block", 2): 0}
     export_openvino(supernet.extract(subnet), None, tmp_path / "ir", example_batches=[row.batch()])
     operations = [op.get_type_name() for op in ov.Core().read_model(tmp_path / "ir/openvino_model.xml").get_ops()]
     products = [p for p in blueprint.uses.values() if p.applied and blueprint.exists(p, subnet)]
-    attentions = [attention for attention in blueprint.family.attention for _ in range(blueprint.num_layers)]
-    gone = sum(size == 0 for key, size in subnet.items() if key.dim in {a.block for a in blueprint.family.attention})
     assert operations.count("MatMul") == len(products)
-    assert operations.count("ScaledDotProductAttention") == len(attentions) - gone
+    assert operations.count("ScaledDotProductAttention") == 1  # that of layer 1
     beside = (tmp_path / "ir/openvino_model.bin").stat().st_size - 4 * supernet.count(subnet, length=1).params
     assert -100 < beside < 1_500  # constants that are no weights; nothing of what was skipped
 
@@ -395,6 +408,36 @@ def test_a_subnet_that_the_config_can_express_needs_no_code(row: Row, tmp_path: 
         assert torch.equal(outputs(again, batch), outputs(small, batch))
     assert type(supernet.extract({})) is row.model_class
     assert type(supernet.extract({Key("head", layer): 2 for layer in range(3)})) is not row.model_class
+
+
+@every_family
+def test_without_some_layers_a_model_is_an_ordinary_smaller_one(row: Row, tmp_path: Path) -> None:
+    supernet, batch = supernet_of(row), row.batch()
+    subnet = {**{Key("ffn", layer): 11 for layer in (0, 2)}, Key("layer_block", 1): 0, Key("head", 1): 1}
+    small = supernet.extract(subnet)
+    supernet.model.eval()
+    with supernet.activate(subnet), torch.no_grad():
+        expected = outputs(supernet.model, batch)
+    alike = isinstance(supernet.blueprint.family.num_layers, str)
+    save_subnet(small, tmp_path)
+    again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=not alike)
+    assert (type(again) is row.model_class) == (type(small) is row.model_class) == alike
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(again, batch), expected, rtol=0, atol=1e-6)
+    assert supernet.count(subnet, length=1).params == again.num_parameters()
+    if alike:
+        assert Blueprint.of(again).num_layers == 2
+        last = [name for name in supernet.blueprint.parameters if ".layer.2." in name]
+        full = dict(supernet.model.named_parameters())
+        for name in last:
+            moved = again.get_parameter(name.replace(".layer.2.", ".layer.1."))
+            assert torch.equal(moved, select(supernet.blueprint, name, full[name], subnet))
+
+
+def test_a_model_without_layers_is_none_that_a_config_describes() -> None:
+    small = supernet_of(ROW).extract(SKIP_LAYERS)
+    assert type(small) is not ROW.model_class
+    assert count_params(supernet_of(ROW).blueprint, SKIP_LAYERS) == small.num_parameters()
 
 
 @every_row
@@ -540,6 +583,10 @@ def test_frozen_parameters_stay_frozen() -> None:
     for subnet in ({}, {Key("ffn", 0): 3}):
         small = supernet.extract(subnet)
         assert {name for name, p in small.named_parameters() if not p.requires_grad} == frozen
+    model.bert.encoder.layer[1].requires_grad_(False)
+    small = supernet.extract({Key("layer_block", 0): 0})
+    assert not any(p.requires_grad for p in small.bert.encoder.layer[0].parameters())
+    assert all(p.requires_grad for p in small.bert.encoder.layer[1].parameters())
 
 
 def test_an_extracted_model_shares_nothing_with_the_supernet() -> None:

@@ -513,7 +513,7 @@ def test_units_above_a_threshold_are_a_prefix_of_the_order(tiny, seed):
     widths = width_scores(tiny, scores)
     order = orders(order_scores(tiny, scores))
     targets = mac_targets(count_macs(tiny, length=16))
-    report = generate_space(tiny, widths, targets, length=16, tolerance=10**9, multiple={}, skip_blocks=False)
+    report = generate_space(tiny, widths, targets, length=16, tolerance=10**9, multiple={}, depth="none")
     for found in report.subnets:
         for key, size in found.subnet.items():
             above = set(range(tiny.full[key]))
@@ -540,10 +540,25 @@ def test_a_starved_block_is_skipped_and_its_width_left_alone(tiny):
     choices = {gene.keys[0]: gene.choices for gene in report.space.genes}
     assert choices[Key("ffn_block", 1)] == (1, 0)
     assert choices[Key("ffn", 1)] == (128,)
-    kept = generate_space(tiny, scores, [target], length=16, tolerance=target, skip_blocks=False).subnets[0].subnet
+    kept = generate_space(tiny, scores, [target], length=16, tolerance=target, depth="none").subnets[0].subnet
     assert set(kept) == set(scores)
     assert kept[Key("ffn", 1)] == 8
     assert kept[Key("head", 0)] == 1
+
+
+def test_the_layers_with_the_lowest_sums_are_skipped_for_half_of_what_is_saved(base):
+    scores = unit_scores(base)
+    sums = {layer: sum(float(s.sum()) for key, s in scores.items() if key.layer == layer) for layer in range(12)}
+    full = count_macs(base, length=128)
+    report = generate_space(base, scores, mac_targets(full), length=128, depth="layers")
+    assert report.notes == ()
+    for found, count in zip(report.subnets, (5, 4, 2, 1, 0), strict=True):  # half of 80, 60, 40, 20 and 0 % of 12
+        skipped = {key.layer for key, size in found.subnet.items() if size == 0}
+        assert skipped == set(sorted(sums, key=sums.__getitem__)[:count])
+        assert all(found.subnet[Key("ffn", layer)] == 3072 for layer in skipped)
+        assert report.space.subnet(report.space.genome(found.subnet)).items() >= found.subnet.items()
+    blocks = [gene for gene in report.space.genes if base.is_block(gene.keys[0])]
+    assert [(len(gene.keys), gene.choices) for gene in blocks] == [(1, (1, 0))] * 5
 
 
 def test_multiples_round_up_to_full_at_most():
@@ -584,6 +599,7 @@ def test_keys_without_scores_stay_full(tiny):
         ({"unit_scores": {Key("ffn", 0): torch.full((128,), torch.nan)}}, "not all finite"),
         ({"multiple": {"fnn": 8}}, "did you mean 'ffn'"),
         ({"multiple": {"ffn": 0}}, "cannot be multiples of 0"),
+        ({"depth": "layer"}, r"unknown depth 'layer' \(known: half_blocks, layers, none\); did you mean 'layers'"),
     ],
 )
 def test_generation_refuses(change, message, tiny):

@@ -734,6 +734,18 @@ def test_attention_and_ffn_may_be_one_block() -> None:
     assert genes_of(raw) == [("mha_block[1] = ffn_block[1]", (1, 0))]
 
 
+def test_from_one_output_norm_to_the_next_is_the_whole_layer() -> None:
+    norms = [f"{layer(index)}/BertOutput[output]/NNCFLayerNorm[LayerNorm]/layer_norm_0" for index in range(LAYERS)]
+    listed = {"skipped_blocks": [norms[:2], mha_block(1)], "fixed_skipped_blocks": [[mha_block(0)[0], norms[0]]]}
+    genes = [("layer_block[1]", (1, 0)), ("mha_block[1]", (1, 0)), ("layer_block[0]", (0,))]
+    assert genes_of(config_of("depth", depth=listed)) == genes
+    both = {"skipped_blocks": [[mha_block(0)[0], norms[1]]]}
+    assert genes_of(config_of("depth", depth=both)) == [("layer_block[0] = layer_block[1]", (1, 0))]
+    derived = [name for name, _ in genes_of(config_of("depth", depth={"fixed_skipped_blocks": [norms[:2]]}))]
+    assert derived[-1] == "layer_block[1]"
+    assert not {"mha_block[1]", "ffn_block[1]"} & set(derived)
+
+
 def test_depth_indicator_where_blocks_follow_each_other() -> None:
     blocks = [mha_block(0), ffn_block(0), mha_block(1), ffn_block(1), ffn_block(2)]
     depth = {"skipped_blocks": blocks}

@@ -22,7 +22,7 @@ class Block:
         The dimension's name, for example ``"mha_block"``.
     stand_ins
         Module path inside the layer -> what it returns when the block is skipped (one of `STAND_INS`). All parameters
-        below these paths belong to the block and vanish with it.
+        below these paths belong to the block and vanish with it. The empty path is the layer itself.
     nncf_start, nncf_end
         The block's boundary in NNCF's ``skipped_blocks``: ``"<module path in the layer>/<operator>"`` of the last
         operator executed before the skipped part and of the last one skipped. A start that begins with ``"<"`` lies in
@@ -36,18 +36,22 @@ class Block:
     nncf_end: str
     nncf_first: str | Callable[[Any], str] = ""
 
+    @property
+    def whole_layer(self) -> bool:
+        """Whether nothing of the layer is left without the block."""
+        return "" in self.stand_ins
+
 
 @dataclass(frozen=True, slots=True)
 class Attention:
     """The two matrix products of attention (scores and weighted values), which no parameter shows.
 
-    `heads` and `head_dim` are label products; both cost ``heads * head_dim * length**2`` MACs a sequence each.
-    `block` is the skippable block that contains them, if any.
+    `heads` and `head_dim` are label products; both cost ``heads * head_dim * length**2`` MACs a sequence each. They are
+    skipped with the parameters that carry the heads.
     """
 
     heads: str
     head_dim: str
-    block: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ class Family:
     stack
         Path of the list of layers, below the base model.
     num_layers
-        Number of layers, from the config.
+        The config attribute that holds the number of layers: then layers are alike, and a network without some of them
+        is a smaller network of the same kind. Else a function of the config that returns the number.
     dims
         All dimensions that occur in labels.
     embeddings
@@ -88,7 +93,7 @@ class Family:
     base: str
     bare: str
     stack: str
-    num_layers: Callable[[Any], int]
+    num_layers: str | Callable[[Any], int]
     dims: tuple[Dim, ...]
     embeddings: Mapping[str, Labels]
     layer: Mapping[str, Labels]

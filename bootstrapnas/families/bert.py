@@ -42,6 +42,7 @@ MASKED_LM = {
     **linear("cls.predictions.decoder", "vocab", "hidden", tied=WORDS, tied_bias="cls.predictions.bias"),
 }
 # As published (EFTNAS): skipping attention drops its LayerNorm too, skipping the FFN keeps the layer's final LayerNorm.
+# Of a layer that is skipped as a whole nothing is left.
 BLOCKS = (
     Block(
         "mha_block",
@@ -56,6 +57,13 @@ BLOCKS = (
         nncf_start="attention.output.LayerNorm/layer_norm_0",
         nncf_end="output/__add___0",
     ),
+    Block(
+        "layer_block",
+        {"": "input"},
+        nncf_start="<output.LayerNorm/layer_norm_0",
+        nncf_end="output.LayerNorm/layer_norm_0",
+        nncf_first="embeddings.dropout/dropout_0",
+    ),
 )
 
 BERT = Family(
@@ -63,7 +71,7 @@ BERT = Family(
     base="bert",
     bare="BertModel",
     stack="encoder.layer",
-    num_layers=lambda config: config.num_hidden_layers,
+    num_layers="num_hidden_layers",
     dims=DIMS,
     embeddings=EMBEDDINGS,
     layer=LAYER,
@@ -76,7 +84,7 @@ BERT = Family(
         "BertForMaskedLM": MASKED_LM,
     },
     blocks=BLOCKS,
-    attention=(Attention("head", "hd", block="mha_block"),),
+    attention=(Attention("head", "hd"),),
     dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
     max_length=lambda config: config.max_position_embeddings,
 )

@@ -11,7 +11,7 @@ DISTILBERT = Family(
     base="distilbert",
     bare="DistilBertModel",
     stack="transformer.layer",
-    num_layers=lambda config: config.n_layers,
+    num_layers="n_layers",
     dims=(
         Dim("hidden", "dim", per_layer=False, elastic=False),
         Dim("vocab", "vocab_size", per_layer=False, elastic=False),
@@ -67,8 +67,15 @@ DISTILBERT = Family(
             nncf_start="sa_layer_norm/layer_norm_0",
             nncf_end="/__add___1",
         ),
+        Block(
+            "layer_block",
+            {"": "input"},
+            nncf_start="<output_layer_norm/layer_norm_0",
+            nncf_end="output_layer_norm/layer_norm_0",
+            nncf_first="embeddings.dropout/dropout_0",
+        ),
     ),
-    attention=(Attention("head", "hd", block="mha_block"),),
+    attention=(Attention("head", "hd"),),
     dropout=("dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"),
     max_length=lambda config: config.max_position_embeddings,
 )

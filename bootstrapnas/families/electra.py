@@ -1,6 +1,7 @@
 """ELECTRA: BERT's layers over embeddings that may be narrower, with heads of its own."""
 
 from dataclasses import replace
+from typing import Any
 
 from bootstrapnas.dims import Dim, embedding, linear, norm, only_if
 from bootstrapnas.families.bert import BERT, BLOCKS, DIMS, QUESTION_ANSWERING, TOKEN_CLASSIFIER, WORDS
@@ -8,7 +9,14 @@ from bootstrapnas.families.bert import BERT, BLOCKS, DIMS, QUESTION_ANSWERING, T
 PROJECTION = only_if(
     lambda config: config.embedding_size != config.hidden_size, linear("embeddings_project", "hidden", "embedding")
 )
-MHA, FFN = BLOCKS
+MHA, FFN, LAYER = BLOCKS
+
+
+def first_operation(config: Any) -> str:
+    """Return the last operation before the layers."""
+    narrower = config.embedding_size != config.hidden_size
+    return "embeddings_project/linear_0" if narrower else "embeddings.dropout/dropout_0"
+
 
 ELECTRA = replace(
     BERT,
@@ -43,15 +51,5 @@ ELECTRA = replace(
             **linear("generator_lm_head", "vocab", "embedding", tied=WORDS),
         },
     },
-    blocks=(
-        replace(
-            MHA,
-            nncf_first=lambda config: (
-                "embeddings.dropout/dropout_0"
-                if config.embedding_size == config.hidden_size
-                else "embeddings_project/linear_0"
-            ),
-        ),
-        FFN,
-    ),
+    blocks=(replace(MHA, nncf_first=first_operation), FFN, replace(LAYER, nncf_first=first_operation)),
 )

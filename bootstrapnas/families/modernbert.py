@@ -34,7 +34,7 @@ MODERNBERT = Family(
     base="model",
     bare="ModernBertModel",
     stack="layers",
-    num_layers=lambda config: config.num_hidden_layers,
+    num_layers=lambda config: config.num_hidden_layers,  # not alike: attention is local in some, global in others
     dims=(
         Dim("hidden", "hidden_size", per_layer=False, elastic=False),
         Dim("vocab", "vocab_size", per_layer=False, elastic=False),
@@ -81,8 +81,15 @@ MODERNBERT = Family(
             nncf_first="embeddings.drop/dropout_0",
         ),
         Block("ffn_block", {"mlp_norm": "input", "mlp": "zero"}, nncf_start="/__add___0", nncf_end="/__add___1"),
+        Block(
+            "layer_block",
+            {"": "input"},
+            nncf_start="</__add___1",
+            nncf_end="/__add___1",
+            nncf_first="embeddings.drop/dropout_0",
+        ),
     ),
-    attention=(Attention("head", "hd", block="mha_block"),),
+    attention=(Attention("head", "hd"),),
     dropout=("embedding_dropout", "attention_dropout", "mlp_dropout"),
     max_length=lambda config: config.max_position_embeddings,
 )

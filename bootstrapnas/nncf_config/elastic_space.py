@@ -241,11 +241,13 @@ def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn)
         bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
         for index, nodes in enumerate(depth.fixed_skipped_blocks)
     ]
-    if {key for keys in fixed for key in keys} >= set(bounds.ends.values()) and fixed:
+    always = {key for keys in fixed for key in keys}
+    always |= {inside for key in always for inside in blueprint.inside(key)}
+    parts = [key for key in bounds.keys if not blueprint.is_whole_layer(key)]
+    if fixed and always.issuperset(parts):
         raise UserError("depth.fixed_skipped_blocks skips every block of the model: nothing would be left of it")
     if depth.skipped_blocks is None:
-        always = {key for keys in fixed for key in keys}
-        chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in bounds.ends.values() if key not in always]
+        chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in parts if key not in always]
     else:
         blocks = [
             bounds.between(*map(operation, nodes), where=f"depth.skipped_blocks[{index}]")
@@ -284,9 +286,7 @@ class _Bounds:
     def __init__(self, blueprint: Blueprint) -> None:
         self._blueprint = blueprint
         self._blocks = {block.name: block for block in blueprint.family.blocks}
-        keys = [Key(name, layer) for name in self._blocks for layer in range(blueprint.num_layers)]
-        self.starts = {self.start(key): key for key in keys}
-        self.ends = {self.end(key): key for key in keys}
+        self.keys = [Key(name, layer) for name in self._blocks for layer in range(blueprint.num_layers)]
 
     def _of(self, key: Key) -> tuple[Block, int]:
         assert key.layer is not None
@@ -308,18 +308,21 @@ class _Bounds:
         return self._blueprint.layer_path(layer, block.nncf_end)
 
     def between(self, start: str, end: str, *, where: str) -> tuple[Key, ...]:
-        """Return the blocks, one after the other, from an operation to another."""
-        for name, known, word in ((start, self.starts, "starts after"), (end, self.ends, "ends with")):
+        """Return the blocks, one after the other, from an operation to another; as few as possible: whole layers."""
+        starts, ends = {self.start(key) for key in self.keys}, {self.end(key): key for key in reversed(self.keys)}
+        for name, known, word in ((start, starts, "starts after"), (end, ends, "ends with")):
             if name not in known:
                 raise UserError(f"{where}: no block of the model {word} {name!r}{near_miss(name, known)}")
-        keys = [self.starts[start]]
-        while self.end(keys[-1]) != end:
-            following = self.starts.get(self.end(keys[-1]))
-            if following is None:
-                right = self.start(self.ends[end])
-                raise UserError(f"{where}: the block that ends with {end!r} starts after {right!r}, not {start!r}")
-            keys.append(following)
-        return tuple(keys)
+        reached: dict[str, tuple[Key, ...]] = {start: ()}
+        for before in (queue := [start]):  # grows; the operations of a network have no cycle
+            for key in self.keys:
+                if self.start(key) == before and self.end(key) not in reached:
+                    reached[self.end(key)] = (*reached[before], key)
+                    queue.append(self.end(key))
+        if end not in reached:
+            right = self.start(ends[end])
+            raise UserError(f"{where}: the block that ends with {end!r} starts after {right!r}, not {start!r}")
+        return reached[end]
 
 
 def _nodes(bounds: _Bounds, names: NodeNames, gene: Gene) -> list[str]:
