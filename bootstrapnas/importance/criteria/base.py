@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from bootstrapnas.blueprint import Blueprint, Parameter
 from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError
 
 Loss: TypeAlias = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 """(model, batch) -> the loss, scalar."""
@@ -37,3 +39,41 @@ def _elastic_axes(blueprint: Blueprint, parameter: Parameter) -> Iterator[tuple[
         keys = dict.fromkeys(key for product in axis for key in product if blueprint.dims[key.dim].elastic)
         if keys:
             yield position, tuple(keys)
+
+
+def add_up_gradients(
+    criterion: str,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: Iterable[Mapping[str, Any]],
+    loss: Loss,
+    score: Callable[[str, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Return per parameter the sum over batches of ``score(name, w * dL/dw)``, float32, without dropout.
+
+    Gradients, the training mode of the model and what is frozen stay as they were.
+
+    Raises
+    ------
+    UserError
+        If there is no batch.
+    """
+    totals: dict[str, Tensor] = {}
+    training = model.training
+    frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
+    model.eval()
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        for batch in batches:
+            gradients = torch.autograd.grad(loss(model, batch), list(parameters.values()))
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                found = score(name, (parameter.detach() * gradient).float())
+                totals[name] = totals[name] + found if name in totals else found
+    finally:
+        model.train(training)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    if not totals:
+        raise UserError(f"the criterion {criterion!r} needs data, but there is no batch")
+    return totals
