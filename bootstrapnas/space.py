@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
@@ -133,6 +133,31 @@ class SearchSpace:
     def sample(self, random: Random) -> Genome:
         """Draw every gene independently and uniformly."""
         return tuple(random.randrange(count) for count in self.cardinalities)
+
+    def within(self, cost: Callable[[Genome], float], budget: float) -> Genome | None:
+        """Return a large genome that costs at most `budget`, with much the same share of every size; None if none does.
+
+        From the largest subnet down, the size that loses least of its gene's full one goes next, so that skipping
+        comes last; what is left of the budget raises the smallest shares again.
+        """
+        genome = [0] * len(self.genes)
+
+        def share(gene: int, index: int) -> float:
+            choices = self.genes[gene].choices
+            return choices[index] / max(choices[0], 1) if index < len(choices) else -1.0
+
+        while cost(tuple(genome)) > budget:
+            gene = max(range(len(genome)), key=lambda gene: share(gene, genome[gene] + 1), default=None)
+            if gene is None or share(gene, genome[gene] + 1) < 0:
+                return None
+            genome[gene] += 1
+        for gene in sorted(range(len(genome)), key=lambda gene: share(gene, genome[gene])):
+            while genome[gene] > 0:
+                genome[gene] -= 1
+                if cost(tuple(genome)) > budget:
+                    genome[gene] += 1
+                    break
+        return tuple(genome)
 
     def limited(self, width_indicator: int) -> SearchSpace:
         """Return the space of the first `width_indicator` widths of every gene (NNCF); -1 means all.

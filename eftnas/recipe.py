@@ -210,7 +210,9 @@ class Run:
         spec, in_config = TaskSpec.load(teacher / TASK_FILE), read_config(space).search.eval_metric_name
         metric = spec.metric_named(recipe.stages.search.get("eval_metric_name") or in_config or spec.metric)
         floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
-        self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor}, recipe.stages.search)
+        ratios = [str(choice["max_macs_ratio"]) for choice in recipe.subnets.values() if "max_macs_ratio" in choice]
+        wanted = {"macs_ratios": ",".join(ratios) or None}
+        self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor, **wanted}, recipe.stages.search)
         self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)
         for name, choice in recipe.subnets.items():
             subnet, tuning = root / "subnets" / name, recipe.stages.finetune_subnet

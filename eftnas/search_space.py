@@ -27,7 +27,7 @@ from bootstrapnas.nncf_config import (
     sequence_length,
     write_config,
 )
-from bootstrapnas.pipeline.arguments import ModelArguments, flag, required
+from bootstrapnas.pipeline.arguments import ModelArguments, flag, numbers, required, shares
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.stages import check_whole, report_config
 from bootstrapnas.progress import notice, warn
@@ -143,7 +143,7 @@ def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:
     if arguments.macs_targets is not None and arguments.macs_ratios is not None:
         raise UserError("pass either --macs_targets or --macs_ratios")
     if arguments.macs_targets is not None:
-        targets = tuple(int(1e6 * value) for value in _numbers("macs_targets", arguments.macs_targets))
+        targets = tuple(int(1e6 * value) for value in numbers("macs_targets", arguments.macs_targets))
         if min(targets) >= full:
             raise UserError(
                 f"the lowest of --macs_targets, {min(targets) / 1e6:,.0f} M, is not below the full model's "
@@ -151,10 +151,7 @@ def targets_of(arguments: SpaceArguments, full: int) -> tuple[int, ...]:
             )
         return targets
     if arguments.macs_ratios is not None:
-        ratios = _numbers("macs_ratios", arguments.macs_ratios)
-        if not all(0 < ratio <= 1 for ratio in ratios):
-            raise UserError(f"--macs_ratios must lie above 0 and at most 1, not {arguments.macs_ratios}")
-        return tuple(int(full * ratio) for ratio in ratios)
+        return tuple(int(full * ratio) for ratio in shares("macs_ratios", arguments.macs_ratios))
     return mac_targets(full, arguments.lowest_macs_ratio, arguments.num_subnets)
 
 
@@ -174,10 +171,3 @@ def _holds(target: Path, written: Mapping[str, Any]) -> bool:
         return read_config(target).raw == written
     except UserError:
         return False
-
-
-def _numbers(flag_name: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--{flag_name} must be numbers separated by commas, not {text!r}") from None

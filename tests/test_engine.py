@@ -713,6 +713,30 @@ def test_limiting_keeps_the_first_widths(space: SearchSpace, width: int) -> None
     assert limited.limited(width) == limited
 
 
+@few
+@given(space=spaces(), share=st.floats(0.3, 1.0))
+def test_a_genome_within_a_budget_is_within_it_and_cannot_grow(space: SearchSpace, share: float) -> None:
+    def cost(genome: tuple[int, ...]) -> float:
+        return sum(space.subnet(genome).values())
+
+    budget = share * cost(space.max_genome)
+    genome = space.within(cost, budget)
+    assert (genome is None) == (cost(space.min_genome) > budget)
+    if genome is not None:
+        assert cost(genome) <= budget
+        larger = [(*genome[:i], index - 1, *genome[i + 1 :]) for i, index in enumerate(genome) if index]
+        assert all(cost(other) > budget for other in larger)
+
+
+def test_a_genome_within_a_budget_shrinks_all_alike() -> None:
+    widths = [(Key("ffn", layer), (80, 60, 40, 20)) for layer in range(2)]
+    space = SearchSpace(tuple(Gene((key,), sizes) for key, sizes in [*widths, (Key("ffn_block", 0), (1, 0))]))
+    cost = lambda genome: sum(size for size in space.subnet(genome).values() if size > 1)  # noqa: E731
+    assert space.within(cost, 80) == (2, 2, 0)
+    assert space.within(cost, 40) == (3, 3, 0)
+    assert space.within(cost, 39) is None
+
+
 def test_a_gene_of_several_keys_sets_them_together() -> None:
     keys = (Key("ffn", 0), Key("ffn", 1))
     space = SearchSpace((Gene(keys, (24, 8)),))

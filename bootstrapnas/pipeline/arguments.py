@@ -26,6 +26,22 @@ def required(help: str) -> Any:
     return field(metadata={"help": help})
 
 
+def numbers(flag_name: str, text: str) -> list[float]:
+    """Return the value of a flag that holds numbers separated by commas; `UserError` if it does not."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--{flag_name} must be numbers separated by commas, not {text!r}") from None
+
+
+def shares(flag_name: str, text: str) -> list[float]:
+    """Return the value of a flag that holds shares of a whole separated by commas; `UserError` if it does not."""
+    found = numbers(flag_name, text)
+    if not all(0 < share <= 1 for share in found):
+        raise UserError(f"--{flag_name} must lie above 0 and at most 1, not {text}")
+    return found
+
+
 @dataclass
 class ModelArguments:
     """The model a stage starts from."""

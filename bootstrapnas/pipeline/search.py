@@ -12,12 +12,12 @@ from typing import Any, Optional
 import torch
 
 from bootstrapnas.artefacts import read_stage
-from bootstrapnas.costs import count_costs
+from bootstrapnas.costs import count_costs, count_macs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
-from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
+from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_supernet, load_tokenizer
 from bootstrapnas.pipeline.stages import begin, preferred
@@ -58,6 +58,10 @@ class SearchArguments:
     num_evals: Optional[int] = flag(None, "Subnets to propose in all.")
     population: Optional[int] = flag(None, "Subnets of a generation.")
     search_seed: Optional[int] = flag(None, "Seed of the algorithm.")
+    macs_ratios: Optional[str] = flag(
+        None,
+        "Shares of the full MACs that are wanted, separated by commas; a subnet of each is proposed first.",
+    )
     ref_acc: Optional[float] = flag(
         None, "Metric that the best subnet is held against; above 1 it is a percentage, -1 is the maximum subnet's."
     )
@@ -104,7 +108,9 @@ def run(
 
     objectives = (Objective(COST), Objective(spec.metric, maximise=True))
     space = supernet.space
-    seeds = list(dict.fromkeys([space.max_genome, space.heuristic_genome, space.min_genome]))[: settings.population]
+    wanted = wanted_genomes(search.macs_ratios, supernet, length)
+    seeds = list(dict.fromkeys([space.max_genome, *wanted, space.heuristic_genome, space.min_genome]))
+    seeds = seeds[: settings.population]
     algorithm = build_algorithm(space.cardinalities, settings, seeds)
     log = EvaluationLog(stage.directory / EVALUATIONS, space.cardinalities, asdict(settings))
     if len(log):
@@ -148,6 +154,21 @@ def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed
     except UserError as error:
         where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
         raise UserError(f"{where}: {error}") from None
+
+
+def wanted_genomes(ratios: str | None, supernet: Supernet, length: int) -> list[Genome]:
+    """Return a genome of about each share of the full model's MACs, not above it; warn where the space has none."""
+    if ratios is None:
+        return []
+    space, blueprint = supernet.space, supernet.blueprint
+    full, found = count_macs(blueprint, length=length), []
+    for ratio in shares("macs_ratios", ratios):
+        genome = space.within(lambda g: count_macs(blueprint, space.subnet(g), length=length), ratio * full)
+        if genome is None:
+            warn(f"--macs_ratios: no subnet of the space has at most {ratio:g} of the full model's MACs")
+        else:
+            found.append(genome)
+    return found
 
 
 def settings_of(search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any]) -> SearchSettings:
