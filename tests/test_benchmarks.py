@@ -1,0 +1,204 @@
+"""The quality benchmark: what it counts as budget, how it splits, cuts and summarises, and that a column runs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from command_line import write_config
+from conftest import FILLERS
+from transformers import BertConfig
+
+from bootstrapnas.artefacts import read_json, write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.dims import Key
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``benchmarks/quality.py`` as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("quality")
+
+
+@pytest.fixture
+def six_layers() -> Blueprint:
+    """The shapes of the 6 x 384 BERT that the benchmark is about."""
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    return Blueprint(config, "BertForSequenceClassification")
+
+
+class TestBudget:
+    def test_every_pass_counts_its_tokens_and_a_forward_a_third(self, quality: ModuleType) -> None:
+        sandwich = quality.Spent.passes(100, [1.0, 0.5, 0.25])
+        assert (sandwich.tokens, sandwich.weighted) == (300, 175)
+        search = quality.Spent.passes(30, [1.0, 0.5], forward_only=True)
+        assert (search.tokens, search.weighted) == (20, 15)
+        total = sandwich + search
+        assert (total.tokens, total.weighted) == (320, 190)
+        assert (total / 4).tokens == 80
+
+    @pytest.mark.parametrize("sizes", [1, 3])
+    def test_a_baseline_gets_the_tokens_of_a_delivered_size(self, quality: ModuleType, sizes: int) -> None:
+        shared, per_epoch = quality.Spent(tokens=123_456, weighted=1), 7_000
+        epochs = quality.baseline_epochs(shared, 3, per_epoch, sizes)
+        assert epochs * per_epoch == pytest.approx(shared.tokens / sizes + 3 * per_epoch, abs=0.005 * per_epoch)
+
+
+class TestSplits:
+    def test_rows_are_held_out_of_training_and_the_official_ones_only_reported(
+        self, quality: ModuleType, tmp_path: Path
+    ) -> None:
+        source, target = tmp_path / "source" / "cola", tmp_path / "work" / "cola"
+        source.mkdir(parents=True)
+        rows = {
+            split: [{"sentence": f"{split} {index}", "label": index % 2} for index in range(count)]
+            for split, count in {"train": 50, "validation": 7}.items()
+        }
+        for split, found in rows.items():
+            (source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, found)))
+        quality.write_splits(tmp_path / "source", target, "cola")
+        written = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in target.iterdir()}
+        assert written["test"] == rows["validation"]
+        assert len(written["validation"]) == 6
+        both = [row["sentence"] for row in written["train"] + written["validation"]]
+        assert sorted(both) == sorted(row["sentence"] for row in rows["train"])
+        again = tmp_path / "again"
+        quality.write_splits(tmp_path / "source", again, "cola")
+        assert (again / "train.jsonl").read_text() == (target / "train.jsonl").read_text()
+
+    def test_missing_data_are_named(self, quality: ModuleType, tmp_path: Path, capsys: Any) -> None:
+        (tmp_path / "cola").mkdir()
+        arguments = ["run", "--data_dir", str(tmp_path), "--work_dir", str(tmp_path / "w"), "--tasks", "cola"]
+        assert quality.main(arguments) == 2
+        assert "holds no train.jsonl of the task cola" in capsys.readouterr().err
+
+
+class TestBaselines:
+    @pytest.mark.parametrize("size", ["50", "33", "25"])
+    def test_rules_meet_their_size(self, quality: ModuleType, six_layers: Blueprint, size: str) -> None:
+        ratio, full = quality.SIZES[size], count_macs(six_layers, length=128)
+        share = {
+            "uniform": count_macs(six_layers, quality.uniform_subnet(six_layers, ratio), length=128) / full,
+            "layers": count_macs(six_layers, quality.shallow_subnet(six_layers, ratio), length=128) / full,
+        }
+        for name, value in share.items():
+            assert ratio - 0.03 < value <= ratio + quality.TOLERANCE, name
+
+    def test_uniform_cuts_every_layer_alike(self, quality: ModuleType, six_layers: Blueprint) -> None:
+        subnet = quality.uniform_subnet(six_layers, 1 / 3)
+        assert {subnet[Key("head", layer)] for layer in range(6)} == {4}
+        assert {subnet[Key("ffn", layer)] for layer in range(6)} == {512}
+
+    def test_the_last_layers_go(self, quality: ModuleType, six_layers: Blueprint) -> None:
+        kept = {key for key, size in quality.shallow_subnet(six_layers, 0.5).items() if size}
+        assert kept == {Key(block, layer) for block in ("mha_block", "ffn_block") for layer in (0, 1, 2)}
+        smaller = {key for key, size in quality.shallow_subnet(six_layers, 0.25).items() if size}
+        assert smaller == {Key("mha_block", 0), Key("ffn_block", 0), Key("mha_block", 1)}
+
+
+def fake(task: str, seed: int, method: str, size: str, value: float) -> dict[str, Any]:
+    return {
+        "task": task,
+        "seed": seed,
+        "method": method,
+        "size": size,
+        "metric": "accuracy",
+        "test": {"accuracy": value},
+        "validation": {"accuracy": 0.99},
+        "macs_share": 1.0 if size == "full" else int(size) / 100,
+        "tokens": 1_000_000,
+        "weighted_tokens": 500_000,
+        "protocol": {"model": "m", "finetune_epochs": 3},
+        "machine": "a CPU",
+    }
+
+
+FAKES = [
+    fake("cola", 0, "teacher", "full", 0.40),
+    fake("cola", 1, "teacher", "full", 0.50),
+    fake("mrpc", 0, "teacher", "full", 0.90),
+    fake("cola", 0, "ours", "50", 0.40),
+    fake("cola", 1, "ours", "50", 0.48),
+    fake("mrpc", 0, "ours", "50", 0.89),
+    fake("cola", 0, "uniform", "25", 0.30),
+]
+
+
+class TestTable:
+    def test_means_over_seeds_averages_over_tasks_and_ratios(self, quality: ModuleType) -> None:
+        rows = {(row["method"], row["size"]): row for row in quality.summarise(FAKES)}
+        ours = rows["ours", "50"]
+        assert ours["tasks"]["cola"]["mean"] == pytest.approx(0.44)
+        assert ours["tasks"]["cola"]["std"] == pytest.approx(0.0566, abs=1e-4)
+        assert ours["tasks"]["mrpc"]["std"] is None
+        assert ours["average"] == pytest.approx((0.44 + 0.89) / 2)
+        assert ours["ratio"] == pytest.approx((0.44 + 0.89) / (0.45 + 0.90))
+        # A row with one seed is held against that seed's teacher.
+        assert rows["uniform", "25"]["ratio"] == pytest.approx(0.30 / 0.40)
+
+    def test_an_average_needs_every_task(self, quality: ModuleType) -> None:
+        lines = quality.markdown_rows(quality.summarise(FAKES), ["cola", "mrpc"])
+        assert lines[0] == ["teacher", "full", "100.0%", "45.0 ± 7.1", "90.0", "67.5", "100.0%", "2.00", "1.00"]
+        assert lines[1] == ["ours", "50 %", "50.0%", "44.0 ± 5.7", "89.0", "66.5", "98.5%", "2.00", "1.00"]
+        assert lines[2] == ["(c) uniform", "25 %", "25.0%", "30.0", "", "", "", "", ""]
+
+    def test_files_name_machine_seeds_and_protocol(self, quality: ModuleType, tmp_path: Path) -> None:
+        for found in FAKES:
+            name = f"{found['task']}/seed{found['seed']}/results/{found['method']}-{found['size']}.json"
+            write_json(tmp_path / "work" / name, found)
+        assert quality.main(["table", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out")]) == 0
+        text = (tmp_path / "out" / "quality.md").read_text()
+        assert "cola: accuracy, seeds 0, 1" in text
+        assert "Machine: a CPU" in text
+        assert "| ours | 50 % |" in text
+        found = read_json(tmp_path / "out" / "quality.json")
+        assert len(found["results"]) == len(FAKES)
+        assert found["protocols"] == [{"model": "m", "finetune_epochs": 3}]
+
+    def test_nothing_to_tabulate(self, quality: ModuleType, tmp_path: Path, capsys: Any) -> None:
+        assert quality.main(["table", "--work_dir", str(tmp_path)]) == 2
+        assert "holds no results" in capsys.readouterr().err
+
+
+def test_a_column_runs_is_found_again_and_refuses_another_protocol(
+    quality: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
+) -> None:
+    source = tmp_path / "data" / "mnli"
+    source.mkdir(parents=True)
+    for split, count in {"train": 80, "validation": 16}.items():
+        signals = ("stop", "go", "wait")
+        rows = [
+            {"premise": f"{FILLERS[i % 50]} {signals[i % 3]}", "hypothesis": FILLERS[i % 7], "label": i % 3}
+            for i in range(count)
+        ]
+        (source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = {
+        "data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "tasks": "mnli", "seeds": 0, "sizes": "50",
+        "model": tiny_bert_dir, "nncf_config": write_config(tmp_path / "config.json"), "teacher_epochs": 2,
+        "teacher_learning_rate": 1e-3, "supernet_epochs": 1, "finetune_epochs": 1, "num_evals": 6, "population": 3,
+        "macs_ratios": "0.5,0.3",
+    }  # fmt: skip
+    run = ["run", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    assert quality.main(run) == 0
+    paths = sorted((tmp_path / "work").glob("*/*/results/*.json"))
+    assert [path.stem for path in paths] == [
+        "layers-50", "magnitude-50", "ours-50", "searched-50", "teacher-full", "uniform-50",
+    ]  # fmt: skip
+    found = {path.stem: read_json(path) for path in paths}
+    assert 0.3 < found["ours-50"]["macs_share"] <= 0.502
+    budget = found["ours-50"]["tokens"]
+    for method in quality.BASELINES:
+        assert found[f"{method}-50"]["tokens"] == pytest.approx(budget, rel=0.01)
+    times = {path: path.stat().st_mtime_ns for path in paths}
+    assert quality.main(run) == 0
+    assert {path: path.stat().st_mtime_ns for path in paths} == times
+    assert quality.main([*run, "--finetune_epochs", "2"]) == 2
+    assert "another protocol" in capsys.readouterr().err
