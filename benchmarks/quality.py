@@ -551,11 +551,12 @@ def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
     return rows
 
 
-def write_tables(work_dir: Path, output: Path) -> None:
-    """Write quality.md and quality.json from all results below `work_dir`."""
-    results = load_results(work_dir)
+def write_tables(work_dir: Path, output: Path, only: Sequence[str] | None = None) -> None:
+    """Write quality.md, of all tasks or those of `only`, and quality.json, of all results below `work_dir`."""
+    everything = load_results(work_dir)
+    results = [result for result in everything if only is None or result["task"] in only]
     if not results:
-        raise UserError(f"work_dir {work_dir} holds no results: run first")
+        raise UserError(f"work_dir {work_dir} holds no results{f' of {listed(only)}' if only else ''}: run first")
     summary = summarise(results)
     tasks = sorted({task for row in summary for task in row["tasks"]})
     seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
@@ -574,9 +575,10 @@ def write_tables(work_dir: Path, output: Path) -> None:
         notes,
         "; ".join(machines),
     )
-    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in results}.values()]
+    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in everything}.values()]
     write_json(
-        output / "quality.json", {"summary": summary, "results": results, "protocols": protocols, "machines": machines}
+        output / "quality.json",
+        {"summary": summarise(everything), "results": everything, "protocols": protocols, "machines": machines},
     )
 
 
@@ -598,11 +600,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.add_argument(f"--{field.name}", type=kind, default=field.default)
     table = commands.add_parser("table", help="write the table of what is there")
     table.add_argument("--work_dir", type=Path, required=True)
+    table.add_argument("--tasks", help="tasks of the table; its averages are over these (default: all)")
     table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "table":
-            write_tables(arguments.work_dir, arguments.output)
+            write_tables(arguments.work_dir, arguments.output, arguments.tasks and arguments.tasks.split(","))
             return 0
         protocol = Protocol(**{field.name: getattr(arguments, field.name) for field in fields(Protocol)})
         methods = _chosen("methods", arguments.methods, METHODS)

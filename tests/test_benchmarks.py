@@ -162,6 +162,10 @@ class TestTable:
         found = read_json(tmp_path / "out" / "quality.json")
         assert len(found["results"]) == len(FAKES)
         assert found["protocols"] == [{"model": "m", "finetune_epochs": 3}]
+        only = ["--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out"), "--tasks", "cola"]
+        assert quality.main(["table", *only]) == 0
+        assert "mrpc" not in (tmp_path / "out" / "quality.md").read_text()
+        assert read_json(tmp_path / "out" / "quality.json") == found
 
     def test_nothing_to_tabulate(self, quality: ModuleType, tmp_path: Path, capsys: Any) -> None:
         assert quality.main(["table", "--work_dir", str(tmp_path)]) == 2
