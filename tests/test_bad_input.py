@@ -233,9 +233,9 @@ MISTAKES: list[tuple[str, str]] = [
         "no task: pass --task_name or --train_file (there is none to inherit: pretrained has no task.json)",
     ),
     (
-        "finetune --model_name_or_path pretrained --output_dir new --task_name sst-2",
-        "unknown task 'sst-2'; did you mean 'sst2'?; known: "
-        "builtin-text, cola, files, mnli, mrpc, qnli, qqp, rte, sst2, stsb",
+        "finetune --model_name_or_path pretrained --output_dir new --task_name sst",
+        "unknown task 'sst'; did you mean 'sst2'?; known: "
+        "builtin-text, cola, files, imdb, mnli, mrpc, qnli, qqp, rte, squad, squad_v2, sst2, stsb",
     ),
     (
         FINETUNE.replace("train.jsonl", "no_label.jsonl"),

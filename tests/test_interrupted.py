@@ -28,7 +28,6 @@ INNER = {"kd_mode": "self_attention_distillation"}
 ROWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     # name: (stage, optimiser step at which it is interrupted, flags); checkpoints every 4 steps, 12 steps an epoch
     "finetune, random order": ("finetune", 17, {"train_sampling_strategy": "random"}),
-    "finetune, workers": ("finetune", 6, {"dataloader_num_workers": 1}),
     "finetune, best epoch": (
         "finetune",
         30,
