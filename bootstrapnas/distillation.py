@@ -83,8 +83,8 @@ class Distillation:
             assert mask is not None, f"{output.name} has an axis of tokens and needs a mask"
             kept = mask.bool()
             if output.last == TOKENS and not squared:
-                # Not -inf, whose differences are NaN.
-                least = torch.finfo(student.dtype).min
+                # Not -inf, whose differences are NaN, nor what a temperature below 1 makes of the lowest number.
+                least = torch.finfo(student.dtype).min * min(1.0, self.temperature) / 2
                 student, teacher = student.masked_fill(~kept, least), teacher.masked_fill(~kept, least)
             else:
                 student, teacher = student[kept], teacher[kept]

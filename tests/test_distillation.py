@@ -19,7 +19,7 @@ from bootstrapnas.families import FAMILIES
 from bootstrapnas.families.base import Attention
 from bootstrapnas.intermediate import SHARPNESS, TERMS, Term, compared, matching_layer, recording
 from bootstrapnas.nncf_config.schema import KDMode
-from bootstrapnas.outputs import LOGITS
+from bootstrapnas.outputs import LOGITS, TOKENS, Output
 from bootstrapnas.supernet import Supernet
 
 FAMILY_ROWS = list({row.config_class: row for row in reversed(ROWS)}.values())  # layers are the same in all its heads
@@ -194,6 +194,23 @@ def test_the_loss_is_a_weighted_sum() -> None:
         p, q = ((x / 2).softmax(-1) for x in (taught["logits"], student["logits"]))
         divergence = float((p * (p / q).log()).sum(-1).mean())
     assert float(plain) == pytest.approx(0.1 * 3 + 0.9 * 4 * divergence, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.5, 1.0, 4.0])
+def test_padding_does_not_count_at_any_temperature(temperature: float) -> None:
+    """Of a position in a text: the same as without the padding, and gradients that are numbers."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 5, generator=generator) for _ in range(2))
+    loss = Distillation(temperature=temperature, outputs=(Output("start_logits", TOKENS),))
+    padded, cut = (F.pad(student, (0, extra), value=7.0).requires_grad_() for extra in (3, 0))
+    task, mask = torch.tensor(0.0), torch.ones(1, 5)
+    found = loss(task, {"start_logits": padded}, {"start_logits": F.pad(teacher, (0, 3))}, F.pad(mask, (0, 3)))
+    wanted = loss(task, {"start_logits": cut}, {"start_logits": teacher}, mask)
+    torch.testing.assert_close(found, wanted)
+    found.backward()
+    wanted.backward()
+    assert padded.grad is not None
+    torch.testing.assert_close(padded.grad, F.pad(cut.grad, (0, 3)))
 
 
 def test_hidden_states_of_different_sizes_are_refused() -> None:
