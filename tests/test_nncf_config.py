@@ -519,6 +519,18 @@ def test_search_settings_hold_what_the_file_sets() -> None:
     assert check_config({}).search.num_evals == 3000
 
 
+@pytest.mark.parametrize(
+    ("ref_acc", "acc_delta", "points"),
+    [(0.45, 0.01, 1.0), (0.9, 0.0, 0.0), (0.9, 1.0, 1.0), (1.0, 1.0, 1.0), (88.5, 0.5, 0.5), (-1.0, 0.5, 0.5)],
+)
+def test_a_tolerated_drop_is_on_the_scale_of_the_metric_beside_it(
+    ref_acc: float, acc_delta: float, points: float
+) -> None:
+    settings = search_settings(check_config(search(ref_acc=ref_acc, acc_delta=acc_delta)))
+    assert (settings["ref_acc"], settings["acc_delta"]) == (ref_acc, points)
+    assert search_settings(check_config(search(acc_delta=acc_delta)))["acc_delta"] == acc_delta
+
+
 def test_aspiration_points_are_converted_from_nncfs_units() -> None:
     points = [[0, 0], [5600, -84.5], [2200.5, -0.75], [1, -1]]
     raw = search(algorithm="RNSGA2", aspiration_points=points, epsilon=0.01, weights=[0.3, 0.7])

@@ -68,7 +68,8 @@ EFFECTS: Final = {
     "Search.crossover_eta": "Its distribution index: larger keeps children closer to their parents.",
     "Search.mutation_prob": "Probability that an offspring mutates at all; missing: always.",
     "Search.mutation_eta": "Distribution index of polynomial mutation.",
-    "Search.acc_delta": "Points of a percent that the best subnet may lose against `ref_acc`.",
+    "Search.acc_delta": "What the best subnet may lose against `ref_acc`: points of a percent, or, beside a `ref_acc` "
+    "that is a fraction and larger, a fraction.",
     "Search.ref_acc": "Metric that the best subnet is held against, a fraction or, above 1, a percentage; -1 or "
     "missing: the largest subnet's own.",
     "Search.aspiration_points": "RNSGA2: points [MACs in millions, minus the metric] to search near. The metric is a "

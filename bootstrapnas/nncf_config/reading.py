@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,7 +144,9 @@ def search_settings(config: NNCFConfig) -> dict[str, Any]:
     """Return what ``bootstrapNAS.search`` sets, by the names of the search's own settings.
 
     What the file leaves out is left out here too, so that the search's defaults hold. Points in NNCF's units, [millions
-    of MACs, minus a percentage], become [MACs, minus a fraction]; a metric from -1 to 0 is a fraction already.
+    of MACs, minus a percentage], become [MACs, minus a fraction]; a metric from -1 to 0 is a fraction already. NNCF
+    subtracts ``acc_delta`` from ``ref_acc``: beside one that is a fraction it is a fraction as well, and becomes points
+    of a percent. One that is not below ``ref_acc``, and so cannot be meant as a fraction, is in points already.
     """
     fields = type(config.search).model_fields
     settings: dict[str, Any] = {
@@ -157,6 +160,8 @@ def search_settings(config: NNCFConfig) -> dict[str, Any]:
         settings["aspiration_points"] = tuple(
             (1e6 * macs, metric if metric >= -1 else metric / 100) for macs, metric in settings["aspiration_points"]
         )
+    if settings.get("acc_delta", math.inf) < settings.get("ref_acc", -1.0) <= 1:
+        settings["acc_delta"] = round(100 * settings["acc_delta"], 10)
     return settings
 
 

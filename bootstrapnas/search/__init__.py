@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.search.base import Algorithm, Builder, Candidate, Objective, SearchResult, SearchSettings, Values
 from bootstrapnas.search.log import EvaluationLog
-from bootstrapnas.search.nsga2 import build_nsga2
 from bootstrapnas.search.pareto import hypervolume, pareto_front, write_pareto_json
 from bootstrapnas.search.progression import write_progression_csv, write_progression_png
 from bootstrapnas.search.random_search import build_random
-from bootstrapnas.search.rnsga2 import build_rnsga2
 from bootstrapnas.search.runner import run_search
 from bootstrapnas.search.select import NothingQualifiesError, select_best, select_by_budget
 from bootstrapnas.space import Genome
 
+
+def _of_pymoo(module: str, builder: str) -> Builder:
+    """Return a builder that is imported when it is first called, as importing pymoo takes a second."""
+
+    def build(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]) -> Algorithm:
+        found: Builder = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
+        return found(cardinalities, settings, seeds)
+
+    return build
+
+
 ALGORITHMS: dict[str, Builder] = {
-    "NSGA2": build_nsga2,
-    "RNSGA2": build_rnsga2,
+    "NSGA2": _of_pymoo("nsga2", "build_nsga2"),
+    "RNSGA2": _of_pymoo("rnsga2", "build_rnsga2"),
     "random": build_random,
 }
 """The search algorithms by the name that configs give them."""

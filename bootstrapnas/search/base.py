@@ -120,7 +120,6 @@ class SearchSettings:
             raise UserError(
                 f"search: ref_acc must be a fraction, a percentage, or -1 for the maximum subnet's, not {self.ref_acc}"
             )
-
         lengths = {len(point) for point in self.aspiration_points} | ({len(self.weights)} if self.weights else set())
         if not self.aspiration_points or len(lengths) > 1:
             raise UserError(

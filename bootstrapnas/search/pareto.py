@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pymoo.indicators.hv import HV
-from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
 from bootstrapnas.artefacts import FORMAT, write_json
 from bootstrapnas.search.base import Candidate, Objective, SearchResult, Values
@@ -20,6 +18,8 @@ def pareto_front(values: Sequence[Values], objectives: Sequence[Objective]) -> l
 
     An entry dominates another if it is nowhere worse and somewhere better; entries with equal values do not.
     """
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
     if not values:
         return []
     front = NonDominatedSorting().do(_minimised(values, objectives), only_non_dominated_front=True)
@@ -32,6 +32,8 @@ def hypervolume(values: Sequence[Values], objectives: Sequence[Objective], refer
     The unit is the product of the objectives' units; entries beyond the reference add nothing (Zitzler and Thiele,
     "Multiobjective evolutionary algorithms: a comparative case study and the strength Pareto approach", 1999).
     """
+    from pymoo.indicators.hv import HV
+
     return float(HV(ref_point=_minimised([reference], objectives)[0])(_minimised(values, objectives)))
 
 
