@@ -137,7 +137,7 @@ def run(
             supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
         train, compression = rows.split("train"), config.training.compression
         if compression and kd.kd_teacher_model is None:
-            lesson = own_lesson(rows, train, compression[0], typed, training, model)
+            lesson = own_lesson(rows, train, compression[0], kd, typed, training, model)
         else:
             lesson = prepare_lesson(rows, train, kd, training, model)
             if compression:

@@ -117,6 +117,7 @@ def write_models(teacher: Path) -> None:
         model.config.label2id = {label: index for index, label in enumerate(labels)}
         model.classifier = torch.nn.Linear(64, len(labels))
         model.save_pretrained(name)
+    model.base_model.save_pretrained("no_head")
     for name in ("mpnet", "other_labels", "fourth_label"):
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(teacher / file, name)
@@ -284,6 +285,10 @@ MISTAKES: list[tuple[str, str]] = [
         f"{TRAIN} --kd_teacher_model other_words --kd_mode attention_relations",
         "--kd_mode attention_relations compares token by token, but the tokenizer of the teacher other_words is not "
         "the model's; use --kd_mode original",
+    ),
+    (
+        f"{FINETUNE} --kd_teacher_model no_head",
+        "the teacher no_head has no head for the task files (BertModel); fine-tune it first (eftnas finetune)",
     ),
     (
         f"{FINETUNE} --kd_teacher_model other_labels",

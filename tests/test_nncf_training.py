@@ -13,6 +13,7 @@ import torch
 from command_line import LENGTH, succeed, write_config
 from conftest import TaskFiles, build_tiny_bert
 
+import bootstrapnas.pipeline.teacher
 import eftnas.train
 from bootstrapnas.artefacts import load_tensors
 from bootstrapnas.blueprint import Blueprint
@@ -237,16 +238,21 @@ def test_the_teacher_of_the_config_is_the_model_before_training(
     config = training.config([{"train_dims": ["width", "depth"], "width_indicator": -1}])
     raw = json.loads(config.read_text())
     raw["bootstrapNAS"]["training"]["compression"] = {"algorithm": "knowledge_distillation", **section}
+    raw["kd_mode"] = "hidden_states"
     config.write_text(json.dumps(raw))
-    lessons = []
+    lessons, warnings = [], []
 
     def caught(*arguments: Any, **options: Any) -> Any:
         lessons.extend(argument for argument in arguments if isinstance(argument, Lesson))
         raise KilledError
 
     monkeypatch.setattr(eftnas.train, "build_trainer", caught)
+    monkeypatch.setattr(bootstrapnas.pipeline.teacher, "warn", warnings.append)
     with pytest.raises(KilledError):
-        training.run(config, "run")
+        training.run(config, "run", kd_cache_dir=training.root / "cache")
+    assert warnings == [
+        f"--{flag} has no effect without --kd_teacher_model" for flag in ("kd_mode hidden_states", "kd_cache_dir")
+    ]
     (lesson,) = lessons
     model = build_tiny_bert().eval()
     row = lesson.rows[5]

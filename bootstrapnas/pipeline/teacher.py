@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bootstrapnas.artefacts import digest, load_tensors, save_tensors
 from bootstrapnas.distillation import Distillation, Teacher, label_order, terms_of
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config.schema import Document, KnowledgeDistillation
@@ -66,8 +66,7 @@ def prepare_lesson(
     """Return what `arguments` ask for: without a teacher, the rows as they are."""
     path = arguments.kd_teacher_model
     if path is None:
-        if arguments.kd_mode != "original":
-            warn(f"--kd_mode {arguments.kd_mode} has no effect without --kd_teacher_model")
+        _warn_without_teacher(arguments)
         return Lesson(train)
     if arguments.kd_temperature <= 0:
         raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
@@ -94,10 +93,19 @@ def prepare_lesson(
     return Lesson(train, distillation, Teacher(teacher, terms, inputs, outputs, order))
 
 
+def _warn_without_teacher(arguments: DistillationArguments) -> None:
+    """Warn of what only a teacher that is named can do."""
+    if arguments.kd_mode != "original":
+        warn(f"--kd_mode {arguments.kd_mode} has no effect without --kd_teacher_model")
+    if arguments.kd_cache_dir is not None:
+        warn("--kd_cache_dir has no effect without --kd_teacher_model")
+
+
 def own_lesson(
     rows: Rows,
     train: Dataset,
     section: KnowledgeDistillation,
+    arguments: DistillationArguments,
     typed: Mapping[str, Any],
     training: StageTrainingArguments,
     student: PreTrainedModel,
@@ -107,6 +115,7 @@ def own_lesson(
     The task loss counts whole, and the outputs' terms are added up. Of type ``softmax`` they are T**2 times a cross
     entropy in NNCF; the KL divergence here has the same gradients, and is 0 where the two agree.
     """
+    _warn_without_teacher(arguments)
     outputs = rows.spec.kind.outputs
     if section.type == "softmax" and any(output.last == VALUE for output in outputs):
         raise UserError(f"{OWN_TEACHER}: type 'softmax' says nothing about a task of values; use 'mse'")
@@ -133,6 +142,11 @@ def load_teacher(rows: Rows, path: str) -> tuple[PreTrainedModel, PreTrainedToke
     """
     whose = f"the teacher {path}"
     teacher = load_model(path, rows.spec.head.load_class())
+    if not rows.spec.head.is_in(teacher.config.architectures):
+        raise UserError(
+            f"{whose} has no head for the task {rows.spec.task_name} "
+            f"({listed(teacher.config.architectures or ()) or 'no class named'}); fine-tune it first (eftnas finetune)"
+        )
     check_length(teacher.config, rows.spec, whose)
     order = label_order(label_names(teacher.config), rows.spec.output_names, whose=whose)
     tokenizer = load_tokenizer(path) if has_tokenizer(path) else rows.tokenizer
