@@ -31,8 +31,6 @@ class Stage:
         How many of the widths of a group may be taken, counted from the largest; -1 for all.
     reorg_weights
         Whether units are put in order by importance when it begins.
-    bn_adapt
-        Whether NNCF would adapt batch normalisation when it begins.
     init_lr
         The learning rate that it begins with.
     epochs_lr
@@ -48,7 +46,6 @@ class Stage:
     depth_indicator: int = 1
     width_indicator: int = 1
     reorg_weights: bool = False
-    bn_adapt: bool = False
     init_lr: float = 2e-5
     epochs_lr: float = 1
     sample_rate: int = 1
@@ -216,7 +213,6 @@ def build_schedule(
                 depth_indicator=description.depth_indicator,
                 width_indicator=description.width_indicator,
                 reorg_weights=description.reorg_weights,
-                bn_adapt=description.bn_adapt,
                 init_lr=learning_rate if rate is None or rate == COMMAND_LINE else rate,
                 epochs_lr=duration if description.epochs_lr is None else description.epochs_lr,
                 sample_rate=description.sample_rate,

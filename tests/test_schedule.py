@@ -135,7 +135,7 @@ def test_stages_of_a_config() -> None:
         }
     )
     assert schedule.stages == (
-        Stage(("width", "depth"), 4, 9, 5, True, False, init_lr=3e-5, epochs_lr=6, sample_rate=2, reorg_interval=1),
+        Stage(("width", "depth"), 4, 9, 5, True, init_lr=3e-5, epochs_lr=6, sample_rate=2, reorg_interval=1),
     )
     assert schedule.total_steps == 40
     assert schedule.overall is None
