@@ -93,14 +93,15 @@ def published_config(space: PublishedSpace) -> str:
 
 
 def template(model: str, architecture: str) -> str:
-    """Return a config for a model and head with evenly spaced widths and all blocks, to edit or to generate from."""
+    """Return a config of evenly spaced widths and all half-blocks for a model and head, to edit or generate from."""
     dims = ["width", "depth"]
     stage = {"train_dims": dims, "epochs": -1, "init_lr": -1, "width_indicator": -1, "depth_indicator": 1}
     search = {"algorithm": "NSGA2", "num_evals": 400, "population": 40}
     length = 384 if architecture == ARCHITECTURES["question_answering"] else 128
     raw = base_config(length, dims, stage, search)
     blueprint, names = model_of(model, architecture)
-    space = SearchSpace.build(blueprint, [(key, template_sizes(blueprint, key)) for key in blueprint.elastic])
+    keys = [key for key in blueprint.elastic if not blueprint.is_whole_layer(key)]  # as published: halves of layers
+    space = SearchSpace.build(blueprint, [(key, template_sizes(blueprint, key)) for key in keys])
     comments = [
         f"EFTNAS for {model_title(model)} as {architecture}: any heads, FFN widths {TEMPLATE_CHANNELS} apart, "
         "any block. Edit it, or let eftnas search-space narrow it down (--source_config).",
