@@ -174,8 +174,10 @@ def shallow_subnet(blueprint: Blueprint, ratio: float) -> dict[Key, int]:
     subnet = dict.fromkeys(blocks, 0)
     for layer in range(blueprint.num_layers):
         here = [key for key in blocks if key.layer == layer]
-        for kept in (here, *([key] for key in here)):
-            wider = {**subnet, **dict.fromkeys(kept, 1)}
+        whole = [key for key in here if blueprint.is_whole_layer(key)]
+        halves = [key for key in here if key not in whole]
+        for kept in (halves, *([key] for key in halves)):
+            wider = {**subnet, **dict.fromkeys([*whole, *kept], 1)}
             if count_macs(blueprint, wider, length=LENGTH) <= budget:
                 subnet = wider
                 break

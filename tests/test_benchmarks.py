@@ -99,9 +99,10 @@ class TestBaselines:
 
     def test_the_last_layers_go(self, quality: ModuleType, six_layers: Blueprint) -> None:
         kept = {key for key, size in quality.shallow_subnet(six_layers, 0.5).items() if size}
-        assert kept == {Key(block, layer) for block in ("mha_block", "ffn_block") for layer in (0, 1, 2)}
+        assert kept == {Key(block, layer) for block in ("layer_block", "mha_block", "ffn_block") for layer in (0, 1, 2)}
         smaller = {key for key, size in quality.shallow_subnet(six_layers, 0.25).items() if size}
-        assert smaller == {Key("mha_block", 0), Key("ffn_block", 0), Key("mha_block", 1)}
+        layers = {Key("layer_block", 0), Key("layer_block", 1)}
+        assert smaller == {*layers, Key("mha_block", 0), Key("ffn_block", 0), Key("mha_block", 1)}
 
 
 def fake(task: str, seed: int, method: str, size: str, value: float) -> dict[str, Any]:

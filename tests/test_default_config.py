@@ -113,7 +113,13 @@ def test_every_target_is_in_the_space_that_is_written(seed: int, lowest: float, 
     scores = random_scores(TINY, seed)
     full = count_macs(TINY, length=16)
     report = generate_space(
-        TINY, scores, mac_targets(full, lowest, num), length=16, multiple={}, skip_blocks=blocks, skip_below=0.1
+        TINY,
+        scores,
+        mac_targets(full, lowest, num),
+        length=16,
+        multiple={},
+        depth="half_blocks" if blocks else "none",
+        skip_below=0.1,
     )
     raw = default_space_config(TINY, 16)
     raw["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0]["width_indicator"] = 1 + seed % 6
