@@ -450,10 +450,8 @@ MISTAKES: list[tuple[str, str]] = [
         "evaluate --model_dir unfinished_teacher",
         "unfinished_teacher is unfinished: run its finetune stage again, it resumes",
     ),
-    (
-        "evaluate --model_dir nowhere",
-        "no task: pass --task_name or --train_file (there is none to inherit: nowhere is no directory)",
-    ),
+    ("evaluate --model_dir nowhere", "nowhere does not exist or is not a directory"),
+    ("evaluate --ir_dir nowhere", "nowhere does not exist or is not a directory"),
     ("evaluate --ir_dir teacher", "teacher holds no OpenVINO IR: openvino_model.xml does not exist"),
     (f"{TRAIN} --importance_weight_dir teacher", "teacher/importance.safetensors does not exist"),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -47,6 +48,8 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         raise UserError("pass either --model_dir or --ir_dir")
     if arguments.split not in SPLITS:
         raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {arguments.split!r}")
+    if not Path(directory).is_dir():
+        raise UserError(f"{directory} does not exist or is not a directory")
     check_whole(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)

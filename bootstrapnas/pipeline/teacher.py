@@ -81,6 +81,8 @@ def prepare_lesson(
     )
     if not terms:
         return Lesson(with_teacher_outputs(rows, train, path, training, arguments.kd_cache_dir), distillation)
+    if arguments.kd_cache_dir is not None:
+        notice(f"--kd_mode {arguments.kd_mode} runs the teacher once a batch: --kd_cache_dir keeps nothing")
     teacher, tokenizer, order = load_teacher(rows, path)
     if tokenizer.get_vocab() != rows.tokenizer.get_vocab():
         raise UserError(
