@@ -565,7 +565,8 @@ def write_tables(work_dir: Path, output: Path, only: Sequence[str] | None = None
     metrics = {r["task"]: r["metric"] for r in results}
     notes = (
         "Official validation rows; whatever was chosen was chosen on rows held out of the training rows. Mean ± "
-        "standard deviation over seeds. Tokens: millions, forward and backward, a delivered size, over all tasks.\n\n"
+        "standard deviation over seeds. Tokens: millions, forward and backward, a delivered size, over all tasks. "
+        "docs/results.md has the protocol and what the figures do not show.\n\n"
         + "\n".join(f"- {task}: {metrics[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
     )
     machines = sorted({r["machine"] for r in results})
