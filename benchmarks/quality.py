@@ -88,7 +88,6 @@ class Protocol:
     num_evals: int = 40
     population: int = 10
     finetune_epochs: float = 3
-    finetune_learning_rate: float = 3e-4
     subnet_learning_rate: float = 5e-5
     max_train_samples: int | None = None
 
@@ -388,13 +387,15 @@ class Column:
         )
 
     def make_baseline(self, method: str, size: str) -> Made:
-        """Cut the teacher down by a baseline's rule and train that as long as ours was in all."""
+        """Cut the teacher down by a baseline's rule; train that as long as ours in all, in the same two phases."""
         source = self.directory / "cut" / f"{method}-{size}"
         write_baseline(method, SIZES[size], self.teacher, source)
-        shared, train = self.make_supernet(), self.tokens("train")
-        epochs = baseline_epochs(shared, self.protocol.finetune_epochs, train, sizes=len(SIZES))
+        shared, train, protocol = self.make_supernet(), self.tokens("train"), self.protocol
+        epochs = baseline_epochs(shared, protocol.finetune_epochs, train, sizes=len(SIZES))
         cut = Made(source, source / SIZES_FILE, Spent())
-        return self.finetune(cut, method, size, epochs, self.protocol.finetune_learning_rate)
+        first = round(epochs - protocol.finetune_epochs, 2)
+        trained = self.finetune(cut, f"{method}-first", size, first, protocol.supernet_learning_rate)
+        return self.finetune(trained, method, size, protocol.finetune_epochs, protocol.subnet_learning_rate)
 
     def finetune(self, start: Made, method: str, size: str, epochs: float, rate: float) -> Made:
         """Train a smaller model with distillation from the teacher."""
