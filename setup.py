@@ -14,6 +14,7 @@ REQUIRES = [
     "pyjson5",  # NNCF configurations as published: comments and trailing commas
     "safetensors",
     "datasets",
+    "peft>=0.18",
     "accelerate>=1.1",  # what the Trainer of transformers 5 asks for
     "scikit-learn",
     "scipy",
@@ -26,6 +27,9 @@ REQUIRES = [
 EXTRAS = {
     # With it, exports carry the tokenizer as an IR too.
     "tokenizers": ["openvino-tokenizers>=2025.0"],
+    # Runs exported language models; the tests compare with it.
+    "genai": ["openvino-genai>=2025.0"],
+    "onnx": ["onnx", "onnxruntime", "onnxscript"],  # onnxscript: what torch's exporter is written in
     # Their docstrings are texts of the built-in data set.
     "quickstart": ["networkx", "pandas", "sympy"],
     "dev": [
