@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from bootstrapnas.outputs import Output, Outputs
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from bootstrapnas.tasks.files import Table
     from bootstrapnas.tasks.spec import TaskSpec
+
+ProblemType = Literal["single_label_classification", "regression", "question_answering"]
+"""The names of the kinds, as `KINDS` has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings
 
 if TYPE_CHECKING:
-    from bootstrapnas.tasks.spec import ProblemType
+    from bootstrapnas.tasks.kind import ProblemType
 
 _GLUE = "nyu-mll/glue"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bootstrapnas.errors import UserError, listed, near_miss
 
 if TYPE_CHECKING:
-    from bootstrapnas.tasks.spec import ProblemType
+    from bootstrapnas.tasks.kind import ProblemType
 
 _MOST_FLOAT_CLASSES = 32  # more different whole floats than this are a scale, not classes
 

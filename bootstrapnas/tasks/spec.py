@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
+from typing import get_args
 
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.tasks.kind import Head, Kind
+from bootstrapnas.tasks.kind import Head, Kind, ProblemType
 from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.question_answering import AnswerSettings
 
-ProblemType = Literal["single_label_classification", "regression", "question_answering"]
 TASK_FILE = "task.json"
 
 
