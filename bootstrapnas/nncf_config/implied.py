@@ -228,7 +228,6 @@ def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | No
     architecture = implied.architecture
     if family is None or architecture is None or architecture not in family.architectures or implied.adapters:
         return None
-    labels = 2 if architecture.endswith("ForQuestionAnswering") else 0
     sizes: dict[str, Any] = dict(implied.sizes)
     if implied.known is not None:
         sizes = dict(implied.known.config)
@@ -239,9 +238,14 @@ def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | No
     else:
         return None
     try:
-        return Blueprint(named_config({**sizes, "num_labels": labels}), architecture)
+        return Blueprint(named_config({**sizes, "num_labels": labels_of(architecture)}), architecture)
     except AttributeError:  # the family needs a size that neither widths nor names tell
         return None
+
+
+def labels_of(architecture: str) -> int:
+    """Return how many labels a head has by itself: start and end of an answer; those of a classifier are not known."""
+    return 2 if architecture.endswith("ForQuestionAnswering") else 0
 
 
 def named_config(attributes: Mapping[str, Any]) -> SimpleNamespace:

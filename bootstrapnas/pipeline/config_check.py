@@ -6,10 +6,8 @@ Works from the file alone, or for a model; imports neither torch nor transformer
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,146 +33,24 @@ from bootstrapnas.nncf_config.implied import (
     groups_of,
     implied_blueprint,
     implied_model,
+    labels_of,
     named_config,
 )
 from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
+from bootstrapnas.pipeline.config_facts import (
+    FORMAT,
+    Blocks,
+    ElasticGroup,
+    Explanation,
+    ModelFacts,
+    MovementFacts,
+    SearchFacts,
+    SpaceSize,
+    StageFacts,
+    SubnetCosts,
+)
 from bootstrapnas.search import ALGORITHMS, SearchSettings
 from bootstrapnas.space import Gene, SearchSpace
-
-FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """The model: `source` is ``given``, ``implied`` (by names and widths) or ``unknown``.
-
-    `name` is the published model that has these `sizes`, `vocabulary_of` the checkpoint whose vocabulary is counted.
-    `labels` is `None` where a classifier is left out of the costs, as nothing says how many it has.
-    """
-
-    source: str
-    name: str | None
-    architecture: str | None
-    model_type: str | None
-    sizes: Mapping[str, int]
-    vocabulary_of: str | None
-    labels: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ElasticGroup:
-    """A group of layers that share a width.
-
-    `channels` are its widths, descending; `units` the same in whole units (heads, channels), where the unit is known;
-    `kept` says how many of them training and search ever take.
-    """
-
-    name: str
-    modules: tuple[str, ...]
-    layers: tuple[int, ...] | None
-    channels: tuple[int, ...]
-    units: tuple[int, ...] | None
-    kept: int
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """Skippable parts of layers, for example ``mha_block[0]``: those that may be skipped and those that always are."""
-
-    elastic: tuple[str, ...] | None
-    fixed: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SpaceSize:
-    """Number of subnets, and its decimal logarithm."""
-
-    subnets: int
-    log10: float
-
-
-@dataclass(frozen=True, slots=True)
-class SubnetCosts:
-    """Costs of one subnet; what is not known is `None`."""
-
-    macs: int | None
-    params: int | None
-    params_without_embeddings: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """One stage of training; `None` for epochs or learning rate leaves them to the command line."""
-
-    train_dims: tuple[str, ...]
-    epochs: int | None
-    learning_rate: float | None
-    epochs_lr: int | None
-    width_indicator: int
-    depth_indicator: int
-    sample_rate: int
-    reorders: bool
-    reorg_interval: int | None
-    subnets: SpaceSize | None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchFacts:
-    """The search: settings with defaults, whole generations, evaluations rounded away, and the floor of the metric.
-
-    `floor` is a fraction; `None` where it follows from the largest subnet's own metric. `metric` is what the config
-    names; `None` leaves it to the task.
-    """
-
-    metric: str | None
-    settings: Mapping[str, Any]
-    generations: int
-    evaluations: int
-    rounded_away: int
-    floor: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class MovementFacts:
-    """The movement sparsity section: granularity per scope, and the warm-up."""
-
-    structures: tuple[tuple[str, tuple[str, ...]], ...]
-    ignored_scopes: tuple[str, ...]
-    target_scopes: tuple[str, ...] | None
-    params: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """All that a config says."""
-
-    format: int
-    file: str
-    sequence_length: int | None
-    inputs: tuple[Mapping[str, Any], ...]
-    model: ModelFacts
-    groups: tuple[ElasticGroup, ...] | None
-    blocks: Blocks | None
-    listed: SpaceSize | None
-    effective: SpaceSize | None
-    largest: SubnetCosts | None
-    smallest: SubnetCosts | None
-    stages: tuple[StageFacts, ...]
-    lr_schedule: Mapping[str, Any] | None
-    sandwich_rule: bool | None
-    distillation: Mapping[str, Any]
-    search: SearchFacts
-    movement_sparsity: MovementFacts | None
-    ignored: tuple[tuple[str, str], ...]
-    unknown: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the explanation as one JSON document."""
-        return {
-            **asdict(self),
-            "ignored": [{"key": key, "reason": reason} for key, reason in self.ignored],
-        }
 
 
 def explain(path: str, model: str | None = None) -> Explanation:
@@ -524,6 +400,7 @@ class _Explainer:
 
 _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 _MOST_TO_LOSE = 0.1  # a larger fraction is hardly meant
+# Of the configs published for BERT-base (nncf_configs/eftnas), whose values those for BERT-medium repeat.
 _REF_ACC_OF_BERT_BASE = frozenset({56.23, 65.7, 77.9, 84.1, 88.5, 88.85, 90.66, 90.71, 92.32})
 
 
@@ -550,7 +427,7 @@ def _read_model_config(model: str) -> Any:
 def _blueprint(given: Any, architecture: str, model: str) -> Blueprint:
     """Return the blueprint of a given model; labels of a head that the checkpoint does not have are not counted."""
     if architecture not in (given.architectures or ()):
-        given = SimpleNamespace(**{**_attributes(given), "num_labels": 2 if "QuestionAnswering" in architecture else 0})
+        given = SimpleNamespace(**{**_attributes(given), "num_labels": labels_of(architecture)})
     try:
         return Blueprint(given, architecture)
     except AttributeError:  # a default that the file leaves to transformers, or an attribute under another name
@@ -628,21 +505,3 @@ def _granularity(entry: SparseStructure) -> str:
     if entry.mode == "per_dim":
         return "output channels" if entry.axis == 0 else "input channels"
     return "single entries"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Return numbers in ascending order as ranges: ``"0-3, 7"``."""
-    text, start = [], None
-    for position, number in enumerate(numbers):
-        if start is None:
-            start = number
-        if position + 1 == len(numbers) or numbers[position + 1] != number + 1:
-            text.append(str(start) if start == number else f"{start}-{number}")
-            start = None
-    return ", ".join(text)
-
-
-def summarised(ignored: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return (keys, reason): keys that differ in an index only stand together, with how many they are."""
-    counts = Counter((re.sub(r"\[\d+\]", "[]", key), reason) for key, reason in ignored)
-    return [(f"{key} ({count} times)" if count > 1 else key, reason) for (key, reason), count in counts.items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
@@ -11,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bootstrapnas.nncf_config.implied import shape_of
-from bootstrapnas.pipeline.config_check import (
+from bootstrapnas.pipeline.config_facts import (
     ElasticGroup,
     Explanation,
     ModelFacts,
@@ -20,8 +22,6 @@ from bootstrapnas.pipeline.config_check import (
     SpaceSize,
     StageFacts,
     SubnetCosts,
-    ranges,
-    summarised,
 )
 
 UNKNOWN = "unknown"
@@ -298,3 +298,21 @@ def _movement(movement: MovementFacts) -> Iterator[str]:
         yield f"only: {', '.join(movement.target_scopes)}"
     if movement.ignored_scopes:
         yield f"no scores: {', '.join(movement.ignored_scopes)}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Return numbers in ascending order as ranges: ``"0-3, 7"``."""
+    text, start = [], None
+    for position, number in enumerate(numbers):
+        if start is None:
+            start = number
+        if position + 1 == len(numbers) or numbers[position + 1] != number + 1:
+            text.append(str(start) if start == number else f"{start}-{number}")
+            start = None
+    return ", ".join(text)
+
+
+def summarised(ignored: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return (keys, reason): keys that differ in an index only stand together, with how many they are."""
+    counts = Counter((re.sub(r"\[\d+\]", "[]", key), reason) for key, reason in ignored)
+    return [(f"{key} ({count} times)" if count > 1 else key, reason) for (key, reason), count in counts.items()]
