@@ -17,6 +17,7 @@ STAGES = {
     "import-nncf": Command(
         "turn scores and supernets of NNCF 2.x into artefacts", "bootstrapnas.pipeline.import_nncf", "nncf_dir"
     ),
+    "export": Command("convert a model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
 }
 """Subcommands with the flags of a stage."""
 

@@ -31,7 +31,7 @@ from bootstrapnas.export import (
     predict_ir,
     speed_up,
 )
-from bootstrapnas.export.openvino import probe_batches
+from bootstrapnas.export.verification import probe_batches
 from bootstrapnas.outputs import INDEX, Output
 from bootstrapnas.supernet import Supernet
 

@@ -1,8 +1,9 @@
 """OpenVINO IR of a model: conversion that is verified before it counts, running, latency."""
 
 from bootstrapnas.export.latency import Latency, LatencySettings, measure_latency, speed_up
-from bootstrapnas.export.openvino import ExportError, ExportResult, export_openvino
+from bootstrapnas.export.openvino import ExportResult, export_openvino
 from bootstrapnas.export.runtime import IRModel, available_precisions, load_ir, predict_ir
+from bootstrapnas.export.verification import ExportError
 
 __all__ = [
     "ExportError",

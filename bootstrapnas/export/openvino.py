@@ -1,41 +1,33 @@
-"""Convert an encoder to an OpenVINO IR and prove that the files compute what the model computes."""
+"""Write a model as an OpenVINO IR and prove that the files compute what the model computes."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
-import logging
 import os
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 
 from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.export.runtime import MODEL_FILE, last_line, load_ir
-from bootstrapnas.export.tokenizer import save_tokenizer_ir
-from bootstrapnas.progress import warn
+from bootstrapnas.export.conversion import Conversion, EncoderConversion
+from bootstrapnas.export.runtime import MODEL_FILE, load_ir
+from bootstrapnas.export.verification import Difference, ExportError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXPORT_FILE = "export.json"
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
-"""Weight formats, and how far an output may be from torch's."""
-
-
-class ExportError(UserError):
-    """The model cannot be converted, or the converted model computes something else."""
+"""Weight formats, and how far an output may be from torch's, in units of its scale where that is above 1."""
+CAUSAL = "ForCausalLM"
+"""What class names of causal language models end in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +38,8 @@ class ExportResult:
     ----------
     directory
         Where it is.
+    kind
+        ``"encoder"``.
     weight_format
         ``"fp32"`` or ``"fp16"``.
     inputs, outputs
@@ -67,6 +61,7 @@ class ExportResult:
     """
 
     directory: Path
+    kind: str
     weight_format: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -98,7 +93,7 @@ def export_openvino(
     Parameters
     ----------
     model
-        An encoder in float32, for example from `bootstrapnas.extraction`. Left as it is found.
+        In float32, for example from `bootstrapnas.extraction`. Left as it is found.
     tokenizer
         Saved with the model, also as ``openvino_tokenizer.xml`` if openvino_tokenizers is installed and converts it.
         It decides which inputs the IR has; without it the first example batch does.
@@ -109,7 +104,8 @@ def export_openvino(
     example_batches
         Real batches, tensors of shape [batch, length] by input name; other entries are not looked at.
     tolerance
-        Largest absolute difference of any output; default: `TOLERANCES`.
+        Largest absolute difference of any output, as a share of its scale where that is above 1; default:
+        `TOLERANCES`.
 
     Raises
     ------
@@ -124,156 +120,49 @@ def export_openvino(
         hint = near_miss(weight_format, TOLERANCES)
         raise UserError(f"unknown weight_format {weight_format!r}, known: {listed(TOLERANCES)}{hint}")
     directory = Path(directory)
-    _refuse_foreign(directory)
+    refuse_foreign(directory)
     tolerance = TOLERANCES[weight_format] if tolerance is None else tolerance
     reference = _reference(model)
-    inputs = _input_names(reference, tokenizer, example_batches)
-    batches = [{name: batch[name].detach().cpu().long() for name in inputs} for batch in example_batches]
-    probes = [probe for batch in batches for probe in probe_batches(batch)]
-    if not probes:
-        raise UserError("example_batches hold no rows with tokens to attend to")
-
-    with _evaluating(reference), torch.no_grad(), replacing_directory(directory) as temporary:
-        expected = [_outputs(reference, probe) for probe in probes]
-        outputs = tuple(expected[0])
+    with _evaluating(reference), replacing_directory(directory) as temporary:
+        conversion = conversion_of(reference, tokenizer, example_batches)
+        if weight_format in conversion.unsuitable:
+            raise UserError(f"weight_format {weight_format}: {conversion.unsuitable[weight_format]}")
         started = time.perf_counter()
-        ir = _convert(reference, probes[0], outputs)
+        ir = conversion.convert()
         with writing(directory):
             ov.save_model(ir, temporary / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
         seconds = time.perf_counter() - started
         del ir
-        absolute, relative = _compare(temporary, probes, expected)
-        if not absolute <= tolerance:  # so that NaN fails
+        found = conversion.compare(load_ir(temporary, "f32"))
+        if not found.error <= tolerance:  # so that NaN fails
             remedy = "; use weight_format fp32 or a larger tolerance" if weight_format == "fp16" else ""
             raise ExportError(
-                f"the {weight_format} IR of {type(model).__name__} differs from torch by {absolute:.3g} "
-                f"({relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
+                f"the {weight_format} IR of {type(model).__name__} differs from torch by {found.absolute:.3g} "
+                f"({found.relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
                 f"{directory} was not written{remedy}"
             )
         _save_config(reference, temporary)
-        tokenizer_note = _save_tokenizer(tokenizer, temporary, batches)
-        result = ExportResult(
-            directory=directory,
-            weight_format=weight_format,
-            inputs=inputs,
-            outputs=outputs,
-            tolerance=tolerance,
-            max_abs_difference=absolute,
-            max_rel_difference=relative,
-            shapes=tuple(tuple(probe["input_ids"].shape) for probe in probes),  # type: ignore[misc]
-            size=(temporary / MODEL_FILE).with_suffix(".bin").stat().st_size,
-            seconds=seconds,
-            tokenizer_ir=tokenizer is not None and tokenizer_note is None,
-        )
+        tokenizer_note = conversion.save_tokenizer(temporary)
+        result = _result(conversion, found, directory, temporary, weight_format, tolerance, seconds, tokenizer_note)
         _save_result(result, tokenizer_note, temporary)
     return result
 
 
-def probe_batches(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """Yield what to compare on: a batch, its first row, its first half of the tokens, and its last quarter padded.
-
-    A model traced with one shape or without padding may be right on that alone. Rows without any token to attend to
-    are left out: what attention makes of them is undefined.
-
-    Parameters
-    ----------
-    batch
-        Tensors of shape [batch, length].
-    """
-    length = batch["input_ids"].shape[1]
-    variants = [dict(batch), {k: v[:1] for k, v in batch.items()}]
-    variants.append({k: v[:, : (length + 1) // 2] for k, v in batch.items()})
-    if "attention_mask" in batch:
-        mask = batch["attention_mask"].clone()
-        mask[:, length - length // 4 :] = 0
-        variants.append({**batch, "attention_mask": mask})
-    for variant in variants:
-        if "attention_mask" in variant:
-            attended = variant["attention_mask"].any(dim=1)
-            variant = {k: v[attended] for k, v in variant.items()}
-        if variant["input_ids"].numel():
-            yield variant
+def conversion_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, batches: Sequence[Mapping[str, Tensor]]
+) -> Conversion:
+    """Return how a model of this kind is converted and compared: the place where kinds of models part."""
+    if type(model).__name__.endswith(CAUSAL):
+        raise UserError(f"{type(model).__name__} is a causal language model; only encoders can be exported")
+    return EncoderConversion(model, tokenizer, batches)
 
 
-class _Positional(nn.Module):
-    """Gives a model's forward pass the form that tracing keeps in order: positional inputs, a tuple of outputs."""
-
-    def __init__(self, model: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        results = _outputs(self.model, dict(zip(self.inputs, tensors, strict=True)))
-        return tuple(results[name] for name in self.outputs)
-
-
-def _outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outputs that are single tensors, by name."""
-    results = model(**batch, return_dict=True)
-    return {name: value for name, value in results.items() if isinstance(value, Tensor)}
-
-
-def _convert(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str]) -> Any:
-    """Return the `openvino.Model` with named i64 inputs of shape [?, ?] and named outputs."""
-    import openvino as ov
-
-    wrapped = _Positional(model, tuple(example), outputs).eval()
-    try:
-        with _quiet_tracing():
-            ir = ov.convert_model(
-                wrapped, example_input=tuple(example.values()), input=[([-1, -1], ov.Type.i64)] * len(example)
-            )
-    except Exception as error:  # openvino raises many kinds, and what the traced code raises
-        raise ExportError(f"OpenVINO cannot convert {type(model).__name__}: {last_line(error)}") from error
-    for port, name in (*zip(ir.inputs, example, strict=True), *zip(ir.outputs, outputs, strict=True)):
-        port.get_tensor().set_names({name})
-    return ir
-
-
-@contextlib.contextmanager
-def _quiet_tracing() -> Iterator[None]:
-    """Keep back what tracing warns of whatever the model: shapes taken as constants are found by verification.
-
-    OpenVINO looks at every attribute of a model, which makes transformers speak of those that are deprecated or unset.
-    """
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with _ignored_warnings():
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _ignored_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=TracerWarning)
-        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        yield
-
-
-def _compare(
-    directory: Path, probes: Sequence[Mapping[str, Tensor]], expected: Sequence[Mapping[str, Tensor]]
-) -> tuple[float, float]:
-    """Return the largest absolute difference and the largest relative to an output's scale; NaN if there is one."""
-    ir = load_ir(directory, "f32")
-    absolute: dict[str, float] = {}
-    scale: dict[str, float] = {}
-    for probe, wanted in zip(probes, expected, strict=True):
-        found = ir.run(probe)
-        for name, tensor in wanted.items():
-            if found[name].shape != tuple(tensor.shape):
-                raise ExportError(f"the IR's {name} has shape {found[name].shape}, torch's {tuple(tensor.shape)}")
-            difference = float(np.abs(found[name] - tensor.numpy()).max())
-            absolute[name] = float(np.maximum(absolute.get(name, 0.0), difference))  # unlike max(), keeps NaN
-            scale[name] = max(scale.get(name, 0.0), float(tensor.abs().max()))
-    tiny = float(np.finfo(np.float32).tiny)
-    relative = [absolute[name] / max(scale[name], tiny) for name in absolute]
-    return float(np.max(list(absolute.values()))), float(np.max(relative))
+def refuse_foreign(directory: Path) -> None:
+    """Raise `UserError` rather than replace a directory that is no export."""
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / EXPORT_FILE).is_file():
+        raise UserError(f"{directory} is not empty and holds no export; choose another directory")
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file; choose another directory")
 
 
 def _reference(model: PreTrainedModel) -> PreTrainedModel:
@@ -296,29 +185,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _input_names(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, batches: Sequence[Mapping[str, Tensor]]
-) -> tuple[str, ...]:
-    if not batches:
-        raise UserError("example_batches is empty: export verifies the IR on real batches")
-    taken = inspect.signature(model.forward).parameters
-    made = batches[0] if tokenizer is None else tokenizer.model_input_names
-    names = tuple(name for name in INPUTS if name in taken and name in made)
-    for number, batch in enumerate(batches):
-        missing = [name for name in ("input_ids", *names) if name not in batch]
-        if missing:
-            raise UserError(f"example batch {number} lacks {listed(missing)}; it has {listed(batch)}")
-    return names
-
-
-def _refuse_foreign(directory: Path) -> None:
-    """Raise `UserError` rather than replace a directory that is no export."""
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / EXPORT_FILE).is_file():
-        raise UserError(f"{directory} is not empty and holds no export; choose another directory")
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file; choose another directory")
-
-
 def _save_config(model: PreTrainedModel, directory: Path) -> None:
     model.config.save_pretrained(directory)
     config = read_json(directory / "config.json")
@@ -326,18 +192,30 @@ def _save_config(model: PreTrainedModel, directory: Path) -> None:
     write_json(directory / "config.json", config)
 
 
-def _save_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | None, directory: Path, batches: Sequence[Mapping[str, Tensor]]
-) -> str | None:
-    """Save the tokenizer's own files and, if possible, its IR; return why there is no IR."""
-    if tokenizer is None:
-        return "no tokenizer was given"
-    tokenizer.save_pretrained(directory)
-    texts = [text for batch in batches for text in tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)]
-    reason = save_tokenizer_ir(tokenizer, directory, texts)
-    if reason is not None:
-        warn(f"{directory.name}: no openvino_tokenizer.xml: {reason}; the tokenizer's own files are there")
-    return reason
+def _result(
+    conversion: Conversion,
+    found: Difference,
+    directory: Path,
+    temporary: Path,
+    weight_format: str,
+    tolerance: float,
+    seconds: float,
+    tokenizer_note: str | None,
+) -> ExportResult:
+    return ExportResult(
+        directory=directory,
+        kind=conversion.kind,
+        weight_format=weight_format,
+        inputs=conversion.inputs,
+        outputs=conversion.outputs,
+        tolerance=tolerance,
+        max_abs_difference=found.absolute,
+        max_rel_difference=found.relative,
+        shapes=conversion.shapes,
+        size=(temporary / MODEL_FILE).with_suffix(".bin").stat().st_size,
+        seconds=seconds,
+        tokenizer_ir=tokenizer_note is None,
+    )
 
 
 def _save_result(result: ExportResult, tokenizer_note: str | None, directory: Path) -> None:
@@ -345,6 +223,7 @@ def _save_result(result: ExportResult, tokenizer_note: str | None, directory: Pa
         directory / EXPORT_FILE,
         {
             "format": FORMAT,
+            "kind": result.kind,
             "weight_format": result.weight_format,
             "inputs": result.inputs,
             "outputs": result.outputs,
