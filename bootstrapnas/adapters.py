@@ -1,0 +1,246 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) whose ranks are elastic dimensions like any other: LoNAS's super-adapters.
+
+An adapted linear layer ``y = W x + s B A x`` has three matrices. Labelled ``W: "out, in"``, ``A: "rank, in"`` and
+``B: "out, rank"``, the adapter follows the width of the layer, and its rank is one more dimension; slicing, counting,
+search spaces and extraction need no word about adapters. The layers are those of an unpatched peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Dim, Labels, Subnet
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.families import Family, family_of
+from bootstrapnas.modules import ElasticLinear, adopt
+from bootstrapnas.slicing import select
+from bootstrapnas.supernet import Supernet
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+NAME = "default"
+"""peft's name of the one adapter."""
+RANK = "rank"
+SCALINGS = ("fixed", "active")
+"""How an adapter of a smaller rank is scaled: by alpha / largest rank (published), or by alpha / active rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """Which layers have adapters, and how large.
+
+    Attributes
+    ----------
+    targets
+        Linear layers, as the last words of their paths: ``"q_proj"``, ``"attention.self.query"``.
+    rank
+        The largest rank; all adapters have it.
+    alpha
+        The product of an adapter's matrices is scaled by ``alpha / rank``.
+    dropout
+        Of the adapter's input.
+    scaling
+        One of `SCALINGS`.
+    """
+
+    targets: tuple[str, ...]
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    scaling: str = "fixed"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"the rank of adapters must be at least 1, not {self.rank}")
+        if self.scaling not in SCALINGS:
+            raise UserError(
+                f"unknown scaling {self.scaling!r} of adapters (known: {listed(SCALINGS)})"
+                f"{near_miss(self.scaling, SCALINGS)}"
+            )
+
+    def factor(self, rank: int) -> float:
+        """Return what the product of an adapter's matrices is scaled by at an active rank."""
+        return self.alpha / (rank if self.scaling == "active" else self.rank)
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def adapted_family(family: Family, adapters: Adapters) -> Family:
+    """Return the labels of a family whose linear layers have adapters: a dimension ``<path>.rank`` a layer each.
+
+    Raises
+    ------
+    UserError
+        If a target names no linear layer of the family.
+    """
+    paths = set(adapted_paths(family, adapters.targets))
+    layer: dict[str, Labels] = {}
+    for name, labels in family.layer.items():
+        path, _, leaf = name.rpartition(".")
+        if path not in paths:
+            layer[name] = labels
+            continue
+        layer[f"{path}.base_layer.{leaf}"] = labels
+        if leaf == "weight":
+            out, inp = labels.axes.split(",")
+            rank = f"{path}.{RANK}"
+            layer[f"{path}.lora_A.{NAME}.weight"] = replace(labels, axes=f"{rank}, {inp}")
+            layer[f"{path}.lora_B.{NAME}.weight"] = replace(labels, axes=f"{out}, {rank}")
+    ranks = tuple(Dim(f"{path}.{RANK}", lambda _: adapters.rank) for path in adapted_paths(family, adapters.targets))
+    return replace(family, layer=layer, dims=(*family.dims, *ranks))
+
+
+def adapted_paths(family: Family, targets: Sequence[str]) -> tuple[str, ...]:
+    """Return the paths, inside a layer, of the linear layers that `targets` name.
+
+    Raises
+    ------
+    UserError
+        If a target names none, or there is no target.
+    """
+    linears = [name.removesuffix(".weight") for name, labels in family.layer.items() if labels.applied]
+    if not targets:
+        raise UserError(f"no target modules for adapters (the layers of {family.model_type} have {listed(linears)})")
+    for target in targets:
+        if not any(_named(path, target) for path in linears):
+            short = {path.rpartition(".")[2] for path in linears} | set(linears)
+            raise UserError(
+                f"target module {target!r} is no linear layer of {family.model_type}, which has {listed(linears)}"
+                f"{near_miss(target, short)}"
+            )
+    return tuple(path for path in linears if any(_named(path, target) for target in targets))
+
+
+def _named(path: str, target: str) -> bool:
+    return f".{path}".endswith(f".{target}")
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def add_adapters(model: PreTrainedModel, adapters: Adapters) -> Family:
+    """Give a model adapters, in place, and freeze all else; return the family that labels it.
+
+    A new adapter adds nothing: B is 0. A comes from torch's global generator.
+
+    Raises
+    ------
+    UserError
+        If a target is no linear layer of the model.
+    """
+    from peft import inject_adapter_in_model
+
+    family = family_of(model.config)
+    blueprint = Blueprint.of(model)
+    modules = [
+        blueprint.layer_path(layer, path)
+        for layer in range(blueprint.num_layers)
+        for path in adapted_paths(family, adapters.targets)
+    ]
+    for module in modules:
+        if type(model.get_submodule(module)) is not nn.Linear:
+            kind = type(model.get_submodule(module)).__name__
+            raise UserError(f"{module} is a {kind}: adapters can be added to nn.Linear only, and once")
+    inject_adapter_in_model(lora_config(adapters, modules), model)
+    return adapted_family(family, adapters)
+
+
+def lora_config(adapters: Adapters, modules: Sequence[str], ranks: Mapping[str, int] | None = None) -> LoraConfig:
+    """Return peft's config of adapters on `modules`, with the ranks of a subnet by module.
+
+    A rank below the full one is scaled as the supernet scaled it.
+    """
+    from peft import LoraConfig
+
+    ranks = ranks or {}
+    smaller = {module: rank for module, rank in ranks.items() if rank != adapters.rank}
+    return LoraConfig(
+        r=adapters.rank,
+        lora_alpha=adapters.alpha,  # type: ignore[arg-type] # peft divides it, so any number will do
+        lora_dropout=adapters.dropout,
+        target_modules=list(modules),
+        rank_pattern={_pattern(module): rank for module, rank in smaller.items()},
+        alpha_pattern={_pattern(module): adapters.factor(rank) * rank for module, rank in smaller.items()},
+        bias="none",
+    )
+
+
+def _pattern(module: str) -> str:
+    return module.replace(".", r"\.")
+
+
+def adapter_supernet(model: PreTrainedModel, family: Family, adapters: Adapters, space: Any = None) -> Supernet:
+    """Return the supernet of a model with adapters, scaled as `adapters` say."""
+    supernet = Supernet(model, space, family)
+    if adapters.scaling == "active":
+        for path in adapter_modules(supernet.blueprint):
+            up = model.get_submodule(f"{path}.lora_B.{NAME}")
+            model.set_submodule(f"{path}.lora_B.{NAME}", adopt(RankScaledLinear, up))
+    return supernet
+
+
+class RankScaledLinear(ElasticLinear):
+    """An adapter's B, whose output grows as the rank shrinks, so that the scale is alpha / active rank in all."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self._view("weight") * (self.in_features / input.shape[-1]))  # type: ignore[operator]
+
+
+def adapter_modules(blueprint: Blueprint) -> Iterator[str]:
+    """Yield the paths of the layers that have adapters."""
+    suffix = f".lora_A.{NAME}.weight"
+    yield from (name.removesuffix(suffix) for name in blueprint.parameters if name.endswith(suffix))
+
+
+# -- extraction --------------------------------------------------------------------------------------------------------
+
+
+def base_subnet(blueprint: Blueprint, subnet: Subnet) -> dict[Any, int]:
+    """Return the part of a subnet that concerns the base model: all but the ranks."""
+    return {key: size for key, size in subnet.items() if not key.dim.endswith(f".{RANK}")}
+
+
+def extract_adapters(
+    blueprint: Blueprint, tensors: Mapping[str, Tensor], subnet: Subnet
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Return the adapters of a subnet and their ranks.
+
+    Parameters
+    ----------
+    blueprint
+        Of the model with adapters.
+    tensors
+        Full-size adapter matrices, by their names in that model.
+    subnet
+        What to extract.
+
+    Returns
+    -------
+    The smaller matrices by the same names, without those of skipped blocks, and the rank by module.
+
+    Raises
+    ------
+    UserError
+        If the model cannot take a size of `subnet`, or a matrix is missing.
+    """
+    blueprint.check(subnet)
+    found, ranks = {}, {}
+    for module in adapter_modules(blueprint):
+        down, up = f"{module}.lora_A.{NAME}.weight", f"{module}.lora_B.{NAME}.weight"
+        if not blueprint.exists(blueprint.parameters[down], subnet):
+            continue
+        for name in (down, up):
+            if name not in tensors:
+                raise UserError(f"the adapter has no {name!r}{near_miss(name, tensors)}")
+            found[name] = select(blueprint, name, tensors[name].detach(), subnet).clone().contiguous()
+        ranks[module] = len(found[down])
+    return found, ranks

@@ -1,0 +1,156 @@
+"""Adapters with elastic ranks: what a subnet computes, and what is left of it after extraction, by stock peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import ROWS, Row, random_subnet
+from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
+
+from bootstrapnas.adapters import (
+    NAME,
+    Adapters,
+    adapted_family,
+    adapter_modules,
+    adapter_supernet,
+    add_adapters,
+    base_subnet,
+    extract_adapters,
+    lora_config,
+)
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_params
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError
+from bootstrapnas.extraction import extract
+from bootstrapnas.families import family_of
+from bootstrapnas.supernet import Supernet
+
+TARGETS = {
+    "bert": ("query", "value", "intermediate.dense", "output.dense"),
+    "llama": ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"),
+}
+ADAPTED = [
+    row
+    for row in ROWS
+    if row.config_class.model_type in TARGETS and row.head in ("SequenceClassification", "CausalLM")
+]
+every_row = pytest.mark.parametrize("row", ADAPTED, ids=lambda row: row.name)
+
+
+def adapted(row: Row, scaling: str = "fixed") -> tuple[Supernet, Adapters]:
+    """Return a supernet whose adapters are not trivial."""
+    adapters = Adapters(TARGETS[row.config_class.model_type], rank=4, alpha=8, scaling=scaling)
+    model = row.build()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        family = add_adapters(model, adapters)
+        for name, parameter in model.named_parameters():
+            if f"lora_B.{NAME}" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    return adapter_supernet(model, family, adapters), adapters
+
+
+def logits(model: torch.nn.Module, row: Row) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**row.batch()).logits
+
+
+@every_row
+def test_new_adapters_change_nothing_and_full_ones_compute_what_stock_peft_does(row: Row) -> None:
+    plain = row.build()
+    expected = logits(plain, row)
+    model = row.build()
+    adapters = Adapters(TARGETS[row.config_class.model_type], rank=4, alpha=8)
+    add_adapters(model, adapters)
+    assert torch.equal(logits(model, row), expected)
+
+    supernet, _ = adapted(row)
+    stock = get_peft_model(row.build(), lora_config(adapters, list(adapter_modules(supernet.blueprint))))
+    ours = {name: p for name, p in supernet.model.named_parameters() if "lora_" in name}
+    incompatible = stock.base_model.model.load_state_dict(ours, strict=False)
+    assert not incompatible.unexpected_keys
+    found = logits(supernet.model, row)
+    assert torch.equal(found, logits(stock, row))
+    assert not torch.allclose(found, expected)
+
+
+@every_row
+@pytest.mark.parametrize("scaling", ["fixed", "active"])
+def test_a_subnet_is_a_smaller_base_with_a_smaller_stock_adapter(row: Row, scaling: str, tmp_path: Path) -> None:
+    supernet, adapters = adapted(row, scaling)
+    blueprint = supernet.blueprint
+    for seed in range(4):
+        whole = {key: 1 for key in blueprint.elastic if blueprint.is_whole_layer(key)}
+        subnet = {**random_subnet(blueprint, seed), **whole}
+        tensors, ranks = extract_adapters(blueprint, dict(supernet.model.named_parameters()), subnet)
+        plain = row.build()
+        base = extract(plain, Blueprint.of(plain), base_subnet(blueprint, subnet))
+        lora_config(adapters, list(ranks), ranks).save_pretrained(tmp_path / str(seed))
+        save_file(
+            {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in tensors.items()},
+            tmp_path / str(seed) / "adapter_model.safetensors",
+        )
+        assert len(set(ranks.values())) > 1
+        with supernet.activate(subnet):
+            expected = logits(supernet.model, row)
+        stock = PeftModel.from_pretrained(base, tmp_path / str(seed)).eval()
+        torch.testing.assert_close(logits(stock, row), expected, rtol=1e-5, atol=1e-5)
+        assert count_params(blueprint, subnet) == sum(p.numel() for p in stock.parameters())
+        torch.testing.assert_close(logits(stock.merge_and_unload(), row), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_row
+def test_only_the_active_part_of_adapters_has_gradients(row: Row) -> None:
+    supernet, _ = adapted(row)
+    blueprint = supernet.blueprint
+    subnet = {key: 3 for key in blueprint.elastic if key.dim.endswith(".rank")}
+    with supernet.activate(subnet):
+        supernet.model(**row.batch()).logits.square().sum().backward()
+    for name, parameter in supernet.model.named_parameters():
+        if "lora_" not in name:
+            assert parameter.grad is None, name
+        elif "lora_A" in name:
+            assert parameter.grad[:3].count_nonzero() and not parameter.grad[3:].count_nonzero(), name
+        else:
+            assert parameter.grad[:, :3].count_nonzero() and not parameter.grad[:, 3:].count_nonzero(), name
+
+
+def test_ranks_are_dimensions_of_the_layer() -> None:
+    row = ADAPTED[0]
+    blueprint = adapted(row)[0].blueprint
+    paths = ("attention.self.query", "attention.self.value", "intermediate.dense", "attention.output.dense")
+    for path in (*paths, "output.dense"):
+        assert blueprint.full[Key(f"{path}.rank", 1)] == 4
+    inside = blueprint.inside(Key("ffn_block", 1))
+    assert Key("output.dense.rank", 1) in inside
+    assert Key("attention.self.query.rank", 1) not in inside
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (("qeury",), r"target module 'qeury' is no linear layer of bert, which has .*did you mean 'query'"),
+        ((), "no target modules"),
+        (("LayerNorm",), "target module 'LayerNorm' is no linear layer"),
+    ],
+)
+def test_unknown_targets_are_named(targets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        adapted_family(family_of(ADAPTED[0].build().config), Adapters(targets))
+
+
+def test_adapters_are_added_once_and_have_a_rank() -> None:
+    row = ADAPTED[0]
+    model = row.build()
+    adapters = Adapters(("query",))
+    add_adapters(model, adapters)
+    with pytest.raises(UserError):
+        add_adapters(model, adapters)
+    with pytest.raises(UserError, match="at least 1"):
+        Adapters(("query",), rank=0)
+    with pytest.raises(UserError, match=r"unknown scaling 'activ'.*did you mean 'active'"):
+        Adapters(("query",), scaling="activ")
