@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Dim, Labels, Subnet
@@ -165,7 +164,7 @@ def lora_config(adapters: Adapters, modules: Sequence[str], ranks: Mapping[str, 
     smaller = {module: rank for module, rank in ranks.items() if rank != adapters.rank}
     return LoraConfig(
         r=adapters.rank,
-        lora_alpha=adapters.alpha,  # type: ignore[arg-type] # peft divides it, so any number will do
+        lora_alpha=adapters.alpha,
         lora_dropout=adapters.dropout,
         target_modules=list(modules),
         rank_pattern={_pattern(module): rank for module, rank in smaller.items()},
@@ -192,7 +191,7 @@ class RankScaledLinear(ElasticLinear):
     """An adapter's B, whose output grows as the rank shrinks, so that the scale is alpha / active rank in all."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self._view("weight") * (self.in_features / input.shape[-1]))  # type: ignore[operator]
+        return super().forward(input) * (self.in_features / input.shape[-1])
 
 
 def adapter_modules(blueprint: Blueprint) -> Iterator[str]:

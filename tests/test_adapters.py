@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import ROWS, Row, random_subnet
 from peft import PeftModel, get_peft_model
+from published_configs import config_of, lonas_bert
 from safetensors.torch import save_file
 
 from bootstrapnas.adapters import (
@@ -27,6 +28,8 @@ from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import extract
 from bootstrapnas.families import family_of
+from bootstrapnas.nncf_config import build_space, check_config
+from bootstrapnas.space import Gene
 from bootstrapnas.supernet import Supernet
 
 TARGETS = {
@@ -34,9 +37,7 @@ TARGETS = {
     "llama": ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"),
 }
 ADAPTED = [
-    row
-    for row in ROWS
-    if row.config_class.model_type in TARGETS and row.head in ("SequenceClassification", "CausalLM")
+    row for row in ROWS if row.config_class.model_type in TARGETS and row.head in ("SequenceClassification", "CausalLM")
 ]
 every_row = pytest.mark.parametrize("row", ADAPTED, ids=lambda row: row.name)
 
@@ -113,10 +114,10 @@ def test_only_the_active_part_of_adapters_has_gradients(row: Row) -> None:
     for name, parameter in supernet.model.named_parameters():
         if "lora_" not in name:
             assert parameter.grad is None, name
-        elif "lora_A" in name:
-            assert parameter.grad[:3].count_nonzero() and not parameter.grad[3:].count_nonzero(), name
-        else:
-            assert parameter.grad[:, :3].count_nonzero() and not parameter.grad[:, 3:].count_nonzero(), name
+            continue
+        inside, outside = parameter.grad.split([3, 1], dim=0 if "lora_A" in name else 1)
+        assert inside.count_nonzero(), name
+        assert not outside.count_nonzero(), name
 
 
 def test_ranks_are_dimensions_of_the_layer() -> None:
@@ -154,3 +155,38 @@ def test_adapters_are_added_once_and_have_a_rank() -> None:
         Adapters(("query",), rank=0)
     with pytest.raises(UserError, match=r"unknown scaling 'activ'.*did you mean 'active'"):
         Adapters(("query",), scaling="activ")
+
+
+# -- NNCF configs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_config_gives_shared_ranks_and_shared_widths() -> None:
+    raw = lonas_bert(layers=3)
+    width = raw["bootstrapNAS"]["training"]["elasticity"]["width"]
+    width["overwrite_groups_widths"] = [[32, 16]] * 3 + [[4, 2, 1]] * 3 + [[24, 16, 8]] * 3
+    row = ADAPTED[0]
+    model = row.build()
+    blueprint = Blueprint.of(model, add_adapters(model, Adapters(("query", "value"), rank=4)))
+    space = build_space(check_config(raw), blueprint)
+    ranks = (Key("attention.self.query.rank", 2), Key("attention.self.value.rank", 2))
+    assert space.genes[2] == Gene((Key("head", 2),), (4, 2))
+    assert space.genes[5] == Gene(ranks, (4, 2, 1))
+    assert space.genes[8] == Gene((Key("ffn", 2),), (24, 16, 8))
+    assert dict.fromkeys(ranks, 2).items() <= space.subnet(space.heuristic_genome).items()
+    width["overwrite_groups_widths"][4] = [8, 4]
+    with pytest.raises(UserError, match=r"groups_widths\[4\]: width 8 of attention.self.query.rank\[1\] must"):
+        build_space(check_config(raw), blueprint)
+
+
+def test_a_group_written_once_is_a_group_of_every_layer() -> None:
+    layer = "{re}PeftModelForCausalLM/LoraModel[base_model]/Bert[model]/BertModel[bert]/E[encoder]/ModuleList[layer]"
+    node = f"{layer}/BertLayer[{{*}}]/{query}"
+    row = ADAPTED[0]
+    model = row.build()
+    blueprint = Blueprint.of(model, add_adapters(model, Adapters(("query",), rank=4)))
+    raw = config_of([[node]], [[4, 3]], length=8, search={})
+    space = build_space(check_config(raw), blueprint)
+    assert [gene.keys for gene in space.genes] == [(Key("attention.self.query.rank", i),) for i in range(3)]
+    raw["bootstrapNAS"]["training"]["elasticity"]["width"]["overwrite_groups"] = [[node, node.replace("{*}", "1")]]
+    with pytest.raises(UserError, match=r"overwrite_groups\[0\]: .* is one layer's, others have \{\*\}"):
+        build_space(check_config(raw), blueprint)

@@ -178,12 +178,12 @@ def test_names_do_not_change_when_the_model_becomes_elastic_or_masked(tiny_bert:
             "PeftModelForCausalLM/LoraModel[base_model]/LlamaForCausalLM[model]/LlamaModel[model]/ModuleList[layers]/"
             "LlamaDecoderLayer[7]/LlamaAttention[self_attn]/Linear[q_proj]/ModuleDict[lora_A]/NNCFLinear[default]/"
             "linear_0",
-            "base_model.model.model.layers.7.self_attn.q_proj.lora_A.default",
+            "model.layers.7.self_attn.q_proj.lora_A.default",
         ),
         (
             "PeftModelForCausalLM/LoraModel[base_model]/BloomForCausalLM[model]/BloomModel[transformer]/ModuleList[h]/"
             "BloomBlock[3]/BloomMLP[mlp]/Linear[dense_h_to_4h]/NNCFUserSelfLinear[self_linear]/linear_0",
-            "base_model.model.transformer.h.3.mlp.dense_h_to_4h.base_layer",
+            "transformer.h.3.mlp.dense_h_to_4h.base_layer",
         ),
     ],
 )

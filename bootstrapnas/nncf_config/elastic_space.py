@@ -13,7 +13,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families.base import Block
-from bootstrapnas.nncf_config.node_names import NodeNames, module_path, operation
+from bootstrapnas.nncf_config.node_names import EVERY_LAYER, NodeNames, module_path, operation
 from bootstrapnas.nncf_config.reading import NNCFConfig, check_config
 from bootstrapnas.nncf_config.schema import WIDTH_RULE, Depth, Width
 from bootstrapnas.space import Gene, SearchSpace
@@ -144,7 +144,7 @@ def _width_genes(width: Width, blueprint: Blueprint, warn: Warn) -> Iterator[Gen
             yield Gene((key,), derived_sizes(width, blueprint.full[key], blueprint.channels_per_unit(key)))
         return
     owner: dict[Key, int] = {}
-    for group, (nodes, widths) in enumerate(zip(width.overwrite_groups, width.overwrite_groups_widths, strict=True)):
+    for group, nodes, widths in _groups(width.overwrite_groups, width.overwrite_groups_widths, blueprint.num_layers):
         keys = tuple(dict.fromkeys(_group_key(blueprint, f"width.overwrite_groups[{group}]", node) for node in nodes))
         for key in keys:
             if key in owner:
@@ -164,6 +164,26 @@ def _width_genes(width: Width, blueprint: Blueprint, warn: Warn) -> Iterator[Gen
                 "so the space does not contain the full network"
             )
         yield Gene(keys, tuple(sorted(set(sizes.pop()), reverse=True)))
+
+
+def _groups(
+    groups: Sequence[Sequence[str]], widths: Sequence[Sequence[int]], num_layers: int
+) -> Iterator[tuple[int, list[str], Sequence[int]]]:
+    """Yield number, nodes and widths of every group; one written for every layer (Shears) is a group of each layer."""
+    for number, (nodes, sizes) in enumerate(zip(groups, widths, strict=True)):
+        every = [EVERY_LAYER in node for node in nodes]
+        if any(every) and not all(every):
+            node = nodes[every.index(False)]
+            raise UserError(f"width.overwrite_groups[{number}]: {node!r} is one layer's, others have {EVERY_LAYER}")
+        for layer in range(num_layers) if any(every) else (0,):
+            yield number, [_of_layer(node, layer) for node in nodes], sizes
+
+
+def _of_layer(node: str, layer: int) -> str:
+    """Return the name of a node that is written once for all layers, with regex marks or without, in one of them."""
+    if EVERY_LAYER not in node:
+        return node
+    return node.removeprefix("{re}").replace("\\", "").replace(EVERY_LAYER, str(layer))
 
 
 def derived_sizes(width: Width, full: int, channels_per_unit: int) -> tuple[int, ...]:

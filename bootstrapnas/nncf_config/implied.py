@@ -16,10 +16,9 @@ from typing import Any, Final
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError
 from bootstrapnas.families import FAMILIES
-from bootstrapnas.nncf_config.node_names import module_path
+from bootstrapnas.nncf_config.node_names import EVERY_LAYER, module_path
 from bootstrapnas.nncf_config.reading import NNCFConfig
 
-EVERY_LAYER: Final = "{*}"
 """Stands in a node name for the number of every layer (Shears)."""
 
 _ADAPTERS: Final = re.compile(r"\.(base_layer|lora_A|lora_B)(\.\w+)?$")

@@ -18,17 +18,23 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE: Final = re.compile(r"\[([^\[\]]+)\]$")
 _OLD_ATTRIBUTES: Final = {"self_linear": "base_layer"}  # what the peft of LoNAS called the frozen layer
+_PEFT_MODEL: Final = "PeftModel"
+_PEFT_PREFIX: Final = "base_model.model."
 _REGEX_MARK: Final = "{re}"
+EVERY_LAYER: Final = "{*}"
+"""Stands for the number of a layer in a node name that is written once for all layers."""
 
 
 def module_path(node_name: str) -> str:
     """Return the path of the module that a node belongs to, for example ``bert.encoder.layer.0.intermediate.dense``.
 
-    Old attribute names are replaced by today's. A name without brackets belongs to the root: ``""``.
+    Old attribute names are replaced by today's, and peft's wrappers around the model are left out. A name without
+    brackets belongs to the root: ``""``.
     """
     found = (_ATTRIBUTE.search(element) for element in node_name.split("/"))
-    attributes = (match[1] for match in found if match)
-    return ".".join(_OLD_ATTRIBUTES.get(attribute, attribute) for attribute in attributes)
+    path = ".".join(_OLD_ATTRIBUTES.get(match[1], match[1]) for match in found if match)
+    wrapped = node_name.startswith(_PEFT_MODEL) and path.startswith(_PEFT_PREFIX)
+    return path.removeprefix(_PEFT_PREFIX) if wrapped else path
 
 
 def operation(node_name: str) -> str:
