@@ -179,8 +179,9 @@ def test_a_published_config_gives_shared_ranks_and_shared_widths() -> None:
 
 
 def test_a_group_written_once_is_a_group_of_every_layer() -> None:
-    layer = "{re}PeftModelForCausalLM/LoraModel[base_model]/Bert[model]/BertModel[bert]/E[encoder]/ModuleList[layer]"
-    node = f"{layer}/BertLayer[{{*}}]/{query}"
+    stack = "{re}PeftModelForCausalLM/LoraModel[base_model]/Bert[model]/BertModel[bert]/E[encoder]/ModuleList[layer]"
+    query = "A[attention]/S[self]/Linear[query]/ModuleDict[lora_A]/NNCFLinear[default]/linear_0"
+    node = f"{stack}/BertLayer[{{*}}]/{query}"
     row = ADAPTED[0]
     model = row.build()
     blueprint = Blueprint.of(model, add_adapters(model, Adapters(("query",), rank=4)))
