@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bootstrapnas.artefacts import writing
+from bootstrapnas.artefacts import load_tensors, save_tensors, writing
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.distillation import Distillation, Said, Teacher
 from bootstrapnas.errors import UserError
@@ -25,6 +25,7 @@ from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker
 from bootstrapnas.supernet import Supernet
 
+TRAINED_FILE = "trained.safetensors"
 _TAUGHT = "taught"
 
 
@@ -59,6 +60,8 @@ class StageTrainer(Trainer):
     orders
         New orders of the supernet's units before an optimiser step, by the number of the step; the optimiser's moments
         move along. Empty to leave them.
+    trained_only
+        Checkpoints hold the parameters that are trained, not those that are frozen: for a large frozen model.
     learning_rate
         Learning rate as a function of the optimiser step; instead of Hugging Face's schedules.
     score_learning_rate
@@ -85,6 +88,7 @@ class StageTrainer(Trainer):
         penalty: Callable[[], Tensor] | None = None,
         before_step: Callable[[int], None] | None = None,
         orders: Callable[[int], Mapping[Key, Tensor]] | None = None,
+        trained_only: bool = False,
         learning_rate: Callable[[int], float] | None = None,
         score_learning_rate: float | None = None,
         stop_after: int | None = None,
@@ -111,7 +115,7 @@ class StageTrainer(Trainer):
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
         self._progress = _Progress(title)
-        self._describe = describe
+        self._describe, self._trained_only = describe, trained_only
         self._losses: dict[str, Any] = {}
         self._loss_steps: set[int] = set()
         self.add_callback(self._progress)
@@ -212,6 +216,34 @@ class StageTrainer(Trainer):
         except UserError:
             shutil.rmtree(directory, ignore_errors=True)
             raise
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the weights of a checkpoint."""
+        if not self._trained_only:
+            super()._save(output_dir, state_dict)
+            return
+        directory = Path(output_dir or str(self.args.output_dir))
+        directory.mkdir(parents=True, exist_ok=True)
+        save_tensors(directory / TRAINED_FILE, {name: tensor.detach() for name, tensor in self._trained()}, {})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Read the weights of a checkpoint."""
+        if not self._trained_only:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        tensors = load_tensors(Path(resume_from_checkpoint) / TRAINED_FILE)[0]
+        with torch.no_grad():
+            for name, parameter in self._trained():
+                parameter.copy_(tensors[name])
+
+    def _load_best_model(self) -> None:
+        if not self._trained_only:
+            super()._load_best_model()
+        elif self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        yield from ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.importance import (
@@ -26,7 +25,6 @@ from bootstrapnas.importance import (
     orders,
 )
 from bootstrapnas.nncf_config import NNCFConfig, build_space, check_model, read_config
-from bootstrapnas.nncf_config.schema import COMMAND_LINE
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -39,7 +37,6 @@ from bootstrapnas.pipeline.cli import execute
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     SPACE_FILE,
-    evaluate_model,
     fit_length,
     load_student,
     load_tokenizer,
@@ -48,18 +45,15 @@ from bootstrapnas.pipeline.models import (
 from bootstrapnas.pipeline.stages import (
     begin,
     finish,
-    preferred,
     report_config,
     resume_point,
     settle_best,
-    steps_of_epoch,
 )
-from bootstrapnas.pipeline.teacher import OWN_TEACHER, Lesson, own_lesson, prepare_lesson, settle_distillation
+from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
+from bootstrapnas.pipeline.teacher import OWN_TEACHER, own_lesson, prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
-from bootstrapnas.sampling import sampling_of, step_random
-from bootstrapnas.schedule import StageSchedule, build_schedule
+from bootstrapnas.schedule import StageSchedule
 from bootstrapnas.supernet import Supernet
-from bootstrapnas.training import StageTrainer
 from eftnas.commands import COMMANDS
 
 # ruff: noqa: UP045
@@ -142,8 +136,16 @@ def run(
             lesson = prepare_lesson(rows, train, kd, training, model)
             if compression:
                 warn(f"{config.path}: {OWN_TEACHER} has no effect: the teacher is {kd.kd_teacher_model}")
+        schedule = settle_schedule(config, training, typed, len(lesson.rows), parity=arguments.nncf_lr_lag)
         trainer = build_trainer(
-            supernet, config, arguments, training, rows, lesson, typed, ordered=importance_path is not None
+            supernet,
+            config,
+            schedule,
+            settle_sampling(config, typed, "sandwich"),
+            training,
+            rows,
+            lesson,
+            orders=orders_while_training(supernet, config, schedule, ordered=importance_path is not None),
         )
         trainer.train(resume_from_checkpoint=resume_point(stage))
         metrics = measure_extremes(supernet, rows)
@@ -202,103 +204,6 @@ def orders_while_training(
     if len(steps) > 1:
         warn(once)
     return lambda step: found if step == steps[0] else {}
-
-
-def build_trainer(
-    supernet: Supernet,
-    config: NNCFConfig,
-    arguments: SupernetArguments,
-    training: StageTrainingArguments,
-    rows: Rows,
-    lesson: Lesson,
-    typed: Mapping[str, Any],
-    *,
-    ordered: bool,
-) -> StageTrainer:
-    """Return the trainer of all stages of the config's schedule; `ordered` says that units are in order already."""
-    schedule = schedule_of(config, training, typed, steps_of_epoch(len(lesson.rows), training), arguments.nncf_lr_lag)
-    training.max_steps = schedule.total_steps
-    training.learning_rate = max(stage.init_lr for stage in schedule.stages)
-    # What is elastic once each stage has begun, within its indicators.
-    spaces = [build_space(config, supernet.blueprint, stage=index) for index in range(len(schedule.stages))]
-    sandwich = config.training.sandwich_rule
-    in_config = None if sandwich is None else ("sandwich" if sandwich else "random")
-    sample = sampling_of(preferred(typed, "sampling", "sandwich", "bootstrapNAS.training.sandwich_rule", in_config))
-
-    def subnets(step: int) -> dict[str, Mapping[Key, int]]:
-        space = spaces[schedule.index(step)]
-        genomes = sample(space, step_random(training.seed, schedule.draw(step)))
-        return {name: space.subnet(genome) for name, genome in genomes.items()}
-
-    length = rows.spec.max_seq_length
-    full = count_macs(supernet.blueprint, length=length)
-
-    def describe(subnet: Mapping[Key, int]) -> str:
-        return f"{count_macs(supernet.blueprint, subnet, length=length) / full:.0%} of the MACs"
-
-    validation = rows.batches("validation")
-    return StageTrainer(
-        model=supernet.model,
-        args=training,
-        train_dataset=lesson.rows,
-        data_collator=rows.collator,
-        title="supernet",
-        describe=describe,
-        supernet=supernet,
-        subnets=subnets,
-        distillation=lesson.distillation,
-        teacher=lesson.teacher,
-        orders=orders_while_training(supernet, config, schedule, ordered=ordered),
-        learning_rate=schedule.lr,
-        eval_dataset=lesson.rows,
-        measure=lambda: measure_extremes(supernet, rows, validation),
-    )
-
-
-def schedule_of(
-    config: NNCFConfig, training: StageTrainingArguments, typed: Mapping[str, Any], steps_per_epoch: int, parity: bool
-) -> StageSchedule:
-    """Return the config's schedule; a learning rate or a number of epochs that was typed wins, with a warning."""
-    schedule = build_schedule(
-        config.training,
-        steps_per_epoch=steps_per_epoch,
-        epochs=training.num_train_epochs,
-        learning_rate=training.learning_rate,
-        parity=parity,
-    )
-    for name in ("warmup_steps", "warmup_ratio", "lr_scheduler_type", "max_steps"):
-        if name in typed:
-            warn(f"--{name} has no effect: learning rate and duration follow the schedule of {config.path}")
-    where = "bootstrapNAS.training.schedule.list_stage_descriptions"
-    epochs, rate = typed.get("num_train_epochs"), typed.get("learning_rate")
-    stages = list(schedule.stages)
-    left = any(description.epochs == COMMAND_LINE for description in config.training.stages)
-    if epochs is not None and not left and sum(stage.epochs for stage in stages) != epochs:
-        if len(stages) > 1:
-            raise UserError(
-                f"--num_train_epochs {epochs:g} contradicts the {len(stages)} stages of {config.path}, which take "
-                f"{sum(stage.epochs for stage in stages):g} epochs together; change {where}"
-            )
-        warn(f"--num_train_epochs {epochs:g} wins over the config's {where}[0].epochs = {stages[0].epochs:g}")
-        stages[0] = replace(stages[0], epochs=epochs, epochs_lr=epochs)
-    if rate is not None:
-        if schedule.overall is not None:
-            raise UserError(f"--learning_rate {rate:g} contradicts lr_schedule.params.base_lr of {config.path}")
-        for index, stage in enumerate(stages):
-            if stage.init_lr != rate:
-                warn(f"--learning_rate {rate:g} wins over the config's {where}[{index}].init_lr = {stage.init_lr:g}")
-        stages = [replace(stage, init_lr=rate) for stage in stages]
-    return replace(schedule, stages=tuple(stages))
-
-
-def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:
-    """Return the selecting metric of the largest and the smallest subnet on the validation rows."""
-    prepared = prepared or rows.batches("validation")
-    metric, found = rows.spec.metric, {}
-    for name, genome in (("max", supernet.space.max_genome), ("min", supernet.space.min_genome)):
-        with supernet.activate(supernet.space.subnet(genome)):
-            found[f"{metric}_{name}"] = evaluate_model(supernet.model, rows, "validation", prepared)[metric]
-    return found
 
 
 def search(directory: Path) -> None:

@@ -28,11 +28,11 @@ from bootstrapnas.importance import load_importance
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.models import load_for_task
+from bootstrapnas.pipeline.supernet_training import schedule_of
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
 from bootstrapnas.training import StageTrainer
-from eftnas.train import schedule_of
 
 SUBNETS = {
     "best": {"subnet": "best"},
