@@ -56,5 +56,11 @@ setup(
     package_data={"bootstrapnas": ["py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["bootstrapnas = bootstrapnas.cli:main", "eftnas = eftnas.cli:main"]},
+    entry_points={
+        "console_scripts": [
+            "bootstrapnas = bootstrapnas.cli:main",
+            "eftnas = eftnas.cli:main",
+            "lonas = lonas.cli:main",
+        ]
+    },
 )

@@ -29,7 +29,6 @@ from bootstrapnas.importance import (
     write_structured_sparsity,
 )
 from bootstrapnas.nncf_config import NNCFConfig, NodeNames, check_config, read_config, scope_matcher
-from bootstrapnas.outputs import INDEX
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -37,6 +36,7 @@ from bootstrapnas.pipeline.arguments import (
     TaskArguments,
     flag,
 )
+from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     evaluate_model,
@@ -47,7 +47,7 @@ from bootstrapnas.pipeline.models import (
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.pipeline.teacher import prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
-from bootstrapnas.tasks import TASK_FILE, batches
+from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
 from eftnas.default_config import default_movement_config
 
@@ -154,12 +154,7 @@ def one_shot_scores(
     model: PreTrainedModel, importance: ImportanceArguments, training: StageTrainingArguments, rows: Rows
 ) -> Scores:
     """Return the scores of a criterion that needs no training, from some training rows."""
-    train, size = rows.split("train"), training.per_device_train_batch_size
-    sample = train.shuffle(seed=training.seed).select(range(min(len(train), importance.criterion_batches * size)))
-    inputs = [
-        {name: tensor for name, tensor in batch.items() if name != INDEX}
-        for batch in batches(sample, rows.collator, size)
-    ]
+    inputs = calibration_batches(rows, importance.criterion_batches, training)
     criterion = find_criterion(importance.criterion)
     return criterion(model, Blueprint.of(model), inputs, lambda scored, batch: scored(**batch).loss)
 

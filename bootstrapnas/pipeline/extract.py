@@ -16,9 +16,10 @@ from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
-from bootstrapnas.pipeline.models import load_supernet, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
 from bootstrapnas.pipeline.search import COST, PARETO
 from bootstrapnas.pipeline.stages import begin
+from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.progress import notice
 from bootstrapnas.search import Candidate, NothingQualifiesError, select_by_budget
 from bootstrapnas.supernet import Supernet

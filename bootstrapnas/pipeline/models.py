@@ -8,21 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from bootstrapnas.artefacts import read_stage
-from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.distillation import label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
 from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import FAMILIES, family_of
-from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.progress import notice
-from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE, TaskSpec
 
 if TYPE_CHECKING:
@@ -60,10 +57,12 @@ def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
         raise load_failure("a tokenizer", directory_or_id, error) from error
 
 
-def load_for_task(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settings: Any) -> PreTrainedModel:
+def load_for_task(
+    directory_or_id: str, spec: TaskSpec, seed: int = 42, dtype: torch.dtype = torch.float32, **settings: Any
+) -> PreTrainedModel:
     """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
 
-    Returned in float32, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
+    Returned in `dtype`, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
     further changes to its config.
     """
     set_seed(seed)
@@ -85,7 +84,7 @@ def load_for_task(directory_or_id: str, spec: TaskSpec, seed: int = 42, **settin
         for name, parameter in model.named_parameters():
             if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
                 parameter.data = parameter.data[order]
-    return model.float()
+    return model.to(dtype)
 
 
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
@@ -114,7 +113,12 @@ def label_names(config: PreTrainedConfig) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrainingArguments) -> PreTrainedModel:
+def load_student(
+    arguments: ModelArguments,
+    spec: TaskSpec,
+    training: StageTrainingArguments,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
     """Load the model that a stage trains, as its flags ask for."""
     settings: dict[str, Any] = {}
     if arguments.attn_implementation is not None:
@@ -124,7 +128,7 @@ def load_student(arguments: ModelArguments, spec: TaskSpec, training: StageTrain
             raise UserError(f"--dropout must be at least 0 and below 1, not {arguments.dropout}")
         names = family_of(load_config(arguments.model_name_or_path)).dropout
         settings |= dict.fromkeys(names, arguments.dropout)
-    model = load_for_task(arguments.model_name_or_path, spec, training.seed, **settings)
+    model = load_for_task(arguments.model_name_or_path, spec, training.seed, dtype, **settings)
     if training.freeze_embeddings:
         labelled = tuple(family_of(model.config).embeddings)
         for name, parameter in model.named_parameters():
@@ -144,11 +148,3 @@ def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[
     """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
     outputs = predict(model, prepared if prepared is not None else rows.batches(split), rows.spec.kind.outputs)
     return rows.measure(split, outputs)
-
-
-def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
-    """Load a trained supernet and the config that describes its space."""
-    read_stage(directory, "train")
-    config = read_config(Path(directory) / SPACE_FILE)
-    model = load_for_task(directory, spec)
-    return Supernet(model, build_space(config, Blueprint.of(model))), config

@@ -19,8 +19,9 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_supernet, load_tokenizer
+from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.stages import begin, preferred
+from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,

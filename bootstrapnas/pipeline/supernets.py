@@ -1,0 +1,251 @@
+"""Trained supernets on disk: whole ones, and super-adapters beside the base model that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bootstrapnas.adapters import NAME, Adapters, adapter_modules, adapter_supernet, add_adapters, lora_config
+from bootstrapnas.artefacts import (
+    FORMAT,
+    check_format,
+    digest,
+    load_tensors,
+    read_json,
+    read_stage,
+    save_tensors,
+    write_json,
+    writing,
+)
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.foreign import load_foreign_tensors
+from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
+from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task
+from bootstrapnas.space import SearchSpace
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
+
+ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
+SUPER_ADAPTER_FILE, ORDERS_FILE = "super_adapter.json", "orders.safetensors"
+_PEFT_PREFIX = "base_model.model."
+
+
+def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
+    """Load a trained supernet or super-adapter, and the config that describes its space.
+
+    Raises
+    ------
+    UserError
+        If the directory is not a finished stage's, or a super-adapter's base is not what it was trained on.
+    """
+    read_stage(directory, "train")
+    if not (Path(directory) / SPACE_FILE).is_file():
+        raise UserError(
+            f"{directory} holds an ordinary LoRA without a search space: it was trained without --nncf_config"
+        )
+    config = read_config(Path(directory) / SPACE_FILE)
+    if (Path(directory) / SUPER_ADAPTER_FILE).is_file():
+        return load_super_adapter(directory, spec, config), config
+    model = load_for_task(directory, spec)
+    return Supernet(model, build_space(config, Blueprint.of(model))), config
+
+
+# -- super-adapters ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SuperAdapter:
+    """What a super-adapter is for.
+
+    Attributes
+    ----------
+    base
+        Hub id or directory of the base model.
+    adapters
+        Which layers have adapters.
+    """
+
+    base: str
+    adapters: Adapters
+
+
+def build_super_adapter(
+    model: PreTrainedModel, adapters: Adapters, config: NNCFConfig | None, orders: Mapping[Key, Tensor]
+) -> Supernet:
+    """Return the supernet of a base model with new adapters: its units in `orders`, all but adapters and head frozen.
+
+    The adapters are in float32, whatever the base model is in. Without a config there is just one subnet: an ordinary
+    LoRA.
+    """
+    head = task_head(model)
+    family = add_adapters(model, adapters)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or name in head)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
+    supernet = adapter_supernet(model, family, adapters, space)
+    supernet.reorder(orders)
+    return supernet
+
+
+def task_head(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters of a model's head that are a task's own; that of a language model is pre-trained."""
+    if model.get_output_embeddings() is not None:
+        return {}
+    prefix = f"{model.base_model_prefix}."
+    return {name: p for name, p in model.named_parameters() if not name.startswith(prefix)}
+
+
+def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter, orders: Mapping[Key, Tensor]) -> None:
+    """Write what was trained as an ordinary PEFT adapter of the base model as it is, and what makes it elastic.
+
+    The adapter of the largest subnet can be loaded by stock peft. Units of the base model are in its own order there;
+    the orders that subnets need are beside it.
+    """
+    supernet.reorder({key: order.argsort() for key, order in orders.items()})
+    tensors = {name: p for name, p in supernet.model.named_parameters() if p.requires_grad}
+    save_adapter(directory, about.base, about.adapters, tensors, dict.fromkeys(adapter_modules(supernet.blueprint)))
+    supernet.reorder(orders)
+    if orders:
+        save_tensors(directory / ORDERS_FILE, {str(key): order for key, order in orders.items()}, {})
+    write_json(
+        directory / SUPER_ADAPTER_FILE, {"format": FORMAT, "base": about.base, "adapters": asdict(about.adapters)}
+    )
+
+
+def save_adapter(
+    directory: Path,
+    base: str,
+    adapters: Adapters,
+    tensors: Mapping[str, Tensor],
+    ranks: Mapping[str, int | None],
+) -> None:
+    """Write an adapter that stock peft loads.
+
+    Parameters
+    ----------
+    directory
+        Where to.
+    base
+        Hub id or directory of the model it is for.
+    adapters
+        As what it was trained.
+    tensors
+        Adapter matrices, and parameters of a head that was trained, by their names in the model.
+    ranks
+        Rank by adapted module; None is the full one.
+    """
+    smaller = {module: rank for module, rank in ranks.items() if rank is not None}
+    config = lora_config(adapters, list(ranks), smaller)
+    config.base_model_name_or_path = base
+    heads = {name.rpartition(".")[0] for name in tensors if "lora_" not in name}
+    config.modules_to_save = sorted(heads) or None
+    directory.mkdir(parents=True, exist_ok=True)
+    with writing(directory):
+        config.save_pretrained(directory)
+    renamed = {f"{_PEFT_PREFIX}{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in tensors.items()}
+    save_tensors(directory / ADAPTER_FILE, renamed, {})
+
+
+def read_super_adapter(directory: str | Path) -> SuperAdapter:
+    """Return what a super-adapter is for; `UserError` if the directory holds none."""
+    path = Path(directory) / SUPER_ADAPTER_FILE
+    if not path.is_file():
+        raise UserError(f"{directory} holds no super-adapter: it has no {SUPER_ADAPTER_FILE}")
+    found = read_json(path)
+    check_format(path, found)
+    entry = found["adapters"]
+    return SuperAdapter(found["base"], Adapters(**{**entry, "targets": tuple(entry["targets"])}))
+
+
+def load_super_adapter(
+    directory: str, spec: TaskSpec, config: NNCFConfig | None, dtype: torch.dtype = torch.float32
+) -> Supernet:
+    """Load a super-adapter onto its base model.
+
+    Raises
+    ------
+    UserError
+        If the base model is not the one that it was trained on, or a matrix is missing or of another shape.
+    """
+    about = read_super_adapter(directory)
+    check_base(directory, about.base)
+    model = load_for_task(about.base, spec, dtype=dtype)
+    supernet = build_super_adapter(model, about.adapters, config, {})
+    put_adapter(supernet.model, read_adapter(directory), directory)
+    supernet.reorder(load_orders(directory))
+    model.requires_grad_(False)
+    return supernet
+
+
+def check_base(directory: str, base: str) -> None:
+    """Raise `UserError` if a local base model's contents are not those that an adapter was trained on."""
+    trained_on = read_stage(directory)["inputs"]["model"].get("digest")
+    if trained_on is not None and Path(base).is_dir() and digest(base) != trained_on:
+        raise UserError(f"{base} is not the base model that the adapter in {directory} was trained on: it has changed")
+    if trained_on is not None and not Path(base).exists():
+        raise UserError(f"the base model of the adapter in {directory} is gone: there is no {base}")
+
+
+def load_orders(directory: str | Path) -> dict[Key, Tensor]:
+    """Return the orders of units that a super-adapter's subnets need; empty if those of the base model."""
+    path = Path(directory) / ORDERS_FILE
+    if not path.is_file():
+        return {}
+    tensors = load_tensors(path)[0]
+    return {_key(name): order for name, order in tensors.items()}
+
+
+def read_adapter(directory: str | Path) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their names in a model; those of PEFT 0.5 are read without running any code."""
+    path = next((Path(directory) / name for name in ADAPTER_FILES if (Path(directory) / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{directory} holds no adapter: it has neither {' nor '.join(ADAPTER_FILES)}")
+    return dict(_renamed(load_foreign_tensors(path)))
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors.items():
+        found = name.removeprefix(_PEFT_PREFIX).replace(".modules_to_save.", ".").replace(f".{NAME}.", ".")
+        path, _, leaf = found.rpartition(".")
+        inside = path.endswith(("lora_A", "lora_B"))
+        yield f"{path}.{NAME}.{leaf}" if inside else found, tensor
+
+
+def put_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor], whose: str) -> None:
+    """Copy an adapter's tensors into a model with adapters.
+
+    Raises
+    ------
+    UserError
+        If one is missing, left over or of another shape: the adapter is of another base.
+    """
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in wanted.items():
+        if name not in tensors:
+            raise UserError(f"the adapter in {whose} has no {name}{near_miss(name, tensors)}: it is of another base")
+        if tensors[name].shape != parameter.shape:
+            raise UserError(
+                f"the adapter in {whose} is of another base: {name} has shape {tuple(tensors[name].shape)}, "
+                f"the model {tuple(parameter.shape)}"
+            )
+    left = sorted(tensors.keys() - wanted.keys())
+    if left:
+        raise UserError(f"the adapter in {whose} has {left[0]}{near_miss(left[0], wanted)}, which the model has not")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(tensors[name])
+
+
+def _key(text: str) -> Key:
+    dim, _, layer = text.removesuffix("]").partition("[")
+    return Key(dim, int(layer) if layer else None)

@@ -1,0 +1,5 @@
+import sys
+
+from lonas.cli import main
+
+sys.exit(main())

@@ -1,0 +1,12 @@
+"""The subcommands of ``lonas`` and the modules that run them."""
+
+from bootstrapnas.pipeline.cli import Command
+
+COMMANDS = {
+    "train": Command("train a super-adapter (or, without a config, an ordinary LoRA) on a frozen base", "lonas.train"),
+    "eval": Command("the task metric of one subnet of a super-adapter, or of a LoRA", "lonas.evaluate"),
+    "search": Command("find the Pareto-optimal subnets with NSGA-II", "bootstrapnas.pipeline.search"),
+    "extract": Command("write one subnet as a smaller base and a smaller adapter, or merged", "lonas.extract"),
+    "export": Command("convert a merged model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
+    "evaluate": Command("the task metric of a model directory or an IR", "bootstrapnas.pipeline.evaluate"),
+}

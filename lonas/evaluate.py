@@ -1,0 +1,62 @@
+"""Measure the task metric of one subnet of a super-adapter, or of an ordinary LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from bootstrapnas.artefacts import read_stage
+from bootstrapnas.costs import count_costs
+from bootstrapnas.evaluation import evaluation_dtype
+from bootstrapnas.nncf_config import read_config
+from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
+from bootstrapnas.pipeline.data import Rows, resolve_task
+from bootstrapnas.pipeline.extract import ExtractArguments, choose
+from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.supernets import load_super_adapter
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate."""
+
+    _argument_group_name = "evaluation"
+
+    supernet_dir: str = required("Output of lonas train.")
+    subnet: str = flag("heuristic", "heuristic, max, min, best, an index on the front, or a JSON file of sizes.")
+    search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best or an index.")
+    split: str = flag("validation", "validation, test or train.")
+    precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")
+    eval_batch_size: int = flag(64, "Rows of a batch.")
+
+
+GROUPS = (EvaluateArguments, TaskArguments)
+
+
+def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate; print and return the metrics and the subnet's costs."""
+    read_stage(arguments.supernet_dir, "train")
+    spec = resolve_task(task_args, arguments.supernet_dir)
+    path = Path(arguments.supernet_dir) / SPACE_FILE
+    config = read_config(path) if path.is_file() else None
+    supernet = load_super_adapter(arguments.supernet_dir, spec, config)
+    length = spec.max_seq_length
+    subnet = {}
+    if config is not None:
+        chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
+        subnet = choose(chosen, supernet, length)[0]
+    rows = Rows(spec, load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    supernet.model.to(device, evaluation_dtype(arguments.precision, device))
+    with supernet.activate(subnet):
+        metrics = evaluate_model(supernet.model, rows, arguments.split)
+    result = {**metrics, "costs": asdict(count_costs(supernet.blueprint, subnet, length=length))}
+    print(json.dumps(result, indent=2))
+    return result

@@ -1,0 +1,184 @@
+"""Train a super-adapter: low-rank adapters of elastic rank on a frozen base model of elastic width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bootstrapnas.adapters import SCALINGS, Adapters
+from bootstrapnas.artefacts import write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
+from bootstrapnas.nncf_config import read_config
+from bootstrapnas.pipeline.arguments import (
+    DistillationArguments,
+    ModelArguments,
+    StageTrainingArguments,
+    TaskArguments,
+    flag,
+)
+from bootstrapnas.pipeline.calibration import calibration_batches
+from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
+from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, load_tokenizer
+from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
+from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
+from bootstrapnas.pipeline.supernets import SuperAdapter, build_super_adapter, save_super_adapter
+from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
+from bootstrapnas.progress import notice
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TASK_FILE
+from bootstrapnas.training import StageTrainer
+
+# ruff: noqa: UP045
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class AdapterArguments:
+    """The super-adapter."""
+
+    _argument_group_name = "super-adapter"
+
+    nncf_config: Optional[str] = flag(None, "NNCF config with the search space; without one, an ordinary LoRA.")
+    lora_r: int = flag(8, "The largest rank.")
+    lora_alpha: float = flag(16.0, "Adapters are scaled by alpha / r.")
+    lora_dropout: float = flag(0.1, "Dropout probability of the adapters' inputs.")
+    target_modules: str = flag("", "Linear layers with adapters, separated by commas: q_proj,v_proj or query,value.")
+    lora_scaling: str = flag("fixed", f"{listed(SCALINGS)}: by the largest rank (published), or by the active one.")
+    base_dtype: str = flag("float32", f"What the frozen base model is in: {listed(DTYPES)}.")
+    reorder: str = flag("none", "Criterion that puts the base model's units in order first, such as wanda; or none.")
+    reorder_batches: int = flag(32, "Batches of training rows that the criterion sees.")
+    sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
+
+
+GROUPS = (ModelArguments, AdapterArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
+
+
+def run(
+    model_args: ModelArguments,
+    arguments: AdapterArguments,
+    task_args: TaskArguments,
+    kd: DistillationArguments,
+    training: StageTrainingArguments,
+    *,
+    typed: Mapping[str, Any],
+) -> Path:
+    """Train the super-adapter; return the output directory."""
+    source = model_args.model_name_or_path
+    adapters = adapters_of(arguments)
+    dtype = dtype_of(arguments.base_dtype)
+    config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
+    if config is not None:
+        report_config(config)
+    spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
+    metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
+    settle_best(training, typed, metrics)
+    stage = begin(
+        "train",
+        str(training.output_dir),
+        typed,
+        {
+            "model": source,
+            "teacher": kd.kd_teacher_model,
+            "nncf_config": arguments.nncf_config,
+            **data_inputs(spec),
+        },
+        overwrite=training.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if stage.finished:
+        return stage.directory
+    spec = with_fixed_data(spec, stage.directory)
+    tokenizer = load_tokenizer(model_args.tokenizer_name or source)
+    rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
+    model = load_student(model_args, spec, training, dtype)
+    found = orders_of(arguments, model, rows, training)
+    supernet = build_super_adapter(model, adapters, config, found)
+    lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
+    trainer = (
+        build_lora_trainer(supernet, training, rows, lesson)
+        if config is None
+        else build_trainer(
+            supernet,
+            config,
+            settle_schedule(config, training, typed, len(lesson.rows)),
+            settle_sampling(config, typed, "random"),
+            training,
+            rows,
+            lesson,
+            trained_only=True,
+        )
+    )
+    trainer.train(resume_from_checkpoint=resume_point(stage))
+    measured = evaluate_model(model, rows, "validation") if config is None else measure_extremes(supernet, rows)
+    notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}")
+    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), found)
+    tokenizer.save_pretrained(stage.directory)
+    spec.save(stage.directory / TASK_FILE)
+    if config is not None:
+        write_json(stage.directory / SPACE_FILE, config.raw)
+    finish(stage, measured)
+    return stage.directory
+
+
+def adapters_of(arguments: AdapterArguments) -> Adapters:
+    """Return the adapters that the flags describe."""
+    targets = tuple(part.strip() for part in arguments.target_modules.split(",") if part.strip())
+    return Adapters(
+        targets, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, scaling=arguments.lora_scaling
+    )
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return a floating-point type by name; `UserError` if there is none."""
+    if name not in DTYPES:
+        raise UserError(f"unknown --base_dtype {name!r} (known: {listed(DTYPES)}){near_miss(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def local_path(source: str) -> str:
+    """Return a directory's absolute path; a hub id stays."""
+    return str(Path(source).absolute()) if Path(source).is_dir() else source
+
+
+def orders_of(
+    arguments: AdapterArguments, model: PreTrainedModel, rows: Rows, training: StageTrainingArguments
+) -> dict[Key, Tensor]:
+    """Return the orders of the base model's units by the criterion that the flags name; none of one unit alone."""
+    if arguments.reorder == "none":
+        return {}
+    criterion = find_criterion(arguments.reorder)
+    inputs = calibration_batches(rows, arguments.reorder_batches, training)
+    blueprint = Blueprint.of(model)
+    model.to(training.device)
+    inputs = [{name: tensor.to(training.device) for name, tensor in batch.items()} for batch in inputs]
+    scores = criterion(model, blueprint, inputs, lambda scored, batch: scored(**batch).loss)
+    found = orders(order_scores(blueprint, scores, default_rule(arguments.reorder)))
+    return {key: order.cpu() for key, order in found.items() if len(order) > 1}
+
+
+def build_lora_trainer(
+    supernet: Supernet, training: StageTrainingArguments, rows: Rows, lesson: Lesson
+) -> StageTrainer:
+    """Return the trainer of an ordinary LoRA, with Hugging Face's schedule."""
+    return StageTrainer(
+        model=supernet.model,
+        args=training,
+        train_dataset=lesson.rows,
+        data_collator=rows.collator,
+        title="LoRA",
+        distillation=lesson.distillation,
+        teacher=lesson.teacher,
+        trained_only=True,
+        eval_dataset=lesson.rows,
+        measure=lambda: evaluate_model(supernet.model, rows, "validation"),
+    )

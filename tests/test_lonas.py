@@ -1,0 +1,175 @@
+"""LoNAS end to end on a tiny BERT: train, evaluate, search, extract, merge, export; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from published_configs import LONAS_SEARCH, config_of
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.models import load_tokenizer
+from bootstrapnas.pipeline.supernets import load_supernet
+from lonas.cli import main
+
+LAYERS = range(2)
+
+
+def space_config(path: Path) -> Path:
+    """Write LoNAS's config for the tiny BERT: heads, shared ranks of query and value, FFN."""
+    root = (
+        "PeftModelForSequenceClassification/LoraModel[base_model]/BertForSequenceClassification[model]/BertModel[bert]"
+    )
+    layers = [f"{root}/BertEncoder[encoder]/ModuleList[layer]/BertLayer[{i}]" for i in LAYERS]
+    lora = {which: f"ModuleDict[lora_{which}]/NNCFLinear[default]/linear_0" for which in "AB"}
+    mha = [f"{layer}/BertAttention[attention]/BertSelfAttention[self]" for layer in layers]
+    old = "NNCFUserSelfLinear[self_linear]/linear_0"
+    groups = [
+        [f"{a}/Linear[query]/{old}", f"{a}/Linear[query]/{lora['B']}", f"{a}/NNCFLinear[key]/linear_0",
+         f"{a}/Linear[value]/{old}", f"{a}/Linear[value]/{lora['B']}"]
+        for a in mha
+    ]  # fmt: skip
+    groups += [[f"{a}/Linear[query]/{lora['A']}", f"{a}/Linear[value]/{lora['A']}"] for a in mha]
+    groups += [[f"{layer}/BertIntermediate[intermediate]/NNCFLinear[dense]/linear_0"] for layer in layers]
+    widths = [[64, 32]] * 2 + [[4, 2, 1]] * 2 + [[128, 96, 32]] * 2
+    raw = config_of(groups, widths, length=24, search=LONAS_SEARCH | {"num_evals": 8, "population": 4}, epochs=2,
+                    init_lr=3e-3, epochs_lr=2, width_indicator=-1)  # fmt: skip
+    raw["bootstrapNAS"]["training"] |= {"sandwich_rule": False, "frozen_layers_allowed": True}
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def run(*arguments: Any) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+def train(output: Path, base: Path, files: Any, *more: Any) -> Path:
+    run("train", "--model_name_or_path", base, "--train_file", files.train, "--validation_file", files.validation,
+        "--max_seq_length", 24, "--lora_r", 4, "--lora_alpha", 8, "--target_modules", "query,value",
+        "--output_dir", output, *more)  # fmt: skip
+    return output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_task_files: Any) -> Path:
+    """A super-adapter whose base was put in order, and its search. Read-only."""
+    root = tmp_path_factory.mktemp("lonas")
+    config = space_config(root / "config.json")
+    train(root / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", config, "--reorder", "l1")
+    run("search", "--supernet_dir", root / "super", "--output_dir", root / "search")
+    return root
+
+
+def logits(model: torch.nn.Module, directory: Path) -> torch.Tensor:
+    rows = Rows(inherited_task(str(directory)), load_tokenizer(str(directory)))
+    batch = rows.batches("validation")[0]
+    with torch.no_grad():
+        return model.eval()(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits
+
+
+def test_the_artefact_is_an_ordinary_adapter_of_the_base_as_it_is(trained: Path, tiny_bert_dir: Path) -> None:
+    directory = trained / "super"
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=3)
+    stock = PeftModel.from_pretrained(base, directory)
+    supernet, _ = load_supernet(str(directory), inherited_task(str(directory)))
+    torch.testing.assert_close(logits(stock, directory), logits(supernet.model, directory), rtol=1e-4, atol=1e-5)
+    assert len(supernet.space) == 6
+    assert {tuple(gene.choices) for gene in supernet.space.genes} == {(4, 2), (4, 2, 1), (128, 96, 32)}
+    assert any(order.tolist() != sorted(order) for order in load_file(directory / "orders.safetensors").values())
+    key = "bert.encoder.layer.0.attention.self.key.weight"
+    assert torch.equal(dict(base.named_parameters())[key], load_file(tiny_bert_dir / "model.safetensors")[key])
+    assert max(tensor.abs().max() for name, tensor in load_file(directory / "adapter_model.safetensors").items()
+               if "lora_B" in name) > 0  # fmt: skip
+
+
+@pytest.mark.parametrize("subnet", ["heuristic", "min", "best"])
+def test_extracted_and_merged_compute_what_the_supernet_computes(trained: Path, tmp_path: Path, subnet: str) -> None:
+    flags = ["--supernet_dir", trained / "super", "--search_dir", trained / "search", "--subnet", subnet]
+    run("extract", *flags, "--output_dir", tmp_path / "parts")
+    run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
+    spec = inherited_task(str(trained / "super"))
+    supernet, _ = load_supernet(str(trained / "super"), spec)
+    chosen = read_json(trained / "search" / "pareto.json")["best"]["genome"]
+    genomes = {"heuristic": supernet.space.heuristic_genome, "min": supernet.space.min_genome, "best": chosen}
+    with supernet.activate(supernet.space.subnet(genomes[subnet])):
+        expected = logits(supernet.model, trained / "super")
+    auto = AutoModelForSequenceClassification
+    base = auto.from_pretrained(tmp_path / "parts" / "base", trust_remote_code=True)
+    parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
+    torch.testing.assert_close(logits(parts, trained / "super"), expected, rtol=1e-4, atol=1e-5)
+    merged = auto.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+    torch.testing.assert_close(logits(merged, tmp_path / "merged"), expected, rtol=1e-4, atol=1e-4)
+    costs = read_json(tmp_path / "merged" / "subnet.json")["costs"]
+    assert costs["params"] == sum(p.numel() for p in merged.parameters())
+    both = read_json(tmp_path / "parts" / "subnet.json")["costs"]
+    assert both["params"] == sum(p.numel() for name, p in parts.named_parameters() if "original_module" not in name)
+
+
+def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for subnet in ("max", "min"):
+        capsys.readouterr()
+        run("eval", "--supernet_dir", trained / "super", "--subnet", subnet)
+        found[subnet] = json.loads(capsys.readouterr().out)
+    assert found["min"]["costs"]["params"] < found["max"]["costs"]["params"]
+    results = read_json(trained / "super" / "eval_results.json")
+    assert results == {f"accuracy_{name}": pytest.approx(found[name]["accuracy"]) for name in ("max", "min")}
+
+
+def test_a_merged_subnet_is_exported_and_evaluated(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    flags = ["--supernet_dir", trained / "super", "--subnet", "heuristic"]
+    run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
+    run("export", "--model_dir", tmp_path / "merged", "--output_dir", tmp_path / "ir")
+    capsys.readouterr()
+    run("eval", *flags)
+    expected = json.loads(capsys.readouterr().out)["accuracy"]
+    run("evaluate", "--ir_dir", tmp_path / "ir")
+    assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(expected)
+
+
+def test_without_a_config_it_is_an_ordinary_lora(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any) -> None:
+    train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, "--num_train_epochs", 1, "--learning_rate", 1e-3)
+    assert set(read_json(tmp_path / "lora" / "eval_results.json")) >= {"accuracy"}
+    run("eval", "--supernet_dir", tmp_path / "lora")
+    assert main(["search", "--supernet_dir", str(tmp_path / "lora"), "--output_dir", str(tmp_path / "s")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--target_modules", "qeury"], "target module 'qeury' is no linear layer of bert"),
+        (["--target_modules", "query"], "value.base_layer"),
+        (["--lora_r", "2"], "width 4 of attention.self.query.rank[0] must be from 1 to 2"),
+        (["--base_dtype", "bf16"], "unknown --base_dtype 'bf16'"),
+        (["--reorder", "wnada"], "unknown importance criterion 'wnada'"),
+        (["--lora_scaling", "rank"], "unknown scaling 'rank' of adapters"),
+    ],
+)
+def test_bad_flags_are_told_in_a_line(
+    flags: list[str], message: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    arguments = {
+        "--model_name_or_path": tiny_bert_dir, "--train_file": tiny_task_files.train, "--lora_r": 4,
+        "--validation_file": tiny_task_files.validation, "--max_seq_length": 24, "--target_modules": "query,value",
+        "--nncf_config": space_config(tmp_path / "c.json"), "--output_dir": tmp_path / "out",
+    }  # fmt: skip
+    arguments |= dict(zip(flags[::2], flags[1::2], strict=True))
+    assert main(["train", *(str(part) for pair in arguments.items() for part in pair)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_changed_base_is_refused(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any) -> None:
+    shutil.copytree(tiny_bert_dir, tmp_path / "base")
+    train(tmp_path / "lora", tmp_path / "base", tiny_task_files, "--max_steps", 1)
+    config = read_json(tmp_path / "base" / "config.json")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.5}))
+    assert main(["eval", "--supernet_dir", str(tmp_path / "lora")]) == 2
+    assert "is not the base model that the adapter in" in capsys.readouterr().err
