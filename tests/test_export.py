@@ -323,9 +323,16 @@ def test_unusable_arguments_are_told(change: dict[str, object], message: str, tm
     assert names_in(tmp_path) == []
 
 
-def test_a_model_in_half_precision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"float32, .* has parameters in torch\.bfloat16"):
-        export_openvino(build_tiny_bert().bfloat16(), None, tmp_path / "ir", example_batches=[build_batch(2, 9)])
+def test_a_model_in_half_precision_is_exported_and_left_so(tmp_path: Path) -> None:
+    model = build_tiny_bert().bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_openvino(model, None, tmp_path / "ir", example_batches=[build_batch(2, 9)])
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+    assert largest_difference(load_ir(tmp_path / "ir"), model.float(), build_batch(3, 14, 2)) <= 1e-4
+    with pytest.raises(UserError, match=r"bfloat16 and float16; .* has parameters in torch\.float64"):
+        export_openvino(model.double(), None, tmp_path / "no", example_batches=[build_batch(2, 9)])
 
 
 def test_probes_differ_in_batch_length_and_padding() -> None:

@@ -1,11 +1,13 @@
 """OpenVINO IR of a model: conversion that is verified before it counts, running, latency."""
 
+from bootstrapnas.export.causal_runtime import CausalIR, load_causal_ir
 from bootstrapnas.export.latency import Latency, LatencySettings, measure_latency, speed_up
 from bootstrapnas.export.openvino import ExportResult, export_openvino
 from bootstrapnas.export.runtime import IRModel, available_precisions, load_ir, predict_ir
 from bootstrapnas.export.verification import ExportError
 
 __all__ = [
+    "CausalIR",
     "ExportError",
     "ExportResult",
     "IRModel",
@@ -13,6 +15,7 @@ __all__ = [
     "LatencySettings",
     "available_precisions",
     "export_openvino",
+    "load_causal_ir",
     "load_ir",
     "measure_latency",
     "predict_ir",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.conversion import Conversion, EncoderConversion
 from bootstrapnas.export.runtime import MODEL_FILE, load_ir
 from bootstrapnas.export.verification import Difference, ExportError
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 EXPORT_FILE = "export.json"
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
 """Weight formats, and how far an output may be from torch's, in units of its scale where that is above 1."""
-CAUSAL = "ForCausalLM"
-"""What class names of causal language models end in."""
+
+
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class ExportResult:
     directory
         Where it is.
     kind
-        ``"encoder"``.
+        ``"encoder"`` or ``"causal"``.
     weight_format
         ``"fp32"`` or ``"fp16"``.
     inputs, outputs
@@ -93,7 +95,8 @@ def export_openvino(
     Parameters
     ----------
     model
-        In float32, for example from `bootstrapnas.extraction`. Left as it is found.
+        For example from `bootstrapnas.extraction`. Weights in bfloat16 or float16 are float32 meanwhile. Left as it is
+        found.
     tokenizer
         Saved with the model, also as ``openvino_tokenizer.xml`` if openvino_tokenizers is installed and converts it.
         It decides which inputs the IR has; without it the first example batch does.
@@ -123,7 +126,7 @@ def export_openvino(
     refuse_foreign(directory)
     tolerance = TOLERANCES[weight_format] if tolerance is None else tolerance
     reference = _reference(model)
-    with _evaluating(reference), replacing_directory(directory) as temporary:
+    with _in_float32(reference), _evaluating(reference), replacing_directory(directory) as temporary:
         conversion = conversion_of(reference, tokenizer, example_batches)
         if weight_format in conversion.unsuitable:
             raise UserError(f"weight_format {weight_format}: {conversion.unsuitable[weight_format]}")
@@ -133,7 +136,8 @@ def export_openvino(
             ov.save_model(ir, temporary / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
         seconds = time.perf_counter() - started
         del ir
-        found = conversion.compare(load_ir(temporary, "f32"))
+        loaded = load_ir(temporary, "f32")
+        found = conversion.compare(loaded)
         if not found.error <= tolerance:  # so that NaN fails
             remedy = "; use weight_format fp32 or a larger tolerance" if weight_format == "fp16" else ""
             raise ExportError(
@@ -141,6 +145,8 @@ def export_openvino(
                 f"({found.relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
                 f"{directory} was not written{remedy}"
             )
+        conversion.check(loaded, found)
+        del loaded
         _save_config(reference, temporary)
         tokenizer_note = conversion.save_tokenizer(temporary)
         result = _result(conversion, found, directory, temporary, weight_format, tolerance, seconds, tokenizer_note)
@@ -152,9 +158,13 @@ def conversion_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, batches: Sequence[Mapping[str, Tensor]]
 ) -> Conversion:
     """Return how a model of this kind is converted and compared: the place where kinds of models part."""
-    if type(model).__name__.endswith(CAUSAL):
-        raise UserError(f"{type(model).__name__} is a causal language model; only encoders can be exported")
-    return EncoderConversion(model, tokenizer, batches)
+    if not model.can_generate():
+        return EncoderConversion(model, tokenizer, batches)
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"{type(model).__name__} has an encoder and a decoder; only models of one of them can be exported"
+        )
+    return CausalConversion(model, tokenizer, batches)
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -167,10 +177,28 @@ def refuse_foreign(directory: Path) -> None:
 
 def _reference(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model on the CPU; a copy only if it is elsewhere."""
-    other = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32})
+    known = (torch.float32, *HALVES)
+    other = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype not in known})
     if other:
-        raise UserError(f"export needs a model in float32, {type(model).__name__} has parameters in {', '.join(other)}")
+        name = type(model).__name__
+        raise UserError(
+            f"export needs a model in float32, bfloat16 or float16; {name} has parameters in {listed(other)}"
+        )
     return model if model.device.type == "cpu" else copy.deepcopy(model).cpu()
+
+
+@contextlib.contextmanager
+def _in_float32(model: nn.Module) -> Iterator[None]:
+    """Turn tensors in half precision into float32, and afterwards back: exact both ways, and never two whole copies."""
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALVES]
+    before = [tensor.dtype for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, before, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 @contextlib.contextmanager
@@ -187,6 +215,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _save_config(model: PreTrainedModel, directory: Path) -> None:
     model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
     config = read_json(directory / "config.json")
     config.pop("auto_map", None)  # it names a Python file that an IR does not need
     write_json(directory / "config.json", config)

@@ -74,7 +74,7 @@ def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", th
         weights are mapped into memory: replace the directory as a whole, never the files in it.
     precision
         ``"f32"``, ``"bf16"``, ``"f16"``, or `None` for OpenVINO's choice, which is not float32 on CPUs that are
-        faster in something shorter.
+        faster in something shorter. ``"f32"`` also keeps the keys and values of past tokens so.
     threads
         Default: OpenVINO's choice.
 
@@ -83,16 +83,25 @@ def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", th
     UserError
         If the files are missing or corrupt, or the CPU does not compute in `precision`.
     """
+    return compile_ir(directory, precision, threads, {})
+
+
+def compile_ir(
+    directory: str | os.PathLike[str], precision: str | None, threads: int | None, more_hints: Mapping[str, Any]
+) -> IRModel:
+    """Do what `load_ir` says, with more of OpenVINO's properties."""
     import openvino as ov
 
     path = Path(directory) / MODEL_FILE
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise UserError(f"{directory} holds no OpenVINO IR: {file.name} does not exist")
-    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **more_hints}
     if precision is not None:
         _check_precision(precision)
         hints["INFERENCE_PRECISION_HINT"] = precision
+        if precision == "f32":
+            hints.setdefault("KV_CACHE_PRECISION", precision)  # else u8, or what a language model's IR says of itself
     if threads is not None:
         if threads < 1:
             raise UserError(f"threads must be at least 1, not {threads}")

@@ -1,0 +1,202 @@
+"""Run the stateful IR of a causal language model on the CPU: the keys and values of past tokens stay inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bootstrapnas.errors import UserError, listed
+from bootstrapnas.export.runtime import IRModel, compile_ir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BEAMS, POSITIONS = "beam_idx", "position_ids"
+
+
+class CausalIR:
+    """A compiled IR with the sequences it is in the middle of.
+
+    Parameters
+    ----------
+    model
+        The compiled IR; its inputs include ``beam_idx``.
+
+    Raises
+    ------
+    UserError
+        If the IR keeps no state.
+    """
+
+    def __init__(self, model: IRModel) -> None:
+        if BEAMS not in model.inputs:
+            raise UserError(
+                f"the IR in {model.directory} keeps no keys and values (it has no input {BEAMS}): "
+                "it is not the export of a causal language model"
+            )
+        self.model = model
+        self.request = model.compiled.create_infer_request()
+        self._mask_BL = np.zeros((0, 0), dtype=np.int64)
+
+    @property
+    def directory(self) -> Path:
+        """Where the IR was read from."""
+        return self.model.directory
+
+    @property
+    def precision(self) -> str:
+        """What it really computes in: ``"f32"``, ``"bf16"`` or ``"f16"``."""
+        return self.model.precision
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs, as an `IRModel` has them."""
+        return self.model.outputs
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.request.reset_state()
+        self._mask_BL = np.zeros((0, 0), dtype=np.int64)
+
+    def prefill(self, input_ids: np.ndarray, attention_mask: np.ndarray | None = None) -> np.ndarray:
+        """Forget every token, read prompts; return logits [batch, length, vocabulary] in float32.
+
+        Parameters
+        ----------
+        input_ids
+            Shape [batch, length]; where lengths differ, padded on the left if `step` is to go on from there.
+        attention_mask
+            Shape [batch, length], 0 where padded; default: nothing is.
+        """
+        self.reset()
+        self._mask_BL = np.ones_like(input_ids) if attention_mask is None else np.asarray(attention_mask)
+        return self._infer(input_ids, np.arange(len(input_ids)))
+
+    def step(self, input_ids: np.ndarray, beam_idx: np.ndarray | None = None) -> np.ndarray:
+        """Read further tokens; return their logits [batch, length, vocabulary] in float32.
+
+        Parameters
+        ----------
+        input_ids
+            Shape [batch, length]: mostly one token for each row.
+        beam_idx
+            Row i goes on from what was row ``beam_idx[i]`` until now, shape [batch]; default: each from its own.
+        """
+        if not len(self._mask_BL):
+            raise UserError("nothing to go on from: call prefill first")
+        beams = np.arange(len(input_ids)) if beam_idx is None else np.asarray(beam_idx)
+        self._mask_BL = np.concatenate([self._mask_BL[beams], np.ones_like(input_ids)], axis=1)
+        return self._infer(input_ids, beams)
+
+    def run(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray]:
+        """Return the logits of whole sequences, as `IRModel.run` does; no token is kept.
+
+        Parameters
+        ----------
+        batch
+            ``input_ids`` and, where padded, ``attention_mask``, shape [batch, length]; either side may be padded.
+
+        Raises
+        ------
+        UserError
+            If there are no ``input_ids``.
+        """
+        if "input_ids" not in batch:
+            raise UserError(f"the IR in {self.directory} needs input_ids; the batch has {listed(batch)}")
+        mask = np.asarray(batch["attention_mask"]) if "attention_mask" in batch else None
+        logits = self.prefill(np.asarray(batch["input_ids"]), mask)
+        self.reset()
+        return {"logits": logits}
+
+    def generate_greedy(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        *,
+        max_new_tokens: int,
+        stop: Iterable[int] = (),
+    ) -> list[list[int]]:
+        """Return for each prompt the tokens that follow, each the likeliest after those before.
+
+        Parameters
+        ----------
+        input_ids, attention_mask
+            As for `prefill`, padded on the left.
+        max_new_tokens
+            The most tokens of a row.
+        stop
+            Tokens that end a row; they are part of the result.
+        """
+        ends = frozenset(stop)
+        found: list[list[int]] = [[] for _ in input_ids]
+        logits = self.prefill(input_ids, attention_mask)
+        while True:
+            chosen = logits[:, -1].argmax(axis=-1)
+            for row, token in zip(found, chosen.tolist(), strict=True):
+                if not row or row[-1] not in ends:
+                    row.append(token)
+            done = all(len(row) == max_new_tokens or row[-1] in ends for row in found)
+            if done:
+                return found
+            logits = self.step(chosen[:, None])
+
+    def _infer(self, input_ids: np.ndarray, beams: np.ndarray) -> np.ndarray:
+        given: dict[str, np.ndarray] = {"input_ids": np.asarray(input_ids, dtype=np.int64)}
+        given["attention_mask"] = self._mask_BL.astype(np.int64)
+        if POSITIONS in self.model.inputs:
+            given[POSITIONS] = positions_of(self._mask_BL)[:, -input_ids.shape[1] :]
+        given[BEAMS] = beams.astype(np.int32)
+        return self.request.infer(given)["logits"]
+
+
+def load_causal_ir(
+    directory: str | os.PathLike[str],
+    precision: str | None = "f32",
+    threads: int | None = None,
+    *,
+    kv_cache: str | None = None,
+) -> CausalIR:
+    """Compile the IR of a causal language model for the CPU, one request at a time.
+
+    Parameters
+    ----------
+    directory, precision, threads
+        As for `bootstrapnas.export.load_ir`.
+    kv_cache
+        What keys and values are kept in: ``"f32"``, ``"bf16"``, ``"f16"``, ``"u8"``. Default: float32 if computed in
+        float32, else what the IR says of itself, else OpenVINO's choice, which is u8.
+
+    Raises
+    ------
+    UserError
+        If the files are missing, corrupt or no IR of a causal language model, or the CPU does not compute in
+        `precision`.
+    """
+    hints = {} if kv_cache is None else {"KV_CACHE_PRECISION": kv_cache}
+    return CausalIR(compile_ir(directory, precision, threads, hints))
+
+
+def positions_of(attention_mask: np.ndarray) -> np.ndarray:
+    """Return the position of each token, shape [batch, length]: counted from the first that is not padding."""
+    return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and attention mask [batch, length of the longest] of token sequences, padded on the left."""
+    length = max(map(len, sequences))
+    ids = np.full((len(sequences), length), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, length - len(sequence) :] = sequence
+        mask[row, length - len(sequence) :] = 1
+    return ids, mask
+
+
+def describe_cache(model: IRModel | CausalIR) -> list[dict[str, Any]]:
+    """Return name and shape of each kept tensor, in the order of the IR."""
+    request = model.request if isinstance(model, CausalIR) else model.compiled.create_infer_request()
+    return [{"name": state.name, "shape": list(state.state.shape)} for state in request.query_state()]

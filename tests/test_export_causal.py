@@ -1,0 +1,165 @@
+"""Causal language models as stateful IRs: the cache inside computes what torch's does, in any backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from causal_models import TEXTS, build_causal, build_tokenizer
+from torch import Tensor
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.errors import UserError
+from bootstrapnas.export import ExportError, export_openvino, load_causal_ir
+from bootstrapnas.export.causal import CausalConversion
+from bootstrapnas.export.causal_runtime import describe_cache, pad_left
+
+TOKENIZER = build_tokenizer()
+NEW = 12
+
+
+def batch_of(texts: list[str]) -> dict[str, Tensor]:
+    return dict(TOKENIZER(texts, padding=True, return_tensors="pt"))
+
+
+def narrowed_llama() -> torch.nn.Module:
+    """Return a LLaMA whose layers have 2, 1 and 0 kv groups of 2 query heads of 8, as a subnet has them."""
+    model = build_causal("llama")
+    with torch.no_grad():
+        attention = model.model.layers[1].self_attn
+        for name, rows in (("q_proj", 16), ("k_proj", 8), ("v_proj", 8)):
+            projection = getattr(attention, name)
+            projection.weight = torch.nn.Parameter(projection.weight[:rows].clone())
+        attention.o_proj.weight = torch.nn.Parameter(attention.o_proj.weight[:, :16].clone())
+    model.model.layers[2].self_attn = NoAttention()
+    return model
+
+
+class NoAttention(torch.nn.Module):
+    """Stands in for a skipped attention."""
+
+    def forward(self, hidden_states: Tensor, **others: object) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+def torch_greedy(model: torch.nn.Module, batch: dict[str, Tensor], tokens: int = NEW) -> list[list[int]]:
+    found = model.generate(**batch, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=1)
+    return found[:, batch["input_ids"].shape[1] :].tolist()
+
+
+MODELS = {
+    "heterogeneous": narrowed_llama,
+    "tied": lambda: build_causal("qwen2", tie_word_embeddings=True, num_hidden_layers=2),
+    "sliding": lambda: build_causal("mistral", sliding_window=6, num_hidden_layers=2),
+    "bloom": lambda: build_causal("bloom", n_layer=2, n_head=4, num_hidden_layers=2),
+}
+
+
+@pytest.fixture(scope="module")
+def irs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Exports of `MODELS`. Read-only."""
+    root = tmp_path_factory.mktemp("causal")
+    for name, build in MODELS.items():
+        export_openvino(build(), TOKENIZER, root / name, example_batches=[batch_of(TEXTS)])
+    return {name: root / name for name in MODELS}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_ir_equals_torch_prompt_by_prompt_and_token_by_token(name: str, irs: dict[str, Path]) -> None:
+    model, ir = MODELS[name](), load_causal_ir(irs[name], threads=1)
+    batch = batch_of(TEXTS[:3])
+    ids, mask = batch["input_ids"].numpy(), batch["attention_mask"].numpy()
+    positions = {} if name == "bloom" else {"position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+    with torch.no_grad():
+        wanted = model(**batch, **positions).logits.numpy()
+    np.testing.assert_allclose(ir.prefill(ids, mask)[mask == 1], wanted[mask == 1], atol=3e-3)
+    assert ir.generate_greedy(ids, mask, max_new_tokens=NEW) == torch_greedy(model, batch)
+    # Row by row, without padding, the same: nothing is left of the rows before.
+    alone = [ir.generate_greedy(ids[row : row + 1, mask[row] == 1], max_new_tokens=NEW)[0] for row in range(3)]
+    assert alone == torch_greedy(model, batch)
+    # Beams: both rows go on from the second prompt.
+    ir.prefill(ids, mask)
+    token = np.array([[7], [9], [7]])
+    logits = ir.step(token, np.array([1, 1, 2]))
+    beams = torch.tensor([1, 1, 2])
+    longer = {"input_ids": torch.cat([batch["input_ids"][beams], torch.from_numpy(token)], 1)}
+    longer["attention_mask"] = torch.cat([batch["attention_mask"][beams], torch.ones(3, 1, dtype=torch.long)], 1)
+    if positions:
+        longer["position_ids"] = (longer["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits[:, -1], model(**longer).logits[:, -1].numpy(), atol=3e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_genai_generates_what_torch_generates(name: str, irs: dict[str, Path]) -> None:
+    """Also beyond a sliding window, which paged attention must find in the masks."""
+    genai = pytest.importorskip("openvino_genai")
+    import openvino as ov
+
+    model = MODELS[name]()
+    prompts = [batch_of([text]) for text in TEXTS[:2]]
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    for backend in ({}, {"ATTENTION_BACKEND": "SDPA"}):
+        pipeline = genai.LLMPipeline(str(irs[name]), "CPU", **exact, **backend)
+        for prompt in prompts:
+            ids = ov.Tensor(prompt["input_ids"].numpy())
+            found = pipeline.generate(ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+            assert found.tokens[0] == torch_greedy(model, prompt)[0]
+    text = pipeline.generate(
+        TEXTS[0], max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, apply_chat_template=False
+    )
+    assert text == TOKENIZER.decode(torch_greedy(model, prompts[0])[0], skip_special_tokens=True)
+
+
+def test_the_cache_is_what_the_model_keeps_whatever_its_config_says(irs: dict[str, Path]) -> None:
+    kept = {state["name"]: state["shape"][1::2] for state in describe_cache(load_causal_ir(irs["heterogeneous"]))}
+    assert kept == {
+        f"past_key_values.{layer}.{part}present.{layer}.{part}": [heads, 8]
+        for layer, heads in ((0, 2), (1, 1))
+        for part in ("key", "value")
+    }
+
+
+def test_the_directory_is_what_pipelines_expect(irs: dict[str, Path]) -> None:
+    assert {path.name for path in irs["tied"].iterdir()} == {
+        *("openvino_model.xml", "openvino_model.bin", "config.json", "generation_config.json", "export.json"),
+        *(f"openvino_{kind}.{end}" for kind in ("tokenizer", "detokenizer") for end in ("xml", "bin")),
+        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    }
+    found = read_json(irs["tied"] / "export.json")
+    assert found["kind"] == "causal"
+    assert found["inputs"] == ["input_ids", "attention_mask", "position_ids", "beam_idx"]
+    assert found["verified"]["max_rel_difference"] < 1e-5
+    assert [1, 1] in found["verified"]["shapes"]
+    parameters = sum(parameter.numel() for parameter in MODELS["tied"]().parameters())  # tied embeddings once
+    assert found["size"] < 4 * parameters * 1.02
+
+
+def test_a_model_that_goes_on_otherwise_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_causal("qwen2", num_hidden_layers=1)
+    ends = [[5] * 16] * 4
+    monkeypatch.setattr("bootstrapnas.export.causal._generate", lambda *arguments: ends)
+    with pytest.raises(ExportError, match=r"the IR of Qwen2ForCausalLM generates \d+ as token 1 after a prompt of \d+"):
+        export_openvino(model, TOKENIZER, tmp_path / "ir", example_batches=[batch_of(TEXTS)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_is_told() -> None:
+    model = build_causal("llama", num_hidden_layers=1)
+    one_token = {"input_ids": torch.tensor([[3]])}
+    with pytest.raises(UserError, match="no sequence of at least two tokens"):
+        CausalConversion(model, None, [one_token])
+    model.model.layers[0].self_attn = NoAttention()
+    with pytest.raises(ExportError, match="LlamaForCausalLM keeps no keys and values: no layer has attention"):
+        CausalConversion(model, None, [batch_of(TEXTS)])
+
+
+def test_stop_tokens_end_a_row(irs: dict[str, Path]) -> None:
+    ir = load_causal_ir(irs["heterogeneous"])
+    ids, mask = pad_left([TOKENIZER(text)["input_ids"] for text in TEXTS[:2]])
+    free = ir.generate_greedy(ids, mask, max_new_tokens=6)
+    assert ir.generate_greedy(ids, mask, max_new_tokens=6, stop=[free[0][2]])[0] == free[0][:3]
+    with pytest.raises(UserError, match="call prefill first"):
+        load_causal_ir(irs["tied"]).step(ids)
