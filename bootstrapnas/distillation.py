@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.intermediate import TERMS, Term, compared, recording
-from bootstrapnas.outputs import LABELS, LOGITS, TOKENS, VALUE, Output
+from bootstrapnas.outputs import IGNORED, LABELS, LOGITS, TOKENS, VALUE, VOCABULARY, Output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,8 @@ class Distillation:
     compute inside. Hinton et al. 2015; the weights 0.1 and 0.9 and T = 2 are EFTNAS's. With several outputs (start and
     end of an answer) the second term is the mean of theirs; of an output that is a value, the mean squared error. The
     KL divergence is summed over classes (or tokens, for a position) and averaged over the rows, or over the tokens of
-    the batch where each has classes of its own. Padding takes no part in it, neither in the softmax nor in the mean.
+    the batch where each has classes of its own. Padding takes no part in it, neither in the softmax nor in the mean,
+    nor does a token of a language model that is followed by none to predict.
 
     Attributes
     ----------
@@ -54,7 +55,14 @@ class Distillation:
     squared: bool = False
     terms: Mapping[Term, float] = field(default_factory=dict)
 
-    def __call__(self, task_loss: Tensor, student: Said, teacher: Said, mask: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        task_loss: Tensor,
+        student: Said,
+        teacher: Said,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor:
         """Return the combined loss, scalar.
 
         Parameters
@@ -66,9 +74,11 @@ class Distillation:
             recorded.
         mask
             [batch, tokens], 0 where rows are padded; needed for terms and for outputs with an axis of tokens.
+        targets
+            [batch, tokens], the token at each place, -100 where it is not to be predicted; for outputs of a vocabulary.
         """
         differences = [
-            self._difference(output, student[output.name].float(), teacher[output.name].float(), mask)
+            self._difference(output, student[output.name], teacher[output.name], mask, targets)
             for output in self.outputs
         ]
         loss = self.task_weight * task_loss + self.teacher_weight * torch.stack(differences).mean()
@@ -77,17 +87,23 @@ class Distillation:
             loss = loss + weight * compared(term, student[term.name], teacher[term.name], mask)
         return loss
 
-    def _difference(self, output: Output, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def _difference(
+        self, output: Output, student: Tensor, teacher: Tensor, mask: Tensor | None, targets: Tensor | None
+    ) -> Tensor:
         squared = self.squared or output.last == VALUE
         if output.per_token:
             assert mask is not None, f"{output.name} has an axis of tokens and needs a mask"
             kept = mask.bool()
+            if output.last == VOCABULARY and targets is not None:  # a token's logits speak of the one after it
+                kept = F.pad(targets[:, 1:] != IGNORED, (0, 1)) & kept
             if output.last == TOKENS and not squared:
+                student, teacher = student.float(), teacher.float()
                 # Not -inf, whose differences are NaN, nor what a temperature below 1 makes of the lowest number.
                 least = torch.finfo(student.dtype).min * min(1.0, self.temperature) / 2
                 student, teacher = student.masked_fill(~kept, least), teacher.masked_fill(~kept, least)
             else:
                 student, teacher = student[kept], teacher[kept]
+        student, teacher = student.float(), teacher.float()
         if squared:
             return F.mse_loss(student, teacher)
         log_student = F.log_softmax(student / self.temperature, dim=-1)

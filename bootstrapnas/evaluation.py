@@ -44,15 +44,16 @@ def predict(
     batches
         Model inputs, and ``"index"``, the row numbers.
     outputs
-        What to keep of the model's outputs.
+        What to keep of the model's outputs, each reduced batch by batch if it says so.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    others = {name for output in outputs if output.reduction is not None for name in output.reduction.reads}
 
-    def run(batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        found = model(**{name: tensor.to(device) for name, tensor in batch.items()})
-        return {output.name: found[output.name].float().cpu().numpy() for output in outputs}
+    def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = model(**{name: tensor.to(device) for name, tensor in batch.items() if name not in others})
+        return {output.name: found[output.name] for output in outputs}
 
     try:
         return collect(run, batches, outputs)
@@ -61,7 +62,7 @@ def predict(
 
 
 def collect(
-    run: Callable[[Mapping[str, Tensor]], Mapping[str, np.ndarray]],
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, np.ndarray | Tensor]],
     batches: Iterable[Mapping[str, Tensor]],
     outputs: Sequence[Output],
 ) -> Outputs:
@@ -70,19 +71,34 @@ def collect(
     Parameters
     ----------
     run
-        Inputs of a batch -> arrays by output name, [batch, ...].
+        Inputs of a batch -> arrays or tensors by output name, [batch, ...].
     batches
         Inputs, ``"attention_mask"`` if an output has an axis of tokens, and ``"index"``.
     outputs
         What to keep.
     """
-    rows: dict[str, dict[int, np.ndarray]] = {output.name: {} for output in outputs}
+    kept_outputs = [kept for output in outputs for kept in output.kept]
+    rows: dict[str, dict[int, np.ndarray]] = {output.name: {} for output in kept_outputs}
     for batch in batches:
-        found = run({name: tensor for name, tensor in batch.items() if name != INDEX})
-        for output in outputs:
+        inputs = {name: tensor for name, tensor in batch.items() if name != INDEX}
+        found = _kept(run(inputs), outputs, inputs)
+        for output in kept_outputs:
             arrays: Iterable[np.ndarray] = found[output.name]
             if output.per_token:
                 kept = np.asarray(batch[MASK]) != 0
                 arrays = [array[tokens] for array, tokens in zip(arrays, kept, strict=True)]
             rows[output.name].update(zip(np.asarray(batch[INDEX]).tolist(), arrays, strict=True))
     return {name: [found[row] for row in sorted(found)] for name, found in rows.items()}
+
+
+def _kept(
+    found: Mapping[str, np.ndarray | Tensor], outputs: Sequence[Output], batch: Mapping[str, Tensor]
+) -> dict[str, np.ndarray]:
+    """Return the outputs of a batch, or what their reductions make of them, float32."""
+    kept: dict[str, np.ndarray | Tensor] = {}
+    for output in outputs:
+        if output.reduction is None:
+            kept[output.name] = found[output.name]
+        else:
+            kept |= output.reduction.function(torch.as_tensor(found[output.name]), batch)
+    return {name: value.float().cpu().numpy() if isinstance(value, Tensor) else value for name, value in kept.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
 INDEX = "index"
 """Key of a batch's tensor of row numbers in the data set, shape [batch]."""
@@ -15,10 +17,32 @@ MASK = "attention_mask"
 TEACHER = "teacher_"
 """What the columns and batch keys of a teacher's outputs begin with; the output's name follows."""
 
-LABELS, TOKENS, VALUE = "labels", "tokens", "value"
+IGNORED = -100
+"""The target that Hugging Face's losses pass over."""
+
+LABELS, TOKENS, VALUE, VOCABULARY = "labels", "tokens", "value", "vocabulary"
 
 Outputs: TypeAlias = "dict[str, list[np.ndarray]]"
 """Output name -> one float32 array a row, in the order of the data set, without the batch axis and without padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """What is kept of an output that is too large to keep: the logits of a vocabulary at every token.
+
+    Attributes
+    ----------
+    function
+        ``(output, batch)`` to what is kept by name, [batch, axes] each, on the output's device.
+    outputs
+        What it gives.
+    reads
+        Keys of the batch that it reads and that are no inputs of the model.
+    """
+
+    function: Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
+    outputs: tuple[Output, ...]
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +55,15 @@ class Output:
         Its name in a Hugging Face model's output.
     axes
         Its axes after that of the batch, separated by blanks. ``labels`` are the task's classes, ``tokens`` those of
-        the input. A softmax runs over the last one; ``value`` is a number that no softmax applies to.
+        the input. A softmax runs over the last one; ``value`` is a number that no softmax applies to; ``vocabulary``
+        are the tokens that may come next.
+    reduction
+        What is kept of it over a data set; None keeps it as it is.
     """
 
     name: str
     axes: str = LABELS
+    reduction: Reduction | None = None
 
     @property
     def last(self) -> str:
@@ -46,6 +74,11 @@ class Output:
     def per_token(self) -> bool:
         """Whether a row's array is as long as its tokens."""
         return TOKENS in self.axes.split()
+
+    @property
+    def kept(self) -> tuple[Output, ...]:
+        """What is kept of it over a data set: itself, or what its reduction gives."""
+        return (self,) if self.reduction is None else self.reduction.outputs
 
 
 LOGITS = Output("logits")

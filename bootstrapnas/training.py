@@ -163,7 +163,7 @@ class StageTrainer(Trainer):
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         if distillation is not None and taught:
-            loss = distillation(loss, {**outputs, **inner}, taught, inputs.get(MASK))
+            loss = distillation(loss, {**outputs, **inner}, taught, inputs.get(MASK), inputs.get("labels"))
         if self._penalty is not None:
             loss = loss + self._penalty()
         return (loss, outputs) if return_outputs else loss

@@ -121,7 +121,7 @@ def run(
         return stage.directory
     spec = with_fixed_data(spec, stage.directory)
     rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
-    model = load_student(model_args, spec, training)
+    model = load_student(model_args, spec, training, rows.tokenizer)
     if importance.external_importance_path is not None:
         scores: Scores = load_external(importance.external_importance_path, Blueprint.of(model))
     elif importance.criterion == MOVEMENT:

@@ -21,7 +21,7 @@ from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.stages import METRICS_FILE
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import BUILTIN_TEXT, TASK_FILE, TaskSpec, export_builtin
+from bootstrapnas.tasks import BUILTINS, TASK_FILE, TaskSpec, export_builtin
 from eftnas.commands import COMMANDS
 
 # ruff: noqa: UP045
@@ -227,11 +227,12 @@ class Run:
     def task(self) -> Flags:
         """Return the flags of the task; the built-in data set is written once, for all stages."""
         task = dict(self.recipe.task)
-        if task.get("task_name") == BUILTIN_TEXT and "dataset_dir" not in task:
+        name = task.get("task_name")
+        if name in BUILTINS and "dataset_dir" not in task:
             directory = self.root / "data"
             if not directory.is_dir():
-                notice("data: reading docstrings of installed packages")
-                export_builtin(directory)
+                notice(f"data: making the rows of {name}")
+                export_builtin(directory, str(name))
             task["dataset_dir"] = str(directory)
         return task
 

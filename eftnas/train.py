@@ -96,7 +96,8 @@ def run(
     importance_path = importance_file(arguments)
     origins = (source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None)
     spec = fit_length(resolve_task(task_args, *origins), typed, source)
-    settle_best(training, typed, [f"{spec.metric}_{name}" for name in ("min", "max")])
+    measured = [f"{spec.metric}_{name}" for name in ("min", "max")]
+    settle_best(training, typed, measured, () if spec.maximise else measured)
     stage = begin(
         "train",
         str(training.output_dir),
@@ -116,7 +117,7 @@ def run(
         spec = with_fixed_data(spec, stage.directory)
         tokenizer = load_tokenizer(model_args.tokenizer_name or source)
         rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-        model = load_student(model_args, spec, training)
+        model = load_student(model_args, spec, training, rows.tokenizer)
         check_model(config, model.config, source)
         space = build_space(config, Blueprint.of(model))
         if space.num_subnets == 1:

@@ -27,7 +27,7 @@ from bootstrapnas.pipeline.arguments import (
 )
 from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
-from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, load_tokenizer
+from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, student_tokenizer
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
 from bootstrapnas.pipeline.supernets import SuperAdapter, build_super_adapter, save_super_adapter
@@ -81,7 +81,7 @@ def run(
         report_config(config)
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
     metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
-    settle_best(training, typed, metrics)
+    settle_best(training, typed, metrics, () if spec.maximise else metrics)
     stage = begin(
         "train",
         str(training.output_dir),
@@ -98,9 +98,9 @@ def run(
     if stage.finished:
         return stage.directory
     spec = with_fixed_data(spec, stage.directory)
-    tokenizer = load_tokenizer(model_args.tokenizer_name or source)
+    tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-    model = load_student(model_args, spec, training, dtype)
+    model = load_student(model_args, spec, training, tokenizer, dtype)
     found = orders_of(arguments, model, rows, training)
     supernet = build_super_adapter(model, adapters, config, found)
     lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)

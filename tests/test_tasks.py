@@ -33,7 +33,7 @@ from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.metrics import METRICS
 
-GLUE = [name for name, known in KNOWN.items() if known.hub[0] == "nyu-mll/glue"]
+GLUE = [name for name, known in KNOWN.items() if known.hub[:1] == ("nyu-mll/glue",)]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -50,6 +50,11 @@ class ModelArguments:
 
     model_name_or_path: str = required("Hub id, or a local directory: pre-trained, fine-tuned or extracted.")
     tokenizer_name: Optional[str] = flag(None, "Hub id or directory of the tokenizer, when not the model's.")
+    from_scratch: bool = flag(
+        False,
+        "Take the config alone, and initialise all weights at random. Where there is no tokenizer, a small one is made "
+        "of the task's texts.",
+    )
     dropout: Optional[float] = flag(None, "Dropout probability while training; default: the checkpoint's.")
     attn_implementation: Optional[str] = flag(
         None, "Attention while training: sdpa or eager (faster in bfloat16 on CPUs for short texts); default: sdpa."
@@ -63,12 +68,15 @@ class TaskArguments:
     _argument_group_name = "task and data (inherited from the model's directory when not given)"
 
     task_name: Optional[str] = flag(
-        None, "A GLUE task, squad, squad_v2, imdb, or builtin-text: docstrings of installed packages."
+        None,
+        "A GLUE task, squad, squad_v2, imdb, wikitext2, text (your own), or builtin-text and builtin-lm: docstrings of "
+        "installed packages, to classify and to model.",
     )
     dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
-    train_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
-    validation_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
-    test_file: Optional[str] = flag(None, "JSON lines or CSV of your own.")
+    train_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
+    validation_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
+    test_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
+    val_set_size: Optional[int] = flag(None, "Training rows held out to validate, where no others are there for that.")
     text_columns: Optional[str] = flag(None, "One or two column names, separated by a comma.")
     label_column: Optional[str] = flag(None, "Column of the label.")
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")

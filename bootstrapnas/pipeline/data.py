@@ -12,10 +12,10 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.outputs import Outputs
+from bootstrapnas.outputs import VOCABULARY, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments
 from bootstrapnas.tasks import (
-    BUILTIN_TEXT,
+    BUILTINS,
     TASK_FILE,
     AnswerSettings,
     Collator,
@@ -33,6 +33,8 @@ from bootstrapnas.tasks import (
 )
 
 disable_progress_bars()
+
+_MOST_LOGITS = 1 << 28  # of a batch whose outputs have an axis of the vocabulary: 1 GiB at float32
 
 
 def task_settings(spec: TaskSpec) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
         "max_seq_length": task.max_seq_length,
         "max_train_samples": task.max_train_samples,
         "max_validation_samples": task.max_eval_samples,
+        "val_set_size": task.val_set_size,
     }
     given = {field.name: getattr(task, field.name) for field in fields(AnswerSettings)}
     answers = {name: value for name, value in given.items() if value is not None}
@@ -101,10 +104,10 @@ def inherited_task(directory: str) -> TaskSpec:
 
 
 def with_fixed_data(spec: TaskSpec, directory: Path) -> TaskSpec:
-    """Write the built-in data set below `directory`, so that later stages read the very same rows."""
-    if spec.task_name != BUILTIN_TEXT or spec.dataset_dir is not None:
+    """Write a built-in data set below `directory`, so that later stages read the very same rows."""
+    if spec.task_name not in BUILTINS or spec.dataset_dir is not None:
         return spec
-    return replace(spec, dataset_dir=str(export_builtin(directory / "data").absolute()))
+    return replace(spec, dataset_dir=str(export_builtin(directory / "data", spec.task_name).absolute()))
 
 
 class Rows:
@@ -140,7 +143,10 @@ class Rows:
         """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
         features = self.features(name)
         inputs = [column for column in features.column_names if column in (*self.collator.inputs, "length")]
-        return list(batches(features.select_columns(inputs), self.collator, self.batch_size))
+        size = self.batch_size
+        if any(output.last == VOCABULARY for output in self.spec.kind.outputs):
+            size = max(1, min(size, _MOST_LOGITS // (len(self.tokenizer) * max(features["length"]))))
+        return list(batches(features.select_columns(inputs), self.collator, size))
 
     def measure(self, name: str, outputs: Outputs) -> dict[str, float]:
         """Return the task's metrics (fractions) of a model's outputs on a split; `UserError` if it diverged."""

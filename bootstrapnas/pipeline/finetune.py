@@ -20,8 +20,8 @@ from bootstrapnas.pipeline.models import (
     evaluate_model,
     fit_length,
     load_student,
-    load_tokenizer,
     save_artefact,
+    student_tokenizer,
 )
 from bootstrapnas.pipeline.stages import begin, finish, resume_point, settle_best
 from bootstrapnas.pipeline.teacher import prepare_lesson
@@ -42,7 +42,7 @@ def run(
     """Fine-tune; return the output directory."""
     source = model_args.model_name_or_path
     spec = fit_length(resolve_task(task_args, source), typed, source)
-    settle_best(training, typed, list(dict.fromkeys((spec.metric, *spec.metrics))))
+    settle_best(training, typed, list(dict.fromkeys((spec.metric, *spec.metrics))), spec.kind.less_is_better)
     stage = begin(
         "finetune",
         str(training.output_dir),
@@ -54,9 +54,9 @@ def run(
     if stage.finished:
         return stage.directory
     spec = with_fixed_data(spec, stage.directory)
-    tokenizer = load_tokenizer(model_args.tokenizer_name or source)
+    tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-    model = load_student(model_args, spec, training)
+    model = load_student(model_args, spec, training, tokenizer)
     lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     trainer = StageTrainer(
         model=model,

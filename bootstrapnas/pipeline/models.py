@@ -20,7 +20,7 @@ from bootstrapnas.families import FAMILIES, family_of
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TASK_FILE, TaskSpec
+from bootstrapnas.tasks import TASK_FILE, TaskSpec, load_task, train_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,7 @@ transformers_logging.disable_progress_bar()
 SPACE_FILE = "nncf_config.json"
 
 
+WEIGHTS = (".safetensors", ".bin")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -69,22 +70,27 @@ def load_for_task(
     names = spec.output_names
     saved = load_config(directory_or_id)
     has_head = spec.head.is_in(saved.architectures)
-    order = label_order(label_names(saved), names, whose=directory_or_id) if has_head else list(range(len(names)))
+    order = class_order(saved, spec, directory_or_id) if has_head else list(range(len(names)))
     check_length(saved, spec, directory_or_id)
-    model = load_model(
-        directory_or_id,
-        spec.head.load_class(),
-        num_labels=spec.num_labels,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        problem_type=spec.head.problem_type,
-        **settings,
-    )
+    model = load_model(directory_or_id, spec.head.load_class(), **settings, **label_settings(spec))
     if order != sorted(order):
         for name, parameter in model.named_parameters():
             if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
                 parameter.data = parameter.data[order]
     return model.to(dtype)
+
+
+def label_settings(spec: TaskSpec) -> dict[str, Any]:
+    """Return what a task's labels are in a model's config; nothing of a task without any."""
+    if not spec.num_labels:
+        return {}
+    names = spec.output_names
+    return {
+        "num_labels": spec.num_labels,
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+        "problem_type": spec.head.problem_type,
+    }
 
 
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
@@ -105,18 +111,39 @@ def check_length(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> None:
 
 def _max_length(config: PreTrainedConfig) -> float:
     family = FAMILIES.get(config.model_type)
-    return math.inf if family is None or family.max_length is None else family.max_length(config)
+    if family is None:
+        return config.to_dict().get("n_positions") or math.inf  # GPT-2's, which are learned; others may run on
+    return math.inf if family.max_length is None else family.max_length(config)
 
 
-def label_names(config: PreTrainedConfig) -> list[str]:
-    """Return the names of a model's classes, in the order of its outputs."""
-    return [config.id2label[index] for index in range(config.num_labels)]
+def class_order(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> list[int]:
+    """Return, for each class of the task, the index of a model's output for it; none if the task has no classes.
+
+    Raises
+    ------
+    UserError
+        If the model does not have the task's classes; the message names it by `whose`.
+    """
+    if not spec.num_labels:
+        return []
+    return label_order([config.id2label[index] for index in range(config.num_labels)], spec.output_names, whose=whose)
+
+
+def student_tokenizer(arguments: ModelArguments, spec: TaskSpec) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model that a stage trains; of one from scratch that has none, make it."""
+    source = arguments.tokenizer_name or arguments.model_name_or_path
+    if not arguments.from_scratch or has_tokenizer(source):
+        return load_tokenizer(source)
+    tokenizer = train_tokenizer(load_task(spec).train)
+    notice(f"{source} has no tokenizer: made one of {len(tokenizer)} tokens of the texts of task {spec.task_name}")
+    return tokenizer
 
 
 def load_student(
     arguments: ModelArguments,
     spec: TaskSpec,
     training: StageTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """Load the model that a stage trains, as its flags ask for."""
@@ -128,13 +155,41 @@ def load_student(
             raise UserError(f"--dropout must be at least 0 and below 1, not {arguments.dropout}")
         names = family_of(load_config(arguments.model_name_or_path)).dropout
         settings |= dict.fromkeys(names, arguments.dropout)
-    model = load_for_task(arguments.model_name_or_path, spec, training.seed, dtype, **settings)
+    source = arguments.model_name_or_path
+    if arguments.from_scratch:
+        model = _model_from_scratch(source, spec, tokenizer, training.seed, dtype, **settings)
+    else:
+        if Path(source).is_dir() and not any(path.suffix in WEIGHTS for path in Path(source).iterdir()):
+            raise UserError(f"{source} has no weights; pass --from_scratch True to initialise them at random")
+        model = load_for_task(source, spec, training.seed, dtype, **settings)
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(f"{source} knows {model.config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
     if training.freeze_embeddings:
         labelled = tuple(family_of(model.config).embeddings)
         for name, parameter in model.named_parameters():
             if name.endswith(labelled):
                 parameter.requires_grad_(False)
     return model
+
+
+def _model_from_scratch(
+    source: str, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, seed: int, dtype: torch.dtype, **settings: Any
+) -> PreTrainedModel:
+    """Return a model of a config, with random weights, an embedding that fits the tokenizer, and its special tokens."""
+    set_seed(seed)
+    config = load_config(source, **settings, **label_settings(spec))
+    check_length(config, spec, source)
+    if config.to_dict().get("subnet") is not None:
+        raise UserError(f"{source} is an extracted subnet: --from_scratch cannot initialise it")
+    config.vocab_size = len(tokenizer) if not has_tokenizer(source) else max(config.vocab_size, len(tokenizer))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
+    try:
+        model: PreTrainedModel = spec.head.load_class().from_config(config)
+    except ValueError as error:
+        raise load_failure("a model", source, error) from error
+    notice(f"--from_scratch: {model.num_parameters():,} weights of {type(model).__name__} initialised at random")
+    return model.to(dtype)
 
 
 def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> None:

@@ -107,7 +107,7 @@ def run(
             metrics = evaluate_model(supernet.model, rows, "validation", prepared)
         return {spec.metric: metrics[spec.metric], COST: costs.macs, "params": costs.params}
 
-    objectives = (Objective(COST), Objective(spec.metric, maximise=True))
+    objectives = (Objective(COST), Objective(spec.metric, maximise=spec.maximise))
     space = supernet.space
     wanted = wanted_genomes(search.macs_ratios, supernet, length)
     seeds = list(dict.fromkeys([space.max_genome, *wanted, space.heuristic_genome, space.min_genome]))

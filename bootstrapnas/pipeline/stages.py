@@ -93,10 +93,12 @@ def preferred(typed: Mapping[str, Any], flag: str, default: Any, key: str, in_co
     return typed.get(flag, in_config)
 
 
-def settle_best(training: StageTrainingArguments, typed: Mapping[str, Any], metrics: Sequence[str]) -> None:
+def settle_best(
+    training: StageTrainingArguments, typed: Mapping[str, Any], metrics: Sequence[str], less_is_better: Sequence[str]
+) -> None:
     """Let ``--load_best_model_at_end`` and ``--save_strategy best`` go by one of `metrics`, by default the first.
 
-    `metrics` are what evaluations during training measure; of all of them more is better.
+    `metrics` are what evaluations during training measure; of all but `less_is_better` more is better.
     """
     if not training.load_best_model_at_end and training.save_strategy != "best":
         return
@@ -105,9 +107,12 @@ def settle_best(training: StageTrainingArguments, typed: Mapping[str, Any], metr
         raise UserError(
             f"--metric_for_best_model {chosen}: evaluations measure {listed(metrics)}{near_miss(chosen, metrics)}"
         )
-    if typed.get("greater_is_better") is False:
-        raise UserError(f"--greater_is_better False: more of {chosen} is better")
-    training.metric_for_best_model, training.greater_is_better = chosen, True
+    greater = chosen not in less_is_better
+    if typed.get("greater_is_better", greater) is not greater:
+        raise UserError(
+            f"--greater_is_better {typed['greater_is_better']}: {'more' if greater else 'less'} of {chosen} is better"
+        )
+    training.metric_for_best_model, training.greater_is_better = chosen, greater
 
 
 def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bootstrapnas.artefacts import digest, load_tensors, save_tensors
-from bootstrapnas.distillation import Distillation, Teacher, label_order, terms_of
+from bootstrapnas.distillation import Distillation, Teacher, terms_of
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config.schema import Document, KnowledgeDistillation
-from bootstrapnas.outputs import LABELS, TEACHER, VALUE, Output, Outputs
+from bootstrapnas.outputs import LABELS, TEACHER, VALUE, VOCABULARY, Output, Outputs
 from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows, check_finite
-from bootstrapnas.pipeline.models import check_length, has_tokenizer, label_names, load_tokenizer
+from bootstrapnas.pipeline.models import check_length, class_order, has_tokenizer, load_tokenizer
 from bootstrapnas.pipeline.stages import preferred
 from bootstrapnas.progress import notice, warn
+from bootstrapnas.tasks import TaskSpec
 
 OWN_TEACHER = "bootstrapNAS.training.compression"
 """The section of a config that makes the model before training the teacher."""
@@ -70,7 +72,8 @@ def prepare_lesson(
         return Lesson(train)
     if arguments.kd_temperature <= 0:
         raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
-    terms = terms_of(arguments.kd_mode)
+    mode = arguments.kd_mode
+    terms = terms_of(mode)
     weights = {"hidden_states": arguments.kd_hidden_weight, "attention_relations": arguments.kd_attention_weight}
     distillation = Distillation(
         temperature=arguments.kd_temperature,
@@ -79,20 +82,32 @@ def prepare_lesson(
         outputs=rows.spec.kind.outputs,
         terms={term: weights[term.name] for term in terms},
     )
-    if not terms:
+    live = rows_are_too_large(rows.spec)
+    if not terms and not live:
         return Lesson(with_teacher_outputs(rows, train, path, training, arguments.kd_cache_dir), distillation)
     if arguments.kd_cache_dir is not None:
-        notice(f"--kd_mode {arguments.kd_mode} runs the teacher once a batch: --kd_cache_dir keeps nothing")
+        why = f"task {rows.spec.task_name} compares a vocabulary at every token and" if live else "--kd_mode " + mode
+        notice(f"{why} runs the teacher once a batch: --kd_cache_dir keeps nothing")
     teacher, tokenizer, order = load_teacher(rows, path)
     if tokenizer.get_vocab() != rows.tokenizer.get_vocab():
+        advice = "choose a teacher with the model's" if live else "use --kd_mode original"
         raise UserError(
-            f"--kd_mode {arguments.kd_mode} compares token by token, but the tokenizer of the teacher {path} is not "
-            "the model's; use --kd_mode original"
+            f"--kd_mode {mode} compares token by token, but the tokenizer of the teacher {path} is not "
+            f"the model's; {advice}"
+        )
+    if live and teacher.config.vocab_size != student.config.vocab_size:
+        raise UserError(
+            f"the teacher {path} tells {teacher.config.vocab_size} tokens apart, the model {student.config.vocab_size}"
         )
     for term in terms:
         term.check(student, teacher)
     inputs, outputs = tokenizer.model_input_names, rows.spec.kind.outputs
     return Lesson(train, distillation, Teacher(teacher, terms, inputs, outputs, order))
+
+
+def rows_are_too_large(spec: TaskSpec) -> bool:
+    """Return whether a teacher's outputs are too large to keep: a number for every token that may come next."""
+    return any(output.last == VOCABULARY for output in spec.kind.outputs)
 
 
 def _warn_without_teacher(arguments: DistillationArguments) -> None:
@@ -132,6 +147,9 @@ def own_lesson(
         outputs=outputs,
         squared=section.type == "mse",
     )
+    if rows_are_too_large(rows.spec):
+        teacher = Teacher(copy.deepcopy(student), (), rows.tokenizer.model_input_names, outputs, [])
+        return Lesson(train, distillation, teacher)
     said = predict(student.to(training.device), rows.batches("train"), outputs)
     check_finite(said, "the outputs of the model before training")
     return Lesson(with_columns(train, said), distillation)
@@ -150,7 +168,7 @@ def load_teacher(rows: Rows, path: str) -> tuple[PreTrainedModel, PreTrainedToke
             f"({listed(teacher.config.architectures or ()) or 'no class named'}); fine-tune it first (eftnas finetune)"
         )
     check_length(teacher.config, rows.spec, whose)
-    order = label_order(label_names(teacher.config), rows.spec.output_names, whose=whose)
+    order = class_order(teacher.config, rows.spec, whose)
     tokenizer = load_tokenizer(path) if has_tokenizer(path) else rows.tokenizer
     if len(tokenizer) > teacher.config.vocab_size:
         raise UserError(f"{whose} knows {teacher.config.vocab_size} tokens, its tokenizer {len(tokenizer)}")

@@ -2,16 +2,18 @@
 
 from bootstrapnas.tasks.baseline import tfidf_baseline
 from bootstrapnas.tasks.batching import Collator, batches, build_collator, tokenize, training_columns
-from bootstrapnas.tasks.build import BUILTIN_TEXT, TASK_NAMES, build_task_spec
-from bootstrapnas.tasks.builtin_text import export_builtin
+from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec
+from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.loading import TaskData, data_files, load_task
 from bootstrapnas.tasks.metrics import METRICS
 from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
 from bootstrapnas.tasks.spec import TASK_FILE, TaskSpec
+from bootstrapnas.tasks.tokenizer import train_tokenizer
 
 __all__ = [
+    "BUILTINS",
     "BUILTIN_TEXT",
     "METRICS",
     "TASK_FILE",
@@ -32,6 +34,7 @@ __all__ = [
     "predictions",
     "tfidf_baseline",
     "tokenize",
+    "train_tokenizer",
     "training_columns",
     "write_predictions",
 ]

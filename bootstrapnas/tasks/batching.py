@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.outputs import INDEX, TEACHER, Output
+from bootstrapnas.outputs import IGNORED, INDEX, TEACHER, Output
 from bootstrapnas.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-_IGNORED = -100  # the target that Hugging Face's losses pass over
 
 
 def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Dataset:
@@ -68,7 +66,7 @@ class Collator:
                 continue
             values = [row[name] for row in rows]
             if isinstance(values[0], Sequence):
-                batch[name] = self._padded(values, width, _IGNORED, torch.int64)
+                batch[name] = self._padded(values, width, IGNORED, torch.int64)
             else:
                 batch[name] = torch.tensor(values)
         for output in self.outputs:
@@ -100,7 +98,8 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, spec: TaskSpec, multiple_
     Parameters
     ----------
     tokenizer
-        Decides the padding tokens and the side.
+        Decides the padding tokens and the side. Of a causal task that is the right one, and any token will do, as
+        nothing sees it: the one that ends a text, where the tokenizer has none to pad with.
     spec
         The task decides which columns are targets and which outputs a teacher may have given.
     multiple_of
@@ -111,11 +110,15 @@ def build_collator(tokenizer: PreTrainedTokenizerBase, spec: TaskSpec, multiple_
     UserError
         If the tokenizer has no padding token.
     """
-    if tokenizer.pad_token_id is None:
+    pad, causal = tokenizer.pad_token_id, spec.kind.causal
+    if pad is None and causal:
+        pad = tokenizer.eos_token_id or 0
+    if pad is None:
         raise UserError(f"the tokenizer {tokenizer.name_or_path} has no padding token; set its pad_token")
-    values = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    values = {"input_ids": pad, "token_type_ids": tokenizer.pad_token_type_id}
     padding = tuple((name, values.get(name, 0)) for name in tokenizer.model_input_names)
-    return Collator(padding, tokenizer.padding_side, multiple_of, spec.kind.targets, spec.kind.outputs)
+    side = "right" if causal else tokenizer.padding_side
+    return Collator(padding, side, multiple_of, spec.kind.targets, spec.kind.outputs)
 
 
 def training_columns(features: Dataset, collator: Collator) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
+from bootstrapnas.tasks.builtin import BUILTIN_TEXT
 from bootstrapnas.tasks.files import Table, find_split, read_table
 from bootstrapnas.tasks.kind import ProblemType
 from bootstrapnas.tasks.kinds import KINDS
@@ -20,9 +21,9 @@ from bootstrapnas.tasks.spec import TaskSpec
 
 StrPath = str | os.PathLike[str]
 
-BUILTIN_TEXT = "builtin-text"
 FILES = "files"
 TASK_NAMES = (*KNOWN, BUILTIN_TEXT, FILES)
+_OWN_TEXTS = "text"
 _MAX_SEQ_LENGTH = 128
 _ANSWERS_MAX_SEQ_LENGTH = 384
 _BUILTIN_MAX_SEQ_LENGTH = 80  # tokens; cuts 7 % of the rows with BERT's vocabulary (median 55)
@@ -52,6 +53,7 @@ def build_task_spec(
     max_seq_length: int | None = None,
     max_train_samples: int | None = None,
     max_validation_samples: int | None = None,
+    val_set_size: int | None = None,
     seed: int = 0,
     answers: Mapping[str, Any] | None = None,
 ) -> TaskSpec:
@@ -60,19 +62,20 @@ def build_task_spec(
     Parameters
     ----------
     task_name
-        One of `KNOWN`, ``"builtin-text"`` or ``"files"``; None means ``"files"`` when a training file is given.
+        One of `KNOWN`, ``"builtin-text"`` or ``"files"``; None means ``"files"`` when a training file is given, and
+        ``"text"`` when that is a text.
     dataset_dir
         For known tasks and builtin-text: directory of ``{train,validation,test}.jsonl`` (or .csv, .gz), or of a
         subdirectory of the task's name that holds them. MNLI: ``validation_matched`` and ``validation_mismatched``.
     train_file, validation_file, test_file
-        For ``"files"``: JSON lines or CSV.
+        For ``"files"`` and the tasks that take files of one's own, such as ``"text"``.
     text_columns, label_column, problem_type
         For ``"files"``: None looks for usual column names, and decides by the labels.
     metric
         What stages select by, as `TaskSpec.metric_named` knows it; None takes the task's usual one.
     max_seq_length
-        Tokens; None is 128, and 384 for question answering, 512 for imdb, 80 for builtin-text.
-    max_train_samples, max_validation_samples, seed
+        Tokens; None is 128, and 384 for question answering, 512 for imdb and texts, 80 for builtin-text.
+    max_train_samples, max_validation_samples, val_set_size, seed
         As in `TaskSpec`.
     answers
         What is not as usual in the `AnswerSettings` of question answering.
@@ -85,7 +88,7 @@ def build_task_spec(
     if task_name is None:
         if train_file is None:
             raise UserError(f"no task: pass --task_name (one of {listed(TASK_NAMES)}) or --train_file")
-        task_name = FILES
+        task_name = _OWN_TEXTS if Path(train_file).name.removesuffix(".gz").endswith(".txt") else FILES
     task_name = ALIASES.get(task_name, task_name)
     if task_name not in TASK_NAMES:
         raise UserError(
@@ -99,7 +102,14 @@ def build_task_spec(
         "label_column": label_column,
         "problem_type": problem_type,
     }
-    if task_name == FILES:
+    own = KNOWN[task_name] if task_name in KNOWN and KNOWN[task_name].own_files else None
+    if own is not None:
+        if (train_file is None) == (dataset_dir is None):
+            raise UserError(f"task {task_name} needs either --train_file or --dataset_dir")
+        for name in ("label_column", "problem_type"):
+            if file_arguments[name] is not None:
+                raise UserError(f"task {task_name} takes no --{name}")
+    elif task_name == FILES:
         for name in ("train_file", "validation_file"):
             if file_arguments[name] is None:
                 raise UserError(f"task files needs --{name}")
@@ -117,6 +127,7 @@ def build_task_spec(
         known = KNOWN[task_name]
         columns, label_names, label_column = known.text_columns, known.label_names, known.label_column
         problem_type, length, settings = known.problem_type, known.max_seq_length, known.answers
+        columns = tuple(text_columns) if text_columns else columns
     elif task_name == BUILTIN_TEXT:
         columns, label_names, label_column = ("text",), _builtin_labels(dataset_dir), "label"
         problem_type, length = "single_label_classification", _BUILTIN_MAX_SEQ_LENGTH
@@ -151,6 +162,7 @@ def build_task_spec(
         train_file=_absolute(train_file),
         validation_file=_absolute(validation_file),
         test_file=_absolute(test_file),
+        val_set_size=val_set_size,
         max_train_samples=max_train_samples,
         max_validation_samples=max_validation_samples,
         seed=seed,

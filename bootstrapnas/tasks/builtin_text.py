@@ -4,7 +4,7 @@ A row is 20 to 48 words of the leading prose of one public docstring, with every
 label is the package it was taken from. Sources are parsed, never imported. The rows are split by module, so that a
 validation or test row comes from a file the training never saw, and near copies are dropped whichever split they fall
 into. The same packages give the same rows; other versions of the packages give others, so what is to be compared later
-is exported once (`export_builtin`) and read from there.
+is exported once (`builtin.export_builtin`) and read from there.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import contextlib
 import gc
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bootstrapnas.artefacts import replacing_directory
 from bootstrapnas.errors import UserError, listed
 
 PACKAGES = ("matplotlib", "networkx", "pandas", "scipy", "sklearn", "sympy", "torch", "transformers")
@@ -136,20 +134,6 @@ def scan(packages: Mapping[str, Path], caps: Mapping[str, int] = _CAPS) -> dict[
             rows[split] += [{"text": text, "label": label} for text in texts]
             taken[split] += len(texts)
     return {split: sorted(split_rows, key=lambda row: _hash(row["text"])) for split, split_rows in rows.items()}
-
-
-def export_builtin(directory: str | os.PathLike[str]) -> Path:
-    """Write the data set of the installed packages as ``{train,validation,test}.jsonl``; return `directory`.
-
-    The directory is put in place whole, and serves as `dataset_dir` of the task: later stages then need no packages
-    and see the same rows after an upgrade.
-    """
-    rows = scan(find_packages())
-    with replacing_directory(directory) as temporary:
-        for split, split_rows in rows.items():
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in split_rows)
-            (temporary / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return Path(directory)
 
 
 def _hash(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Reading of data files: JSON lines and CSV, plain or gzipped."""
+"""Reading of data files: JSON lines, JSON arrays, CSV and texts, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 from bootstrapnas.errors import UserError, near_miss
 
 Table = dict[str, list[Any]]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz")
+TEXT = "text"
+"""The one column of a text file."""
 
 
 def read_table(
@@ -24,7 +27,8 @@ def read_table(
     Parameters
     ----------
     path
-        JSON lines (``.jsonl``, ``.json``) or CSV with a header (``.csv``), UTF-8, each optionally with ``.gz``.
+        JSON lines (``.jsonl``, ``.json``), one JSON array of objects (``.json``), CSV with a header (``.csv``), or a
+        text whose rows are parted by blank lines (``.txt``); UTF-8, each optionally with ``.gz``.
     columns
         The columns wanted; None reads those of the first row.
     optional
@@ -43,9 +47,8 @@ def read_table(
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of data file; give one of {', '.join(SUFFIXES)}")
-    is_csv = path.name.removesuffix(".gz").endswith(".csv")
     try:
-        rows = _csv_rows(path) if is_csv else _json_rows(path)
+        rows = _READERS[Path(path.name.removesuffix(".gz")).suffix](path)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
@@ -54,11 +57,11 @@ def read_table(
         raise UserError(f"{path} holds no rows")
     wanted = list(rows[0][1]) if columns is None else list(columns)
     wanted += [column for column in optional if column in rows[0][1] and column not in wanted]
-    for line, row in rows:
+    for place, row in rows:
         for column in wanted:
             if column not in row:
                 raise UserError(
-                    f"{path} has no column {column!r} (line {line}){near_miss(column, row)}; found: {', '.join(row)}"
+                    f"{path} has no column {column!r} ({place}){near_miss(column, row)}; found: {', '.join(row)}"
                 )
     return {column: [row[column] for _, row in rows] for column in wanted}
 
@@ -82,9 +85,16 @@ def find_split(directory: str | os.PathLike[str], task_name: str, *names: str) -
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+Rows = list[tuple[str, dict[str, Any]]]
+"""Where a row is, for messages, and what it holds."""
+
+
+def _json_rows(path: Path) -> Rows:
     rows = []
     with _open(path) as file:
+        if path.name.removesuffix(".gz").endswith(".json") and file.read(1) == "[":
+            return _array_rows(path)
+        file.seek(0)
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
@@ -94,11 +104,30 @@ def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 raise UserError(f"{path}, line {number}: not JSON ({error.msg}); expected one object a line") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            rows.append((number, row))
+            rows.append((f"line {number}", row))
     return rows
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _array_rows(path: Path) -> Rows:
+    with _open(path) as file:
+        try:
+            found = json.load(file)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    for number, row in enumerate(found):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, row {number}: expected a JSON object, found {type(row).__name__}")
+    return [(f"row {number}", row) for number, row in enumerate(found)]
+
+
+def _text_rows(path: Path) -> Rows:
+    with _open(path) as file:
+        parts = re.split(r"\n[ \t]*(?:\r?\n[ \t]*)+", file.read())
+    texts = [part.strip("\r\n") for part in parts if part.strip()]
+    return [(f"text {number}", {TEXT: text}) for number, text in enumerate(texts)]
+
+
+def _csv_rows(path: Path) -> Rows:
     with _open(path) as file:
         reader = csv.DictReader(file, strict=True)
         rows = []
@@ -106,8 +135,11 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
             if None in row or None in row.values():
                 header = len(reader.fieldnames or ())
                 raise UserError(f"{path}, line {reader.line_num}: the row has not the {header} fields of the header")
-            rows.append((reader.line_num, row))
+            rows.append((f"line {reader.line_num}", row))
     return rows
+
+
+_READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".txt": _text_rows}
 
 
 def _open(path: Path) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bootstrapnas.tasks.files import Table
     from bootstrapnas.tasks.spec import TaskSpec
 
-ProblemType = Literal["single_label_classification", "regression", "question_answering"]
+ProblemType = Literal["single_label_classification", "regression", "question_answering", "language_modelling"]
 """The names of the kinds, as `KINDS` has them."""
 
 
@@ -28,13 +28,13 @@ class Head:
     auto_class
         Name of the Hugging Face auto class that loads models with it.
     suffix
-        What class names of such models end in.
+        What class names of such models end in, one or several.
     problem_type
         What ``config.problem_type`` must be for the right loss; None where the head has one loss only.
     """
 
     auto_class: str
-    suffix: str
+    suffix: str | tuple[str, ...]
     problem_type: str | None = None
 
     def load_class(self) -> Any:
@@ -78,13 +78,20 @@ class Kind:
         ``(spec, rows, tokenizer)`` to ``input_ids`` and what else the tokenizer gives, `targets`, ``length`` in
         tokens, and whatever `decode` wants, in the order of the rows.
     decode
-        ``(spec, outputs, rows, features)`` to a prediction a row, as `measure` and `show` take it.
+        ``(spec, outputs, rows, features)`` to a prediction a row (of texts in a row: a block), as `measure` and `show`
+        take it.
     measure
         ``(spec, predictions, rows)`` to every metric.
     show
         ``(spec, predictions, rows)`` to what is written about each row: an object of JSON.
     optional_columns
         Columns of a table that rows are made with where they are there, besides the texts' and the label's.
+    arrange
+        ``(spec, table)`` to the table whose rows count, where those of a file are something else.
+    less_is_better
+        The metrics of which less is better.
+    causal
+        Whether a token sees those before it only: rows are padded on the right, and with any token.
     """
 
     head: Head
@@ -101,3 +108,6 @@ class Kind:
     measure: Callable[[TaskSpec, Sequence[Any], Dataset], dict[str, float]]
     show: Callable[[TaskSpec, Sequence[Any], Dataset], list[dict[str, Any]]]
     optional_columns: tuple[str, ...] = ()
+    arrange: Callable[[TaskSpec, Table], Table] | None = None
+    less_is_better: tuple[str, ...] = ()
+    causal: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bootstrapnas.tasks.kind import Kind
+from bootstrapnas.tasks.language_modelling import LANGUAGE_MODELLING
 from bootstrapnas.tasks.question_answering import QUESTION_ANSWERING
 from bootstrapnas.tasks.sequence import CLASSIFICATION, REGRESSION
 
@@ -10,5 +11,6 @@ KINDS: dict[str, Kind] = {
     "single_label_classification": CLASSIFICATION,
     "regression": REGRESSION,
     "question_answering": QUESTION_ANSWERING,
+    "language_modelling": LANGUAGE_MODELLING,
 }
 """Problem type of a task -> its kind."""

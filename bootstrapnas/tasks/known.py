@@ -1,7 +1,8 @@
 """Public data sets as data.
 
 GLUE: Wang et al. 2019, https://arxiv.org/abs/1804.07461. SQuAD: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250,
-and 2018, https://arxiv.org/abs/1806.03822. IMDB: Maas et al. 2011, https://aclanthology.org/P11-1015.
+and 2018, https://arxiv.org/abs/1806.03822. IMDB: Maas et al. 2011, https://aclanthology.org/P11-1015. WikiText: Merity
+et al. 2016, https://arxiv.org/abs/1609.07843.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerS
 if TYPE_CHECKING:
     from bootstrapnas.tasks.kind import ProblemType
 
-_GLUE = "nyu-mll/glue"
+_GLUE, _WIKITEXT = "nyu-mll/glue", "Salesforce/wikitext"
+_ARTICLE = r" = [^=]"  # the title of an article; its sections have more signs
+_FORETOLD = ("perplexity", "loss", "token_accuracy")
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class KnownTask:
     Attributes
     ----------
     hub
-        Hub id of the data set, and the name of its configuration if it has several.
+        Hub id of the data set, and the name of its configuration if it has several; empty where the rows are made here
+        or are the user's.
     text_columns
         The one or two columns of text.
     label_names
@@ -34,13 +38,17 @@ class KnownTask:
     problem_type
         As in `TaskSpec`.
     label_column
-        The column that holds the label.
+        The column that holds the label; empty if there is none.
     max_seq_length
         Tokens to which a row is cut unless a flag says otherwise.
     held_out
         Share of the training rows that validate where the data set has no validation split of its own.
     answers
         As in `TaskSpec`.
+    document_start
+        What the rows match that begin a document; None where each row is one.
+    own_files
+        Whether the rows may be the user's: ``--train_file`` and so on.
     """
 
     hub: tuple[str, ...]
@@ -52,6 +60,8 @@ class KnownTask:
     max_seq_length: int = 128
     held_out: float = 0.0
     answers: AnswerSettings | None = None
+    document_start: str | None = None
+    own_files: bool = False
 
 
 KNOWN: dict[str, KnownTask] = {
@@ -76,7 +86,24 @@ KNOWN: dict[str, KnownTask] = {
         ("rajpurkar/squad_v2",), COLUMNS, (), ("f1", "exact_match"), "question_answering", LABEL_COLUMN, 384,
         answers=AnswerSettings(version_2_with_negative=True),
     ),
+    "wikitext2": KnownTask(
+        (_WIKITEXT, "wikitext-2-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
+        document_start=_ARTICLE,
+    ),
+    "wikitext103": KnownTask(
+        (_WIKITEXT, "wikitext-103-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
+        document_start=_ARTICLE,
+    ),
+    "builtin-lm": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 128),
+    "text": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 512, held_out=0.1, own_files=True),
 }  # fmt: skip
 
-ALIASES = {"squadv1": "squad", "squad_v1": "squad", "squadv2": "squad_v2", "sts-b": "stsb", "sst-2": "sst2"}
+ALIASES = {
+    "squadv1": "squad",
+    "squad_v1": "squad",
+    "squadv2": "squad_v2",
+    "sts-b": "stsb",
+    "sst-2": "sst2",
+    "wikitext-2": "wikitext2",
+}
 """Other names that recipes give these tasks."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.tasks import builtin_text
-from bootstrapnas.tasks.build import BUILTIN_TEXT
+from bootstrapnas.tasks.builtin import BUILTINS
 from bootstrapnas.tasks.files import Table, find_split, read_table
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.spec import TaskSpec
@@ -44,7 +43,7 @@ def load_task(spec: TaskSpec) -> TaskData:
     """Load the rows of a task.
 
     Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None. Of a data
-    set without a validation split (IMDB), a tenth of the training rows validates instead.
+    set without a validation split (IMDB), a share of the training rows validates instead.
 
     Raises
     ------
@@ -55,26 +54,35 @@ def load_task(spec: TaskSpec) -> TaskData:
     if files:
         tables = {split: _read(spec, path) for split, path in files.items()}
         sources = {split: str(path) for split, path in files.items()}
-    elif spec.task_name == BUILTIN_TEXT:
-        rows = builtin_text.scan(builtin_text.find_packages())
-        tables = {split: {name: [row[name] for row in rows[split]] for name in ("text", "label")} for split in rows}
-        sources = {split: f"{BUILTIN_TEXT} ({split})" for split in rows}
+    elif spec.task_name in BUILTINS:
+        rows = BUILTINS[spec.task_name]()
+        tables = {split: {name: [row[name] for row in rows[split]] for name in spec.columns} for split in rows}
+        sources = {split: f"{spec.task_name} ({split})" for split in rows}
     else:
         tables = _from_hub(spec)
         sources = {split: f"{' '.join(KNOWN[spec.task_name].hub)} ({split})" for split in tables}
 
+    if spec.kind.arrange is not None:
+        tables = {split: spec.kind.arrange(spec, table) for split, table in tables.items()}
     if "validation" not in tables:
-        tables["train"], tables["validation"] = _hold_out(tables["train"], held_out(spec))
+        tables["train"], tables["validation"] = _hold_out(tables["train"], spec, sources["train"])
         sources["validation"] = f"{sources['train']}, held out"
+    elif spec.val_set_size is not None:
+        raise UserError(
+            f"--val_set_size {spec.val_set_size}: there are rows to validate on already ({sources['validation']}); "
+            "--max_eval_samples takes fewer of them"
+        )
     most = {"train": spec.max_train_samples, "validation": spec.max_validation_samples}
     most["validation_mismatched"] = spec.max_validation_samples
     loaded: dict[str, Dataset] = {}
     for split, table in tables.items():
-        if split == "test":
+        if split == "test" and spec.label_column:
             table = _labelled(spec, table)
         table = _subset(table, most.get(split), spec.seed)
-        if table[spec.label_column]:
+        if table[spec.columns[-1]]:
             loaded[split] = spec.kind.rows(spec, table, split, sources[split])
+        elif split in _REQUIRED:
+            raise UserError(f"{sources[split]} holds no rows for the task {spec.task_name}")
     return TaskData(
         spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
     )
@@ -104,7 +112,7 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
 
 
 def _read(spec: TaskSpec, path: str | Path) -> Table:
-    return read_table(path, [*spec.text_columns, spec.label_column], spec.kind.optional_columns)
+    return read_table(path, spec.columns, spec.kind.optional_columns)
 
 
 def _from_hub(spec: TaskSpec) -> dict[str, Table]:
@@ -124,7 +132,7 @@ def _from_hub(spec: TaskSpec) -> dict[str, Table]:
         name = next((name for name in names if name in found), None)
         if name is not None:
             optional = [column for column in spec.kind.optional_columns if column in found[name].column_names]
-            columns = (*spec.text_columns, spec.label_column, *optional)
+            columns = (*spec.columns, *optional)
             tables[split] = {column: list(found[name][column]) for column in columns}
     return tables
 
@@ -140,10 +148,13 @@ def held_out(spec: TaskSpec) -> float:
     return KNOWN[spec.task_name].held_out if spec.task_name in KNOWN else 0.0
 
 
-def _hold_out(table: Table, share: float) -> tuple[Table, Table]:
-    """Part a table in two at random, the second of a `share` of the rows; the same for every seed of a run."""
+def _hold_out(table: Table, spec: TaskSpec, source: str) -> tuple[Table, Table]:
+    """Part a table in two at random, the second of the rows that validate; the same for every seed of a run."""
     count = len(next(iter(table.values())))
-    chosen = set(random.Random(_HELD_OUT_SEED).sample(range(count), max(1, round(share * count))))
+    size = max(1, round(held_out(spec) * count)) if spec.val_set_size is None else spec.val_set_size
+    if size >= count:
+        raise UserError(f"{source} has {count} rows: holding out {size} to validate leaves none to train on")
+    chosen = set(random.Random(_HELD_OUT_SEED).sample(range(count), size))
     return _rows(table, [row for row in range(count) if row not in chosen]), _rows(table, sorted(chosen))
 
 

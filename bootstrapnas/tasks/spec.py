@@ -32,15 +32,17 @@ class TaskSpec:
     problem_type
         Which of `KINDS` it is.
     metric
-        The metric that stages select by; greater is better.
+        The metric that stages select by.
     max_seq_length
         Tokens to which a row is cut.
     label_column
-        The column that holds the label.
+        The column that holds the label; empty if the rows have none.
     dataset_dir
         Local directory of the task's splits; None reads the hub or the installed packages (builtin-text).
     train_file, validation_file, test_file
         The splits of the task ``"files"``: JSON lines or CSV.
+    val_set_size
+        How many training rows are held out to validate, where there are no rows of their own for that.
     max_train_samples, max_validation_samples
         Sizes of random subsets; None takes all rows.
     seed
@@ -60,6 +62,7 @@ class TaskSpec:
     train_file: str | None = None
     validation_file: str | None = None
     test_file: str | None = None
+    val_set_size: int | None = None
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
     seed: int = 0
@@ -75,7 +78,7 @@ class TaskSpec:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
         if self.dataset_dir is not None and self.train_file is not None:
             raise UserError(f"task {self.task_name} reads its files ({self.train_file}, ...); it takes no dataset_dir")
-        for name in ("max_seq_length", "max_train_samples", "max_validation_samples"):
+        for name in ("max_seq_length", "val_set_size", "max_train_samples", "max_validation_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be positive, not {value}")
@@ -111,6 +114,16 @@ class TaskSpec:
     def output_names(self) -> tuple[str, ...]:
         """What a model's config calls the columns of its head: the classes, or Hugging Face's placeholders."""
         return self.label_names or tuple(f"LABEL_{index}" for index in range(self.num_labels))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that every row must have: those of its texts and, if there is one, of its label."""
+        return (*self.text_columns, self.label_column) if self.label_column else self.text_columns
+
+    @property
+    def maximise(self) -> bool:
+        """Whether more of the metric that selects is better."""
+        return self.metric not in self.kind.less_is_better
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -1,0 +1,79 @@
+"""What causal language models say: at every token, how likely each token is to come next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bootstrapnas.outputs import IGNORED, TOKENS, VOCABULARY, Output, Outputs, Reduction
+from bootstrapnas.tasks.kind import Head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOSS, HIT = "loss", "hit"
+HEAD = Head("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel"))
+METRICS = ("perplexity", "loss", "token_accuracy")
+LESS_IS_BETTER = ("perplexity", "loss")
+_LARGEST_LOSS = 700.0  # exp of more is no float
+
+
+def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return of each token how badly those before it foretell it: [batch, tokens], 0 for the first.
+
+    ``loss`` is the negative log-likelihood in nats, ``hit`` 1 where the token was the likeliest. A row at a time: the
+    float32 copies of a whole batch may not fit.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    tokens = batch["input_ids"].to(logits.device)
+    found = {name: torch.zeros(tokens.shape, device=logits.device) for name in (LOSS, HIT)}
+    for row, (said, targets) in enumerate(zip(logits[:, :-1], tokens[:, 1:], strict=True)):
+        found[LOSS][row, 1:] = F.cross_entropy(said.float(), targets, reduction="none")
+        found[HIT][row, 1:] = (said.argmax(dim=-1) == targets).float()
+    return found
+
+
+LOGITS = Output("logits", f"{TOKENS} {VOCABULARY}", Reduction(_reduce, (Output(LOSS, TOKENS), Output(HIT, TOKENS))))
+
+
+@dataclass(frozen=True, slots=True)
+class Foretold:
+    """How well the tokens of a feature were foretold: sums over the `tokens` that count."""
+
+    loss: float
+    hits: float
+    tokens: int
+
+
+def foretold(outputs: Outputs, labels: Iterable[Any]) -> list[Foretold]:
+    """Return how well the tokens of each feature that have a label were foretold; its first token never counts."""
+    found = []
+    for loss, hit, targets in zip(outputs[LOSS], outputs[HIT], labels, strict=True):
+        counts = np.asarray(targets)[1:] != IGNORED
+        found.append(Foretold(float(loss[1:][counts].sum()), float(hit[1:][counts].sum()), int(counts.sum())))
+    return found
+
+
+def measure_foretold(found: Iterable[Foretold]) -> dict[str, float]:
+    """Return the metrics over all tokens: their mean loss in nats, its exponential, and the share of hits.
+
+    Raises
+    ------
+    ValueError
+        If there are no tokens.
+    """
+    found = list(found)
+    tokens = sum(each.tokens for each in found)
+    if not tokens:
+        raise ValueError("there are no tokens to foretell")
+    loss = sum(each.loss for each in found) / tokens
+    return {
+        "perplexity": float(np.exp(min(loss, _LARGEST_LOSS))),
+        "loss": loss,
+        "token_accuracy": sum(each.hits for each in found) / tokens,
+    }
