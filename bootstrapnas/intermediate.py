@@ -5,6 +5,7 @@ A `Term` says which modules of each layer are recorded and how a layer of the st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bootstrapnas.families import family_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Parts: TypeAlias = tuple[int, ...]
 Recorded: TypeAlias = Sequence[Sequence[Tensor]]
 """Per layer, the tensors [batch, tokens, channels] recorded in it; none where a block is skipped."""
 
@@ -33,7 +35,8 @@ class Term:
     name
         What it is called in messages, too.
     modules
-        Model -> per layer, the modules to record, each with the number of equal parts that its output consists of.
+        Model -> per layer, the modules to record, each with the parts that its output consists of: their sizes, or
+        numbers in the same proportion.
     compare
         The tensors of a student's layer, those of the teacher's layer, and the mask [batch, tokens] of real tokens ->
         scalar, a mean over the batch.
@@ -42,7 +45,7 @@ class Term:
     """
 
     name: str
-    modules: Callable[[PreTrainedModel], list[list[tuple[nn.Module, int]]]]
+    modules: Callable[[PreTrainedModel], list[list[tuple[nn.Module, Parts]]]]
     compare: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
     check: Callable[[PreTrainedModel, PreTrainedModel], None]
 
@@ -80,9 +83,11 @@ def matching_layer(index: int, layers: int, teacher_layers: int) -> int:
     return max(0, round((index + 1) * teacher_layers / layers) - 1)
 
 
-def _keep(place: list[Tensor], parts: int) -> Callable[..., None]:
+def _keep(place: list[Tensor], parts: Parts) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        place.extend((output[0] if isinstance(output, tuple) else output).chunk(parts, dim=-1))
+        tensor = output[0] if isinstance(output, tuple) else output
+        unit = tensor.shape[-1] // sum(parts)
+        place.extend(tensor.split([unit * part for part in parts], dim=-1))
 
     return hook
 
@@ -95,8 +100,8 @@ def _layers(model: PreTrainedModel) -> Sequence[nn.Module]:
 # -- hidden states -----------------------------------------------------------------------------------------------------
 
 
-def _layer_outputs(model: PreTrainedModel) -> list[list[tuple[nn.Module, int]]]:
-    return [[(layer, 1)] for layer in _layers(model)]
+def _layer_outputs(model: PreTrainedModel) -> list[list[tuple[nn.Module, Parts]]]:
+    return [[(layer, (1,))] for layer in _layers(model)]
 
 
 def relative_error(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
@@ -105,6 +110,8 @@ def relative_error(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: T
     Per row, real tokens only: 0 where they agree, 1 for a student that says nothing, whatever the layer's scale.
     """
     (ours,), (theirs,) = student, teacher
+    if ours.shape != theirs.shape:
+        raise UserError(_other_width(ours.shape[-1], theirs.shape[-1]))
     ours, theirs, real = ours.float(), theirs.float(), mask[:, :, None].float()
     error = ((ours - theirs).square() * real).sum(dim=(1, 2))
     return (error / (theirs.square() * real).sum(dim=(1, 2)).clamp(min=1e-12)).mean()
@@ -112,10 +119,14 @@ def relative_error(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: T
 
 def _same_width(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     if student.config.hidden_size != teacher.config.hidden_size:
-        raise UserError(
-            f"hidden states of size {student.config.hidden_size} (model) and {teacher.config.hidden_size} (teacher) "
-            "cannot be compared; use --kd_mode original or attention_relations"
-        )
+        raise UserError(_other_width(student.config.hidden_size, teacher.config.hidden_size))
+
+
+def _other_width(student: int, teacher: int) -> str:
+    return (
+        f"hidden states of size {student} (model) and {teacher} (teacher) cannot be compared; use --kd_mode original "
+        "or attention_relations"
+    )
 
 
 # -- self-attention relations ------------------------------------------------------------------------------------------
@@ -124,17 +135,19 @@ SHARPNESS = 8.0
 """Of relations: the square root of the usual head size, so that they are as sharp as attention is."""
 
 
-def _projections(model: PreTrainedModel) -> list[list[tuple[nn.Module, int]]]:
+def _projections(model: PreTrainedModel) -> list[list[tuple[nn.Module, Parts]]]:
     """Return per layer the modules whose outputs are heads (queries, keys, values), by the family's labels."""
     family = family_of(model.config)
     if not family.attention:
         raise UserError(f"family {family.model_type!r} declares no attention: use another --kd_mode")
     heads = family.attention[0].heads.split()[0]
-    paths = {}
+    sizes = {dim.name: dim.size(model.config) for dim in family.dims}
+    paths: dict[str, Parts] = {}
     for name, labels in family.layer.items():
         out = labels.parse()[0]
         if name.endswith(".weight") and labels.applied and all(heads in product for product in out):
-            paths[name.removesuffix(".weight")] = len(out)
+            per_unit = [math.prod(sizes[dim] for dim in product if dim != heads) for product in out]
+            paths[name.removesuffix(".weight")] = tuple(size // math.gcd(*per_unit) for size in per_unit)
     found = []
     for layer in _layers(model):
         modules = dict(layer.named_modules())  # a skipped block of an extracted model has none of them
