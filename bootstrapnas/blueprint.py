@@ -6,12 +6,12 @@ Grouping, reduction of scores, reordering, slicing, counting and extraction are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bootstrapnas.dims import Axis, Dim, Key, Labels, Product, Subnet
+from bootstrapnas.dims import Axis, Dim, Key, Labels, Product, Subnet, parse_axis
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families import Family, family_of
 from bootstrapnas.families.base import STAND_INS, Block
@@ -162,11 +162,12 @@ class Blueprint:
                 yield name, labels
 
     def _parameter(self, name: str, labels: Labels, layer: int | None, *, embedding: bool) -> Parameter:
-        axes = tuple(
-            tuple(tuple(self._key(dim, layer, name) for dim in product) for product in axis) for axis in labels.parse()
-        )
+        axes = tuple(self._axis(axis, layer, name) for axis in labels.parse())
         blocks = () if layer is None else tuple(Key(b.name, layer) for b in self._blocks_of(name, layer))
         return Parameter(name, axes, labels.applied, embedding, blocks)
+
+    def _axis(self, products: list[list[str]], layer: int | None, name: str) -> Axis:
+        return tuple(tuple(self._key(dim, layer, name) for dim in product) for product in products)
 
     def _key(self, dim: str, layer: int | None, name: str) -> Key:
         if dim not in self.dims:
@@ -217,6 +218,14 @@ class Blueprint:
         keys = [key for key in self.full if self.dims[key.dim].elastic]
         return tuple(sorted(keys, key=lambda key: (key.layer is None, key.layer or 0)))
 
+    @cached_property
+    def widths(self) -> tuple[Key, ...]:
+        """The elastic widths inside layers: what is scored, ordered and varied unless more is asked for.
+
+        A model-wide one (the hidden size) changes every layer at once, and what a teacher's hidden states mean.
+        """
+        return tuple(key for key in self.elastic if key.layer is not None and not self.is_block(key))
+
     def size(self, key: Key, subnet: Subnet) -> int:
         """Return the size of a dimension in a subnet, in units."""
         return subnet.get(key, self.full[key])
@@ -238,13 +247,20 @@ class Blueprint:
         return tuple(self.extent(axis, subnet) for axis in self.uses[name].axes)
 
     def channels_per_unit(self, key: Key) -> int:
-        """Return how many channels of a weight one unit of `key` spans, e.g. head_dim for a head."""
+        """Return how many channels of a weight one unit of `key` spans, e.g. head_dim for a head.
+
+        Where tensors differ in that (a key-value head has several query heads), it is what the first one has: queries.
+        """
         for parameter in self.parameters.values():
             for axis in parameter.axes:
-                for product in axis:
-                    if key in product:
-                        return math.prod(self.full[k] for k in product[product.index(key) + 1 :])
+                if any(key in product for product in axis):
+                    return self.channels_along(axis, key)
         raise UserError(f"{key} occurs in no label of family {self.family.model_type!r}")
+
+    def channels_along(self, axis: Axis, key: Key) -> int:
+        """Return how many channels in a row one unit of `key` spans along an axis that carries it."""
+        product = next(product for product in axis if key in product)
+        return math.prod(self.full[k] for k in product[product.index(key) + 1 :])
 
     def members(self, key: Key) -> Iterator[tuple[Parameter, int]]:
         """Yield the coupled group of `key`: every (parameter, axis position) that carries it."""
@@ -287,6 +303,66 @@ class Blueprint:
                 carriers = [set(p.blocks) for p, _ in self.members(keys[0]) if p.name.startswith(path)]
                 found.append((keys, tuple(sorted(set.intersection(*carriers)))))
         return tuple(found)
+
+    def has_module(self, layer: int, module: str, subnet: Subnet) -> bool:
+        """Return whether a subnet keeps a module named inside a layer."""
+        return all(
+            self.size(Key(b.name, layer), subnet) for b in self._blocks_of(self.layer_path(layer, f"{module}."), layer)
+        )
+
+    def layer_kinds(self, subnet: Subnet) -> tuple[str, ...]:
+        """Return the kind of attention of every layer, as the places of a cache for `subnet` have to be.
+
+        What a layer without attention says does not matter to it. The length of a cache is that of its first place; so
+        where no attention of that kind is left, the place is of the kind of the first attention that is.
+        """
+        kinds = list(self._kinds)
+        left = [kinds[layer] for layer in range(self.num_layers) if self._is_cached(layer, subnet)]
+        if left and kinds[0] not in left:
+            kinds[0] = left[0]
+        return tuple(kinds)
+
+    def cache_places(self, subnet: Subnet, kinds: Sequence[str] | None = None) -> dict[int, int]:
+        """Return layer -> its place in a cache of keys and values, for the layers whose attention `subnet` keeps.
+
+        Those of a kind take the first places of that kind, so that what is read from the first place, such as the
+        number of tokens so far, is there. `kinds` are those of the places (default: the model's).
+        """
+        kinds = kinds or self._kinds
+        places = {kind: iter([place for place, other in enumerate(kinds) if other == kind]) for kind in kinds}
+        return {
+            layer: next(places[self._kinds[layer]])
+            for layer in range(self.num_layers)
+            if self._is_cached(layer, subnet)
+        }
+
+    @cached_property
+    def _kinds(self) -> tuple[str, ...]:
+        if not self.family.layer_types:
+            return ("",) * self.num_layers
+        return tuple(getattr(self.config, self.family.layer_types))
+
+    def _is_cached(self, layer: int, subnet: Subnet) -> bool:
+        return bool(self.family.cache) and self.has_module(layer, self.family.cache, subnet)
+
+    def attributes(self, subnet: Subnet, kinds: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
+        """Return module path -> attribute -> its value, for what the code of the modules of a subnet reads.
+
+        `kinds` as in `cache_places`.
+        """
+        found: dict[str, dict[str, int]] = {}
+        for layer, place in self.cache_places(subnet, kinds).items():
+            found[self.layer_path(layer, self.family.cache)] = {"layer_idx": place}
+        for layer in range(self.num_layers):
+            for module, constants in self.family.constants.items():
+                if self.has_module(layer, module, subnet):
+                    path = self.layer_path(layer, module)
+                    values = {
+                        name: self.extent(self._axis(parse_axis(text), layer, path), subnet)
+                        for name, text in constants.items()
+                    }
+                    found.setdefault(path, {}).update(values)
+        return found
 
     def check(self, subnet: Subnet) -> None:
         """Raise `UserError` unless every key of `subnet` is elastic and its size is reachable."""

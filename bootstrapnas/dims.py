@@ -84,7 +84,12 @@ class Labels:
 
     def parse(self) -> list[list[list[str]]]:
         """Return, per axis, the concatenated products of dimension names."""
-        return [[product.split() for product in axis.split("+")] for axis in self.axes.split(",")]
+        return [parse_axis(axis) for axis in self.axes.split(",")]
+
+
+def parse_axis(text: str) -> list[list[str]]:
+    """Return the concatenated products of dimension names of one axis."""
+    return [product.split() for product in text.split("+")]
 
 
 def linear(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from bootstrapnas import modeling_subnet
@@ -67,6 +68,8 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     _fill(small, tensors, {name: buffers[origin(name)] for name, _ in small.named_buffers()})
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(source[origin(name)].requires_grad)
+    if small.can_generate():
+        small.generation_config = copy.deepcopy(model.generation_config)
     return small.eval()
 
 
@@ -77,13 +80,16 @@ def subnet_config(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig:
     if plain is not None:
         return plain
     config.subnet = layout(blueprint, subnet)
+    if blueprint.family.layer_types:
+        setattr(config, blueprint.family.layer_types, list(blueprint.layer_kinds(subnet)))
     return config
 
 
 def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
     """Return what `bootstrapnas.modeling_subnet.shrink` needs to resize a full-size model to `subnet`.
 
-    ``sizes`` is for people (units per layer); ``shapes`` names every smaller parameter; ``stand_ins`` what is skipped.
+    ``sizes`` is for people (units per layer); ``shapes`` names every smaller parameter; ``stand_ins`` what is skipped;
+    ``attributes`` what the code of modules reads, where it differs from the full model.
     """
     complete = blueprint.complete(subnet)
     stand_ins = {
@@ -98,7 +104,13 @@ def layout(blueprint: Blueprint, subnet: Subnet) -> dict[str, Any]:
         for name, parameter in blueprint.uses.items()
         if blueprint.exists(parameter, subnet) and blueprint.shape(name, subnet) != blueprint.shape(name, {})
     }
-    return {"sizes": subnet_to_json(complete), "shapes": shapes, "stand_ins": stand_ins}
+    full = blueprint.attributes({})
+    attributes = {
+        path: {name: value for name, value in values.items() if value != full[path][name]}
+        for path, values in blueprint.attributes(subnet, blueprint.layer_kinds(subnet)).items()
+        if values != full[path]
+    }
+    return {"sizes": subnet_to_json(complete), "shapes": shapes, "stand_ins": stand_ins, "attributes": attributes}
 
 
 def subnet_class(base: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -229,6 +241,9 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
         if not layers or not isinstance(blueprint.family.num_layers, str):
             return None
         setattr(config, blueprint.family.num_layers, len(layers))
+        if blueprint.family.layer_types:
+            kinds = getattr(config, blueprint.family.layer_types)
+            setattr(config, blueprint.family.layer_types, [kinds[layer] for layer in layers])
     for dim in blueprint.dims.values():
         keys = [key for key in blueprint.full if key.dim == dim.name and (key.layer is None or key.layer in layers)]
         sizes = {blueprint.size(key, subnet) for key in keys}
@@ -237,6 +252,15 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
         size = sizes.pop()
         if isinstance(dim.source, str) and size != dim.size(config):
             setattr(config, dim.source, size)
+    for name, product in blueprint.family.attributes.items():
+        keys = [Key(dim, layers[0] if blueprint.dims[dim].per_layer else None) for dim in product.split()]
+        size = blueprint.product(tuple(keys), subnet)
+        if size != getattr(config, name, None):
+            setattr(config, name, size)
+    try:
+        config.validate()
+    except StrictDataclassError:  # a rule of the config's own, such as LLaMA's: the hidden size is a multiple of heads
+        return None
     candidate = Blueprint(config, blueprint.architecture, blueprint.family)
     wanted = {
         name: blueprint.shape(name, subnet) for name, p in blueprint.parameters.items() if blueprint.exists(p, subnet)

@@ -39,10 +39,36 @@ class ZeroAndNone(Zero):
 STAND_INS = {"input": Input, "input, none": InputAndNone, "zero": Zero, "zero, none": ZeroAndNone}
 
 
+class Changed:
+    """Another object but for some attributes: the config as one layer's code is to read it."""
+
+    def __init__(self, other: Any, attributes: dict[str, Any]) -> None:
+        vars(self).update(attributes, _other=other)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_other":  # what copying asks for
+            raise AttributeError(name)
+        return getattr(self._other, name)
+
+
+def set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+    """Set attributes of a module itself; "config.num_heads" is that of its config, as this module alone reads it."""
+    changed: dict[str, dict[str, Any]] = {}
+    for name, value in attributes.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner:
+            changed.setdefault(owner, {})[leaf] = value
+        else:
+            vars(module)[leaf] = value
+    for owner, values in changed.items():
+        vars(module)[owner] = Changed(vars(module)[owner], values)
+
+
 def shrink(model: nn.Module, layout: dict[str, Any]) -> None:
     """Resize `model` in place.
 
-    layout["stand_ins"]: module path -> what stands in for it; layout["shapes"]: parameter name -> its smaller shape.
+    layout["stand_ins"]: module path -> what stands in for it; layout["shapes"]: parameter name -> its smaller shape;
+    layout["attributes"]: module path -> the attributes that its code reads and that differ from the full model's.
     """
     for path, stand_in in layout["stand_ins"].items():
         substitute = STAND_INS[stand_in]()
@@ -63,3 +89,5 @@ def shrink(model: nn.Module, layout: dict[str, Any]) -> None:
             module.num_embeddings, module.embedding_dim = shape
         elif leaf == "weight" and isinstance(module, nn.LayerNorm):
             module.normalized_shape = tuple(shape)
+    for path, attributes in layout.get("attributes", {}).items():
+        set_attributes(model.get_submodule(path), attributes)

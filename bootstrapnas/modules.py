@@ -6,6 +6,7 @@ Slices are views, so the cost of a forward and backward pass falls with the subn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError
-from bootstrapnas.modeling_subnet import STAND_INS
+from bootstrapnas.modeling_subnet import STAND_INS, set_attributes
 from bootstrapnas.slicing import Index, apply_index, parameter_index
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -27,11 +28,25 @@ class ActiveSubnet:
         self.blueprint = blueprint
         self.subnet: Subnet = {}
         self._index: dict[str, tuple[Index, ...]] = {}
+        self._attributes: Mapping[str, Mapping[str, int]] | None = None
 
     def set(self, subnet: Subnet) -> None:
         """Make `subnet` the active one. Indices are worked out when a module first asks for them."""
         self.subnet = subnet
         self._index = {}
+        self._attributes = None
+
+    def attributes(self, path: str) -> Mapping[str, int]:
+        """Return what the code of the module at `path` reads from its attributes."""
+        if self._attributes is None:
+            self._attributes = self.blueprint.attributes(self.subnet)
+        return self._attributes.get(path, {})
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a cache of keys and values can tell how many tokens it holds."""
+        places = self.blueprint.cache_places(self.subnet).values()
+        return not places or 0 in places
 
     def view(self, name: str, tensor: Tensor) -> Tensor:
         """Return the active part of the parameter `name`."""
@@ -100,6 +115,37 @@ ELASTIC: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+class _Following(_Elastic):
+    """A module whose own code computes the active subnet, given the active part of its parameters and its attributes.
+
+    The code runs on a twin that shares everything else, so nothing is changed and changed back.
+    """
+
+    _plain: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        assert isinstance(self, nn.Module)
+        twin = adopt(self._plain, self)
+        set_attributes(twin, dict(self._active.attributes(self._path)))
+        vars(twin).update({leaf: self._view(leaf) for leaf in self._parameters})
+        return self._plain.forward(twin, *args, **kwargs)
+
+
+class _Cached(_Following):
+    """Attention that keeps keys and values."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get("past_key_values")
+        if cache is not None and not self._active.has_cache:
+            place = self._active.attributes(self._path)["layer_idx"]
+            if cache.get_seq_length(place):
+                raise UserError(
+                    "the active subnet skips attention in all layers of the kind of the first one, whose keys tell how "
+                    "long a cache is: pass use_cache=False, or extract the subnet, which then keeps a cache"
+                )
+        return super().forward(*args, **kwargs)
+
+
 class _Skippable:
     """A module of a block that a subnet may skip; returns its stand-in then."""
 
@@ -123,11 +169,22 @@ def elastic_module(module: nn.Module, path: str, active: ActiveSubnet) -> nn.Mod
     """
     if isinstance(module, _Elastic):
         raise UserError(f"{path} is elastic already: a model can be part of one supernet only")
+    if type(module).__name__ in active.blueprint.family.follows:
+        return following_module(module, path, active)
     if type(module) not in ELASTIC:
         raise UserError(f"{path} is a {type(module).__name__}, which has no elastic form; declare its dims not elastic")
     elastic: Any = adopt(ELASTIC[type(module)], module)
     elastic._path, elastic._active = path, active
     return elastic
+
+
+def following_module(
+    module: nn.Module, path: str, active: ActiveSubnet, base: type[_Following] = _Following
+) -> nn.Module:
+    """Return a form of the module at `path` whose code sees the parameters and attributes of the active subnet."""
+    following: Any = adopt(type(f"Elastic{type(module).__name__}", (base, type(module)), {}), module)
+    following._path, following._active, following._plain = path, active, type(module)
+    return following
 
 
 def skippable_module(module: nn.Module, block: Key, stand_in: nn.Module, active: ActiveSubnet) -> nn.Module:
@@ -159,6 +216,11 @@ def make_elastic(model: nn.Module, blueprint: Blueprint) -> ActiveSubnet:
     replacements = {path: elastic_module(model.get_submodule(path), path, active) for path in paths}
     for path, replacement in replacements.items():
         model.set_submodule(path, replacement)
+    cached = {blueprint.layer_path(layer, blueprint.family.cache) for layer in blueprint.cache_places({})}
+    for path in blueprint.attributes({}):
+        if path not in replacements:
+            base = _Cached if path in cached else _Following
+            model.set_submodule(path, following_module(model.get_submodule(path), path, active, base))
     for layer in range(blueprint.num_layers):
         for block in blueprint.family.blocks:
             for module, stand_in in block.stand_ins.items():

@@ -118,6 +118,11 @@ class SearchSpace:
         return tuple(genome)
 
     @property
+    def model_wide(self) -> frozenset[str]:
+        """The dimensions of the genes that are no layer's own, such as the hidden size."""
+        return frozenset(key.dim for gene in self.genes for key in gene.keys if key.layer is None)
+
+    @property
     def max_genome(self) -> Genome:
         return (0,) * len(self.genes)
 

@@ -52,12 +52,11 @@ def default_movement_config(blueprint: Blueprint, linears: Mapping[str, str], ep
         Length of the training; the warm-up ends with it.
     """
     axes: dict[str, list[tuple[int, int]]] = {}  # module path -> (axis, channels of one unit)
-    for key in blueprint.elastic:
-        if not blueprint.is_block(key):
-            for parameter, axis in blueprint.members(key):
-                if parameter.applied:
-                    path = parameter.name.rpartition(".")[0]
-                    axes.setdefault(path, []).append((axis, blueprint.channels_per_unit(key)))
+    for key in blueprint.widths:
+        for parameter, axis in blueprint.members(key):
+            if parameter.applied:
+                path = parameter.name.rpartition(".")[0]
+                axes.setdefault(path, []).append((axis, blueprint.channels_along(parameter.axes[axis], key)))
     scopes: dict[tuple[str, int], list[str]] = {}
     for path, found in axes.items():
         axis, channels = found[0]

@@ -129,7 +129,7 @@ def run(
         if importance_path is not None:
             scores, metadata = load_importance(importance_path, supernet.blueprint)
             rule = arguments.importance_rule or default_rule(metadata["criterion"])
-            supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule)))
+            supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule, also=space.model_wide)))
         train, compression = rows.split("train"), config.training.compression
         if compression and kd.kd_teacher_model is None:
             lesson = own_lesson(rows, train, compression[0], kd, typed, training, model)
@@ -185,7 +185,7 @@ def orders_while_training(
     that they have.
     """
     width, steps = config.training.elasticity.width, schedule.reorder_steps
-    blueprint, name = supernet.blueprint, width.filter_importance
+    blueprint, name, also = supernet.blueprint, width.filter_importance, supernet.space.model_wide
     key = "bootstrapNAS.training.elasticity.width.filter_importance"
     once = f"{config.path}: reorg_weights and reorg_interval order the units once: scores do not change in training"
     if ordered or not steps:
@@ -200,8 +200,8 @@ def orders_while_training(
     external = external_file(config)
     if external is None:
         notice(f"train: filter_importance {name} orders the units before the steps {', '.join(map(str, steps))}")
-        return lambda step: filter_orders(supernet.model, blueprint, name) if step in steps else {}
-    found = orders(order_scores(blueprint, load_external(external, blueprint), "rows"))
+        return lambda step: filter_orders(supernet.model, blueprint, name, also) if step in steps else {}
+    found = orders(order_scores(blueprint, load_external(external, blueprint), "rows", also=also))
     if len(steps) > 1:
         warn(once)
     return lambda step: found if step == steps[0] else {}

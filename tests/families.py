@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -14,11 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
+    Cache,
     DistilBertConfig,
     ElectraConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
     ModernBertConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
     XLMRobertaConfig,
 )
@@ -46,6 +54,7 @@ TARGETS: dict[str, Callable[[], dict[str, Tensor]]] = {
     "QuestionAnswering": lambda: {"start_positions": torch.tensor([1, 0, 3]), "end_positions": torch.tensor([2, 4, 3])},
     "TokenClassification": lambda: {"labels": torch.arange(BATCH * LENGTH).view(BATCH, LENGTH) % 3},
     "MaskedLM": lambda: {"labels": torch.arange(BATCH * LENGTH).view(BATCH, LENGTH).where(MASKED, torch.tensor(-100))},
+    "CausalLM": lambda: {"labels": torch.arange(BATCH * LENGTH).view(BATCH, LENGTH).where(MASKED, torch.tensor(-100))},
 }
 MASKED = torch.arange(LENGTH) % 2 == 0
 
@@ -77,12 +86,33 @@ def skip_in_modernbert(layer: nn.Module, block: str) -> None:
         layer.mlp.forward = torch.zeros_like
 
 
+def skip_in_llama(layer: nn.Module, block: str) -> None:
+    """Skip a pre-norm half-block by adding nothing."""
+    if block == "mha_block":
+        layer.self_attn.forward = lambda hidden_states, **_: (torch.zeros_like(hidden_states), None)
+    else:
+        layer.mlp.forward = torch.zeros_like
+
+
+def tell_nothing(layer: nn.Module, units: int) -> None:
+    """Code that reads its sizes from tensors needs not be told how many units of attention there are."""
+
+
+def tell_phi3(layer: nn.Module, units: int) -> None:
+    attention = layer.self_attn
+    attention.config = copy.copy(attention.config)
+    attention.config.num_attention_heads = attention.num_key_value_groups * units
+    attention.num_key_value_heads = units
+
+
 @dataclass(frozen=True)
 class Row:
     """A family and architecture under test.
 
     `sizes` are config attributes of the family that have other names than BERT's; `skip` is the oracle that skips a
-    block of a layer without the engine; `ordered` are dimensions whose order has a meaning (rotary positions).
+    block of a layer without the engine, `tell` the one that tells a layer's code its units of attention; `ordered` are
+    dimensions whose order has a meaning (rotary positions); `unit` is the unit of attention, and `embeddings` the path
+    of all embeddings in the base model.
     """
 
     model_class: type[PreTrainedModel]
@@ -90,7 +120,10 @@ class Row:
     auto_class: Any
     sizes: tuple[tuple[str, Any], ...] = ()
     skip: Callable[[nn.Module, str], None] = skip_in_bert
+    tell: Callable[[nn.Module, int], None] = tell_nothing
     ordered: tuple[str, ...] = ()
+    unit: str = "head"
+    embeddings: str = "embeddings"
 
     @property
     def name(self) -> str:
@@ -106,6 +139,7 @@ class Row:
             torch.manual_seed(seed)
             labels = 2 if "QuestionAnswering" in self.name else SIZES["num_labels"]
             sizes = {**SIZES, **dict(self.sizes), "num_labels": labels, **changes}
+            sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in sizes.items()}
             model = self.model_class(self.config_class(**sizes, attn_implementation=attention))
             with torch.no_grad():
                 for parameter in model.parameters():
@@ -153,6 +187,29 @@ def modernbert_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
     )
 
 
+DECODER_HEADS = ("CausalLM", "SequenceClassification", "", "TokenClassification")
+GROUPED = {"num_key_value_heads": 2, "eos_token_id": None, "bos_token_id": 1, "classifier_dropout": 0.0}
+MIXED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+"""The first layer of a Qwen sees everything, the others a window."""
+ALTERNATING = {**MIXED, "layer_types": ("sliding_attention", "full_attention", "sliding_attention")}
+
+
+def decoder_rows(
+    stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] = DECODER_HEADS, **sizes: Any
+) -> list[Row]:
+    """Return rows of a decoder with LLaMA's layers: two groups of a key-value head and two query heads."""
+    return rows(
+        stem,
+        config_class,
+        heads,
+        sizes=tuple({**GROUPED, **sizes}.items()),
+        skip=skip_in_llama,
+        ordered=("hd",),
+        unit="kv",
+        embeddings="embed_tokens",
+    )
+
+
 ROWS = (
     *rows("Bert", BertConfig),
     *rows("Roberta", RobertaConfig),
@@ -161,15 +218,30 @@ ROWS = (
     *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
     *modernbert_rows(["SequenceClassification", ""]),
     *modernbert_rows(["TokenClassification", "QuestionAnswering", "MaskedLM"], **BIASES),
+    *decoder_rows("Llama", LlamaConfig),
+    *decoder_rows("Mistral", MistralConfig, ["CausalLM"], sliding_window=4),
+    *decoder_rows("Qwen2", Qwen2Config, ["CausalLM"], tie_word_embeddings=True),
+    *decoder_rows("Qwen3", Qwen3Config, ["CausalLM"], head_dim=16, attention_bias=True, **ALTERNATING),
+    *decoder_rows("Gemma", GemmaConfig, ["CausalLM"], head_dim=8),
+    *(replace(row, tell=tell_phi3) for row in decoder_rows("Phi3", Phi3Config, ["CausalLM"])),
 )
 FAMILY_ROWS = tuple(
     next(row for row in ROWS if row.config_class is c) for c in dict.fromkeys(r.config_class for r in ROWS)
 )
 """The first row of every family: enough for what does not depend on the head."""
+ENCODER_ROWS = tuple(row for row in FAMILY_ROWS if row.head != "CausalLM")
+"""The first row of every family of encoders: what EFTNAS's templates and the export of encoders are for."""
 EXPORTED_ROWS = tuple(
-    row for row in ROWS if row in FAMILY_ROWS or row.name in ("BertForTokenClassification", "BertForMaskedLM")
+    row for row in ROWS if row in ENCODER_ROWS or row.name in ("BertForTokenClassification", "BertForMaskedLM")
 )
-"""Every family and every head once; what else BERT has is exported in test_export.py."""
+"""Every family and every head of encoders once; what else BERT has is exported in test_export.py."""
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of one output: itself, those of a tuple, or the keys and values that a cache holds."""
+    if isinstance(value, Cache):
+        return [tensor for layer in value.layers if layer.is_initialized for tensor in (layer.keys, layer.values)]
+    return list(value) if isinstance(value, tuple) else [value]
 
 
 def outputs(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -57,10 +57,9 @@ def test_every_linear_layer_of_a_group_is_scored_and_no_other(row: Row) -> None:
     model = row.build()
     blueprint, names = Blueprint.of(model), NodeNames.of(model)
     found = structures_of(check_config(default_movement_config(blueprint, names.linears, 1)), names)
-    keys = [key for key in blueprint.elastic if not blueprint.is_block(key)]
     members = {
-        (parameter.name.removesuffix(".weight"), axis): blueprint.channels_per_unit(key)
-        for key in keys
+        (parameter.name.removesuffix(".weight"), axis): blueprint.channels_along(parameter.axes[axis], key)
+        for key in blueprint.widths
         for parameter, axis in blueprint.members(key)
         if parameter.applied
     }

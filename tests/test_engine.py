@@ -16,6 +16,7 @@ import pytest
 import torch
 from families import (
     BATCH,
+    ENCODER_ROWS,
     EXPORTED_ROWS,
     FAMILY_ROWS,
     LAYOUTS,
@@ -34,6 +35,7 @@ from families import (
     rows,
     smallest,
     subnets,
+    tensors,
     toy_family,
 )
 from hypothesis import HealthCheck, given, settings
@@ -87,7 +89,7 @@ def assert_gradients_of_subnet(
             assert small.get(name) is None, name
             continue
         inside = select(blueprint, name, gradient, subnet)
-        torch.testing.assert_close(inside, small[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(inside, small[name], rtol=1e-5, atol=5e-6)
         assert gradient.count_nonzero() == inside.count_nonzero(), f"{name} has a gradient outside the subnet"
 
 
@@ -107,8 +109,7 @@ def test_an_elastic_model_computes_what_it_computed_before(row: Row, attention: 
         found = model(**batch, output_hidden_states=True, output_attentions=attention == "eager")
     assert list(found) == list(expected)
     for name, value in expected.items():
-        pairs = zip(value, found[name], strict=True) if isinstance(value, tuple) else [(value, found[name])]
-        assert all(torch.equal(a, b) for a, b in pairs), name
+        assert all(torch.equal(a, b) for a, b in zip(tensors(value), tensors(found[name]), strict=True)), name
     assert {name: id(p) for name, p in model.named_parameters()} == {name: id(p) for name, p in parameters.items()}
     assert {name: id(b) for name, b in model.named_buffers()} == {name: id(b) for name, b in buffers.items()}
     after = gradients(model.train(), batch)
@@ -123,9 +124,9 @@ def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed
     model, batch = row.build(attention, **dict.fromkeys(family.dropout, 0.0)).train(), row.batch()
     blueprint = Blueprint.of(model)
     generator = torch.Generator().manual_seed(seed)
-    # The hidden order of a base model is its output's.
-    dims = {"head", "hd", "ffn", "hidden"} - ({"hidden"} if blueprint.architecture == family.bare else set())
-    dims -= set(row.ordered)
+    dims = {"head", "kv", "rep", "hd", "ffn", "hidden"} - set(row.ordered)
+    if blueprint.architecture == family.bare:
+        dims.remove("hidden")  # the order of a base model's output
     orders = {key: torch.randperm(size, generator=generator) for key, size in blueprint.full.items() if key.dim in dims}
     expected, old = outputs(model, batch).detach(), gradients(model, batch)
     carrier = copy.deepcopy(model)
@@ -173,7 +174,7 @@ def test_masking_units_is_what_reordering_and_slicing_leaves_out(row: Row) -> No
     threshold = min(float(values.max()) for values in ranked.values()) - 1e-6
     units = resolve(blueprint, scores, threshold)
     assert len(units) == 2 * blueprint.num_layers
-    assert any(0 < kept.sum() < len(kept) for key, kept in units.items() if key.dim == "head")
+    assert any(0 < kept.sum() < len(kept) for key, kept in units.items() if key.dim == row.unit)
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in masked.named_parameters():
@@ -207,7 +208,8 @@ def test_elastic_is_extracted(row: Row, attention: str, data: st.DataObject) -> 
     found = gradients(small.train(), batch, seed=5)
     if type(small) is row.model_class:  # where layers are missing, the others are numbered anew
         kept = [number for number in range(3) if subnet.get(Key("layer_block", number)) != 0]
-        found = {re.sub(r"(?<=\blayer\.)\d", lambda n: str(kept[int(n[0])]), name): g for name, g in found.items()}
+        old = {re.sub(r"(\blayers?\.)(\d)", lambda n: f"{n[1]}{kept[int(n[2])]}", name): name for name in found}
+        found = {name: found[new] for name, new in old.items()}
     assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, found)
 
 
@@ -219,6 +221,7 @@ def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.D
     supernet, batch, original = supernet_of(row), row.batch(), row.build()
     subnet = data.draw(subnets(supernet.blueprint))
     for number, layer in enumerate(original.base_model.get_submodule(supernet.blueprint.family.stack)):
+        row.tell(layer, supernet.blueprint.size(Key(row.unit, number), subnet))
         for block in supernet.blueprint.family.blocks:
             if subnet.get(Key(block.name, number)) == 0:
                 if block.whole_layer:
@@ -232,7 +235,7 @@ def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.D
         with supernet.activate(subnet):
             elastic = supernet.model(**batch)
     for name, value in found.items():
-        torch.testing.assert_close(elastic[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(tensors(elastic[name]), tensors(value), rtol=0, atol=1e-6)
 
 
 @every_row
@@ -243,7 +246,7 @@ def test_counts_are_those_of_the_extracted_model(row: Row, data: st.DataObject) 
     subnet = data.draw(subnets(supernet.blueprint))
     small = supernet.extract(subnet)
     costs = supernet.count(subnet, length=LENGTH)
-    embeddings = sum(p.numel() for p in small.base_model.embeddings.parameters())
+    embeddings = sum(p.numel() for p in small.base_model.get_submodule(row.embeddings).parameters())
     assert costs.params == sum(p.numel() for p in small.parameters()) == small.num_parameters()
     assert costs.params_without_embeddings == costs.params - embeddings
     ids = torch.ones(1, LENGTH, dtype=torch.long)
@@ -286,9 +289,9 @@ def test_subnets_of_the_same_completion_are_the_same_network(row: Row, data: st.
             assert torch.equal(outputs(supernet.model, batch), expected)
     inside = [key for block in complete if complete[block] == 0 for key in blueprint.inside(block)]
     assert blueprint.complete({**subnet, **{key: smallest(blueprint, key) for key in inside}}) == complete
-    assert {key.dim for key in blueprint.inside(Key("mha_block", 1))} == {"head"}
+    assert {key.dim for key in blueprint.inside(Key("mha_block", 1))} == {row.unit}
     assert {key.dim for key in blueprint.inside(Key("ffn_block", 1))} == {"ffn"}
-    assert {key.dim for key in blueprint.inside(Key("layer_block", 1))} == {"head", "ffn", "mha_block", "ffn_block"}
+    assert {key.dim for key in blueprint.inside(Key("layer_block", 1))} == {row.unit, "ffn", "mha_block", "ffn_block"}
 
 
 # -- on disk -----------------------------------------------------------------------------------------------------------
@@ -365,14 +368,14 @@ def test_files_shrink_with_the_subnet(row: Row, tmp_path: Path) -> None:
     sizes = []
     for name, subnet in (
         ("full", {}),
-        ("narrow", {Key("ffn", 0): 6, Key("head", 1): 1}),
+        ("narrow", {Key("ffn", 0): 6, Key(row.unit, 1): 1}),
         ("empty", SKIP_ALL),
         ("none", SKIP_LAYERS),
     ):
         save_subnet(supernet.extract(subnet), tmp_path / name)
         sizes.append((tmp_path / name / "model.safetensors").stat().st_size)
         assert sizes[-1] - 4 * supernet.count(subnet, length=1).params in range(12_000)  # the header
-    assert sizes[0] - sizes[1] > 4 * (18 * 64 + 3 * 8 * 4 * 32)
+    assert sizes[0] - sizes[1] > 4 * (18 * 64 + 2 * 8 * 4 * 32)
     assert sizes[1] > sizes[2] >= sizes[3]  # post-norm layers without their halves still have a norm
 
 
@@ -402,18 +405,20 @@ def test_a_subnet_that_the_config_can_express_needs_no_code(row: Row, tmp_path: 
     assert ffn.size(small.config) == 11
     assert ffn.size(supernet.model.config) == 24
     save_subnet(small, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    files = {"config.json", "model.safetensors", *(["generation_config.json"] if small.can_generate() else [])}
+    assert {path.name for path in tmp_path.iterdir()} == files
     again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=False)
     with torch.no_grad():
         assert torch.equal(outputs(again, batch), outputs(small, batch))
     assert type(supernet.extract({})) is row.model_class
-    assert type(supernet.extract({Key("head", layer): 2 for layer in range(3)})) is not row.model_class
+    narrow = supernet.extract({Key(row.unit, layer): 1 for layer in range(3)})
+    assert (type(narrow) is row.model_class) == (row.unit == "kv")  # its head size does not follow from its heads
 
 
 @every_family
 def test_without_some_layers_a_model_is_an_ordinary_smaller_one(row: Row, tmp_path: Path) -> None:
     supernet, batch = supernet_of(row), row.batch()
-    subnet = {**{Key("ffn", layer): 11 for layer in (0, 2)}, Key("layer_block", 1): 0, Key("head", 1): 1}
+    subnet = {**{Key("ffn", layer): 11 for layer in (0, 2)}, Key("layer_block", 1): 0, Key(row.unit, 1): 1}
     small = supernet.extract(subnet)
     supernet.model.eval()
     with supernet.activate(subnet), torch.no_grad():
@@ -427,10 +432,11 @@ def test_without_some_layers_a_model_is_an_ordinary_smaller_one(row: Row, tmp_pa
     assert supernet.count(subnet, length=1).params == again.num_parameters()
     if alike:
         assert Blueprint.of(again).num_layers == 2
-        last = [name for name in supernet.blueprint.parameters if ".layer.2." in name]
+        stack = supernet.blueprint.layer_path(2, "").removesuffix("2")
+        last = [name for name in supernet.blueprint.parameters if name.startswith(f"{stack}2.")]
         full = dict(supernet.model.named_parameters())
         for name in last:
-            moved = again.get_parameter(name.replace(".layer.2.", ".layer.1."))
+            moved = again.get_parameter(name.replace(f"{stack}2.", f"{stack}1."))
             assert torch.equal(moved, select(supernet.blueprint, name, full[name], subnet))
 
 
@@ -939,7 +945,7 @@ def test_every_unit_and_block_has_its_words_in_an_nncf_config(row: Row) -> None:
     assert set(again.genes) == set(space.genes)
 
 
-@every_family
+@pytest.mark.parametrize("row", ENCODER_ROWS, ids=lambda row: row.name)
 @pytest.mark.parametrize("template", ["base_bert", "quickstart"])
 def test_the_templates_score_every_family_alike(row: Row, template: str) -> None:
     """Attention in blocks, FFN channels with a score each, whatever the layers of a family are called."""

@@ -292,7 +292,7 @@ def test_criteria_score_every_family_and_follow_its_units(row):
         blueprint = Blueprint.of(model)
         scores = find_criterion(name)(model, blueprint, [batch], families.loss)
         units = order_scores(blueprint, scores, default_rule(name))
-        assert units.keys() == {key for key in blueprint.elastic if not blueprint.is_block(key)}
+        assert units.keys() == set(blueprint.widths)
         assert all(torch.isfinite(s).all() and (s >= 0).all() for s in scores.values())
         order = orders(units)
         with torch.no_grad():

@@ -7,12 +7,15 @@ from bootstrapnas.families.base import Family
 from bootstrapnas.families.bert import BERT
 from bootstrapnas.families.distilbert import DISTILBERT
 from bootstrapnas.families.electra import ELECTRA
+from bootstrapnas.families.gemma import GEMMA
+from bootstrapnas.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from bootstrapnas.families.modernbert import MODERNBERT
+from bootstrapnas.families.phi3 import PHI3
 from bootstrapnas.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MODERNBERT)
-}
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MODERNBERT)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
 
 
 def family_of(config: Any) -> Family:
@@ -33,4 +36,4 @@ def family_of(config: Any) -> Family:
         ) from None
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["DECODERS", "FAMILIES", "Family", "family_of"]

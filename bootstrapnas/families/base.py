@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bootstrapnas.dims import Dim, Labels
@@ -87,6 +87,21 @@ class Family:
         Config attributes that hold dropout probabilities.
     max_length
         The longest sequence that a model takes, in tokens, from the config. Default: no limit.
+    follows
+        Class names of modules, norms as a rule, whose code takes its sizes from its own parameters: with smaller ones
+        it computes the smaller module.
+    attributes
+        Config attributes that are products of dimensions, beside those that dimensions name as their source: what has
+        to be set as well where a config is to express a smaller network.
+    cache
+        Module path inside a layer of the attention that keeps keys and values: its ``layer_idx`` is its place in a
+        cache. Default: there is no cache.
+    layer_types
+        Config attribute with the kind of attention of each layer (``"full_attention"``, …). Default: all are alike.
+    constants
+        Module path inside a layer -> attribute of the module -> the label text of what it holds: numbers that the
+        module's code reads and that shrink with a subnet, such as ``{"num_heads": "head"}``. ``"config.num_heads"`` is
+        an entry of the config that the module holds.
     """
 
     model_type: str
@@ -102,3 +117,8 @@ class Family:
     attention: tuple[Attention, ...] = ()
     dropout: tuple[str, ...] = ()
     max_length: Callable[[Any], int] | None = None
+    follows: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    cache: str = ""
+    layer_types: str = ""
+    constants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -5,6 +5,7 @@ To add one: a `Rule` and a line in `RULES`.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,10 +37,10 @@ class Reduction:
     output_rows_only: bool = False
     relative: bool = False
 
-    def __call__(self, blueprint: Blueprint, scores: Scores) -> dict[Key, Tensor]:
+    def __call__(self, blueprint: Blueprint, scores: Scores, also: Collection[str] = ()) -> dict[Key, Tensor]:
         """Return key -> score per unit, shape [units], for every key of which a member that counts has scores."""
         counted = {name: s for name, s in scores.items() if not self.output_rows_only or s.dim() > 1}
-        keys = scored_keys(blueprint, counted)
+        keys = scored_keys(blueprint, counted, also)
         if self.output_rows_only:
             keys = tuple(k for k in keys if any(p.name in counted and at == 0 for p, at in blueprint.members(k)))
         found = {key: unit_scores(blueprint, counted, key, reduce=self.reduce, counts=self._counts) for key in keys}
@@ -87,30 +88,34 @@ def default_rule(criterion: str) -> str:
     return _DEFAULTS.get(criterion, "relative")
 
 
-def width_scores(blueprint: Blueprint, scores: Scores, rule: str = "prefix") -> dict[Key, Tensor]:
+def width_scores(
+    blueprint: Blueprint, scores: Scores, rule: str = "prefix", also: Collection[str] = ()
+) -> dict[Key, Tensor]:
     """Return key -> score per unit, shape [units], to be compared with a threshold when widths are chosen.
 
-    Keys without scores are left out.
+    Keys without scores are left out, and so are model-wide dimensions that `also` does not name.
 
     Raises
     ------
     UserError
         If the rule is unknown, no elastic key has scores, or a score grid does not divide its parameter.
     """
-    return find_rule(rule).widths(blueprint, scores)
+    return find_rule(rule).widths(blueprint, scores, also)
 
 
-def order_scores(blueprint: Blueprint, scores: Scores, rule: str = "prefix") -> dict[Key, Tensor]:
+def order_scores(
+    blueprint: Blueprint, scores: Scores, rule: str = "prefix", also: Collection[str] = ()
+) -> dict[Key, Tensor]:
     """Return key -> score per unit, shape [units], by which units are put in order; see `reduction.orders`.
 
-    Keys without scores are left out.
+    Keys without scores are left out, and so are model-wide dimensions that `also` does not name.
 
     Raises
     ------
     UserError
         If the rule is unknown, no elastic key has scores, or a score grid does not divide its parameter.
     """
-    return find_rule(rule).order(blueprint, scores)
+    return find_rule(rule).order(blueprint, scores, also)
 
 
 def find_rule(name: str) -> Rule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -30,8 +30,10 @@ CSV_COLUMNS = (
 _LONGEST_LIST = 20
 
 
-def scored_keys(blueprint: Blueprint, scores: Scores) -> tuple[Key, ...]:
-    """Return the elastic keys of which any member has scores, dimension by dimension, layer by layer.
+def scored_keys(blueprint: Blueprint, scores: Scores, also: Collection[str] = ()) -> tuple[Key, ...]:
+    """Return the elastic widths of which any member has scores, dimension by dimension, layer by layer.
+
+    `also` names the model-wide dimensions (the hidden size) that take part; by default none does.
 
     Raises
     ------
@@ -42,7 +44,8 @@ def scored_keys(blueprint: Blueprint, scores: Scores) -> tuple[Key, ...]:
     keys = [
         key
         for key in blueprint.elastic
-        if not blueprint.is_block(key) and any(parameter.name in scores for parameter, _ in blueprint.members(key))
+        if (key in blueprint.widths or key.dim in also)
+        and any(parameter.name in scores for parameter, _ in blueprint.members(key))
     ]
     if not keys:
         raise UserError("none of the scored parameters belongs to an elastic dimension of the model")

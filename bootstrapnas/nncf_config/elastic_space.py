@@ -132,7 +132,7 @@ def _width_genes(width: Width, blueprint: Blueprint, warn: Warn) -> Iterator[Gen
             raise UserError(f"width.add_dynamic_inputs[{index}]: no elastic dimension reaches the input of {node!r}")
     if width.overwrite_groups is None or width.overwrite_groups_widths is None:
         order = list(blueprint.dims)
-        elastic = [key for key in blueprint.elastic if not blueprint.is_block(key)]
+        elastic = blueprint.widths
         channels = {key: blueprint.full[key] * blueprint.channels_per_unit(key) for key in elastic}
         widest = max(elastic, key=lambda key: channels[key])
         if "min_width" in width.model_fields_set and width.min_width > channels[widest]:

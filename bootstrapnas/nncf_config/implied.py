@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError
-from bootstrapnas.families import FAMILIES
+from bootstrapnas.families import DECODERS, FAMILIES, Family
 from bootstrapnas.nncf_config.node_names import EVERY_LAYER, module_path
 from bootstrapnas.nncf_config.reading import NNCFConfig
 
@@ -30,6 +30,19 @@ _BERT: Final = {
     "intermediate.dense": "intermediate_size",
     "output.dense": "hidden_size",
 }
+
+
+def _widths(family: Family) -> dict[str, str]:
+    """Return the linear layers of a layer whose outputs are one dimension, with the config attribute of its size."""
+    sources = {dim.name: dim.source for dim in family.dims if isinstance(dim.source, str)}
+    outputs = {
+        name.removesuffix(".weight"): labels.axes.split(",")[0]
+        for name, labels in family.layer.items()
+        if labels.applied
+    }
+    return {module: sources[out] for module, out in outputs.items() if out in sources}
+
+
 LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
     "distilbert": {
@@ -46,12 +59,7 @@ LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
         "mlp.Wi": "intermediate_size",
         "mlp.Wo": "hidden_size",
     },
-    "llama": {
-        "self_attn.o_proj": "hidden_size",
-        "mlp.gate_proj": "intermediate_size",
-        "mlp.up_proj": "intermediate_size",
-        "mlp.down_proj": "hidden_size",
-    },
+    **{family.model_type: _widths(family) for family in DECODERS},
     "bloom": {
         "self_attention.dense": "hidden_size",
         "mlp.dense_h_to_4h": "intermediate_size",
@@ -110,6 +118,12 @@ _MODERN: Final = {
 }
 _SMALL_WORDS: Final = {**_UNCASED, "embedding_size": 128}
 _WIDE_WORDS: Final = {**_UNCASED, "embedding_size": 768}
+_LLAMA: Final = {
+    "vocab_size": 32000,
+    "max_position_embeddings": 2048,
+    "head_dim": 128,
+    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings"), 0),
+}
 KNOWN: Final = (
     _known("BERT-base", "google-bert/bert-base-uncased", "bert", "12 768 12 3072", **_UNCASED),
     _known("BERT-large", "google-bert/bert-large-uncased", "bert", "24 1024 16 4096", **_UNCASED),
@@ -132,8 +146,8 @@ KNOWN: Final = (
     ),
     _known("ModernBERT-base", "answerdotai/ModernBERT-base", "modernbert", "22 768 12 1152", **_MODERN),
     _known("ModernBERT-large", "answerdotai/ModernBERT-large", "modernbert", "28 1024 16 2624", **_MODERN),
-    _known("LLaMA-7B", "huggyllama/llama-7b", "llama", "32 4096 32 11008"),
-    _known("LLaMA-13B", "huggyllama/llama-13b", "llama", "40 5120 40 13824"),
+    _known("LLaMA-7B", "huggyllama/llama-7b", "llama", "32 4096 32 11008", num_key_value_heads=32, **_LLAMA),
+    _known("LLaMA-13B", "huggyllama/llama-13b", "llama", "40 5120 40 13824", num_key_value_heads=40, **_LLAMA),
     _known("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", "30 4096 32 16384"),
 )
 

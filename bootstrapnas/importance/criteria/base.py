@@ -24,19 +24,19 @@ whole is spread evenly over its entries, so that their sum is what it is worth.
 
 
 def elastic_parameters(model: nn.Module, blueprint: Blueprint) -> dict[str, nn.Parameter]:
-    """Return the parameters that carry an elastic dimension, by name: those whose scores decide about units."""
-    names = {p.name for key in blueprint.elastic if not blueprint.is_block(key) for p, _ in blueprint.members(key)}
+    """Return the parameters that carry an elastic width of a layer, by name: those whose scores decide about units."""
+    names = {p.name for key in blueprint.widths for p, _ in blueprint.members(key)}
     return {name: parameter for name, parameter in model.named_parameters() if name in names}
 
 
 def elastic_axis(blueprint: Blueprint, parameter: Parameter) -> tuple[int, tuple[Key, ...]]:
-    """Return the first axis of a parameter that carries elastic dimensions, and these."""
+    """Return the first axis of a parameter that carries elastic widths of its layer, and these."""
     return next(_elastic_axes(blueprint, parameter))
 
 
 def _elastic_axes(blueprint: Blueprint, parameter: Parameter) -> Iterator[tuple[int, tuple[Key, ...]]]:
     for position, axis in enumerate(parameter.axes):
-        keys = dict.fromkeys(key for product in axis for key in product if blueprint.dims[key.dim].elastic)
+        keys = dict.fromkeys(key for product in axis for key in product if key in blueprint.widths)
         if keys:
             yield position, tuple(keys)
 

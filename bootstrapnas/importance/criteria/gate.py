@@ -38,7 +38,7 @@ def score_gate(
 
 
 def _reads_units(blueprint: Blueprint, parameter: Parameter) -> bool:
-    return any(blueprint.dims[key.dim].elastic for product in parameter.axes[-1] for key in product)
+    return any(key in blueprint.widths for product in parameter.axes[-1] for key in product)
 
 
 def _gates(blueprint: Blueprint, name: str, product: Tensor) -> Tensor:

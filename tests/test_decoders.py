@@ -1,0 +1,189 @@
+"""What decoders have besides what every family has: a cache of keys and values, generation, an elastic hidden size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from families import ENCODER_ROWS, FAMILY_ROWS, LENGTH, MIXED, Row, decoder_rows, outputs
+from torch import Tensor, nn
+from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
+
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.dims import Key, Subnet
+from bootstrapnas.extraction import load_model, save_subnet
+from bootstrapnas.importance import CRITERIA, order_scores, orders, width_scores
+from bootstrapnas.nncf_config import check_config
+from bootstrapnas.nncf_config.elastic_space import listed_space
+from bootstrapnas.space_generation import generate_space, mac_targets
+from bootstrapnas.supernet import Supernet
+
+DECODERS = tuple(row for row in FAMILY_ROWS if row not in ENCODER_ROWS)
+every_decoder = pytest.mark.parametrize("row", DECODERS, ids=lambda row: row.name)
+LLAMA = next(row for row in DECODERS if row.config_class is LlamaConfig)
+(MIXED_QWEN,) = decoder_rows("Qwen2", Qwen2Config, ["CausalLM"], **MIXED)
+NEW = 7
+"""Tokens to generate: with the prompt more than a sliding window holds."""
+
+
+def skips(blocks: Mapping[str, tuple[int, ...]], **widths: int) -> dict[Key, int]:
+    """Return a subnet that skips blocks of some layers; its widths differ between layers."""
+    sizes = {Key(name, layer): 0 for name, layers in blocks.items() for layer in layers}
+    return {**sizes, Key("ffn", 0): 7, Key("kv", 1): 1, **{Key(name): size for name, size in widths.items()}}
+
+
+SUBNETS: dict[str, dict[Key, int]] = {
+    "first": skips({"mha_block": (0,)}, hidden=20),
+    "middle": skips({"mha_block": (1,), "ffn_block": (0,)}),
+    "last": skips({"mha_block": (2,)}),
+    "only the last": skips({"mha_block": (0, 1)}, hidden=28),
+    "none": skips({"mha_block": (0, 1, 2)}),
+    "a layer": skips({"layer_block": (1,), "mha_block": (2,)}),
+}
+
+
+@lru_cache
+def supernet_of(row: Row) -> Supernet:
+    return Supernet(row.build())
+
+
+@torch.no_grad()
+def generate(model: nn.Module, **settings: object) -> Tensor:
+    """Continue two prompts, the first of them padded on the left."""
+    ids = torch.arange(1, 11).view(2, 5)
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return model.generate(
+        input_ids=ids * mask, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, **settings
+    )
+
+
+@every_decoder
+@pytest.mark.parametrize("subnet", SUBNETS.values(), ids=SUBNETS)
+def test_generation_with_a_cache_is_that_without(row: Row, subnet: Subnet) -> None:
+    supernet = supernet_of(row)
+    small = supernet.extract(subnet)
+    expected = generate(small, use_cache=False)
+    assert torch.equal(generate(small), expected)
+    with supernet.activate(subnet):
+        assert torch.equal(generate(supernet.model, use_cache=False), expected)
+        assert torch.equal(generate(supernet.model), expected)
+    assert torch.equal(generate(small, num_beams=2), generate(small, num_beams=2, use_cache=False))
+
+
+@every_decoder
+def test_a_saved_subnet_generates_the_same(row: Row, tmp_path: Path) -> None:
+    supernet = supernet_of(row)
+    supernet.model.generation_config.repetition_penalty = 1.5
+    small = supernet.extract(SUBNETS["first"])
+    save_subnet(small, tmp_path)
+    for again in (
+        load_model(str(tmp_path), row.auto_class),
+        row.auto_class.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        assert again.generation_config.repetition_penalty == 1.5
+        assert torch.equal(generate(again), generate(small))
+    supernet.model.generation_config.repetition_penalty = 1.0
+
+
+# -- layers of two kinds -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skipped", [(0,), (1,), (0, 1), (1, 2)], ids=str)
+def test_layers_of_two_kinds_keep_their_places_in_the_cache(skipped: tuple[int, ...]) -> None:
+    """The first layer sees everything, the others a window of 4 tokens."""
+    supernet = supernet_of(MIXED_QWEN)
+    subnet = skips({"mha_block": skipped})
+    small = supernet.extract(subnet)
+    expected = generate(small, use_cache=False)
+    assert torch.equal(generate(small), expected)
+    with supernet.activate(subnet):
+        assert torch.equal(generate(supernet.model, use_cache=False), expected)
+        if 0 not in skipped:
+            assert torch.equal(generate(supernet.model), expected)
+        else:  # no layer of the first one's kind is left, whose keys tell how long the cache is
+            with pytest.raises(ValueError, match="pass use_cache=False, or extract the subnet"):
+                generate(supernet.model)
+
+
+def test_a_skipped_layer_takes_its_kind_along() -> None:
+    supernet = supernet_of(MIXED_QWEN)
+    small = supernet.extract({Key("layer_block", 0): 0})
+    assert type(small) is MIXED_QWEN.model_class
+    assert small.config.layer_types == ["sliding_attention", "sliding_attention"]
+    assert torch.equal(generate(small), generate(small, use_cache=False))
+    assert supernet.model.config.layer_types[0] == "full_attention"
+
+
+# -- ordinary checkpoints ----------------------------------------------------------------------------------------------
+
+UNIFORM: dict[str, dict[Key, int]] = {
+    "kv": {Key("kv", layer): 1 for layer in range(3)},
+    "ffn and a layer": {**{Key("ffn", layer): 11 for layer in (0, 2)}, Key("layer_block", 1): 0},
+    "hidden": {Key("hidden"): 24},
+    "everything": {
+        **{Key(dim, layer): size for layer in (1, 2) for dim, size in (("kv", 1), ("ffn", 5))},
+        Key("hidden"): 16,
+        Key("layer_block", 0): 0,
+    },
+}
+
+
+@every_decoder
+@pytest.mark.parametrize("subnet", UNIFORM.values(), ids=UNIFORM)
+def test_alike_layers_are_an_ordinary_checkpoint(row: Row, subnet: Subnet, tmp_path: Path) -> None:
+    """The head size stays, whatever the hidden size and the number of heads; so do the rotary frequencies.
+
+    Gemma's config scales the embeddings by the root of its hidden size, so a smaller one would be another model.
+    """
+    supernet = supernet_of(row)
+    small = supernet.extract(subnet)
+    ordinary = row.name != "GemmaForCausalLM" or Key("hidden") not in subnet
+    assert (type(small) is row.model_class) == ordinary
+    save_subnet(small, tmp_path)
+    again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=not ordinary)
+    assert type(again).__name__ == type(small).__name__
+    assert again.config.head_dim == supernet.blueprint.full[Key("hd", 0)]
+    assert torch.equal(generate(again), generate(small))
+    with torch.no_grad(), supernet.activate(subnet):
+        torch.testing.assert_close(outputs(again, row.batch()), outputs(supernet.model, row.batch()), rtol=0, atol=1e-6)
+
+
+def test_a_hidden_size_that_llamas_config_refuses_is_no_other_model(tmp_path: Path) -> None:
+    supernet = supernet_of(LLAMA)
+    small = supernet.extract({Key("hidden"): 30})  # 4 heads
+    assert type(small).__name__ == "SubnetLlamaForCausalLM"
+    save_subnet(small, tmp_path)
+    again = load_model(str(tmp_path), LLAMA.auto_class)
+    assert torch.equal(generate(again), generate(small))
+
+
+# -- the hidden size enters a space when it is asked for ---------------------------------------------------------------
+
+
+def loss(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "gate", "l1"])
+def test_the_hidden_size_is_varied_only_if_asked_for(criterion: str) -> None:
+    model, batch = LLAMA.build(), LLAMA.batch()
+    blueprint = Blueprint.of(model)
+    scores = CRITERIA[criterion](model, blueprint, [batch], loss)
+    units = width_scores(blueprint, scores, "mean")
+    assert {key.dim for key in units} == {"kv", "ffn"} == {key.dim for key in order_scores(blueprint, scores)}
+    config = check_config({"bootstrapNAS": {"training": {"elasticity": {"available_elasticity_dims": ["width"]}}}})
+    assert Key("hidden") not in {key for gene in listed_space(config, blueprint).genes for key in gene.keys}
+    units = width_scores(blueprint, scores, "mean", also=["hidden"])
+    full = count_macs(blueprint, length=LENGTH)
+    space = generate_space(blueprint, units, mac_targets(full, 0.3), length=LENGTH).space
+    assert Key("hidden") in {key for gene in space.genes for key in gene.keys}
+    before = outputs(model, batch).detach()
+    supernet = Supernet(model, space)
+    supernet.reorder(orders(units))
+    with torch.no_grad():
+        torch.testing.assert_close(outputs(model, batch), before, rtol=0, atol=1e-5)
