@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from bootstrapnas.distillation import Distillation, Said, Teacher
 from bootstrapnas.errors import UserError
 from bootstrapnas.intermediate import recording
 from bootstrapnas.outputs import MASK, TEACHER
-from bootstrapnas.progress import Ticker
+from bootstrapnas.progress import Ticker, warn
 from bootstrapnas.supernet import Supernet
 
 TRAINED_FILE = "trained.safetensors"
@@ -96,6 +97,11 @@ class StageTrainer(Trainer):
         measure: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         args.remove_unused_columns = False  # the collator decides what reaches the model
+        if args.dataloader_num_workers and "openvino" in sys.modules:
+            # Processes forked beside OpenVINO's threads were seen to crash; a batch is padded in no time anyway.
+            warn("--dataloader_num_workers has no effect in a process in which OpenVINO was loaded")
+            args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None
+            args.dataloader_persistent_workers = False
         super().__init__(
             model=model,
             args=args,

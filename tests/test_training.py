@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -224,3 +226,21 @@ def test_last_checkpoint_skips_and_deletes_cut_off_ones(tmp_path: Path) -> None:
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-12").exists()
+
+
+def test_no_loader_is_forked_from_a_process_with_openvino(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def workers() -> int:
+        args = StageTrainingArguments(output_dir=str(tmp_path), dataloader_num_workers=2, dataloader_prefetch_factor=3)
+        trainer = StageTrainer(
+            model=build_tiny_bert(), args=args, train_dataset=rows(), data_collator=collate, title="test"
+        )
+        return int(trainer.get_train_dataloader().num_workers)
+
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    assert workers() == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
+    assert workers() == 0
+    assert "--dataloader_num_workers has no effect in a process in which OpenVINO was loaded" in capsys.readouterr().err
