@@ -77,6 +77,9 @@ class ImportanceArguments:
     nncf_quantile_cap: bool = flag(False, "Stock NNCF's rule: never mask a tensor beyond its 98th percentile.")
 
 
+OF_TRAINING = ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate")
+"""Flags without effect where the criterion needs no training."""
+
 GROUPS = (ModelArguments, ImportanceArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
 
 
@@ -97,7 +100,7 @@ def run(
     if importance.criterion == MOVEMENT:
         settle_distillation(kd, typed, config.document)
     else:
-        for name in ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate"):
+        for name in OF_TRAINING:
             if name in typed:
                 warn(f"--{name} has no effect: the criterion {importance.criterion} trains nothing")
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)

@@ -23,6 +23,7 @@ from bootstrapnas.pipeline.stages import METRICS_FILE
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import BUILTINS, TASK_FILE, TaskSpec, export_builtin
 from eftnas.commands import COMMANDS
+from eftnas.importance import MOVEMENT, OF_TRAINING
 
 # ruff: noqa: UP045
 
@@ -160,6 +161,19 @@ def resolve_model(name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / directory)
 
 
+def with_effect(command: str, wired: Flags, chosen: Flags) -> Flags:
+    """Return the flags that the run wires, without those that would do nothing beside the chosen ones."""
+    flags = {**wired, **chosen}
+    config = flags.get("nncf_config")
+    in_config = None if config is None else read_config(config).document.kd_mode
+    idle: set[str] = set()
+    if (flags.get("kd_mode") or in_config or "original") != "original":
+        idle.add("kd_cache_dir")
+    if command == "importance" and flags.get("criterion", MOVEMENT) != MOVEMENT:
+        idle |= {"kd_cache_dir", *OF_TRAINING}
+    return {name: value for name, value in wired.items() if name not in idle}
+
+
 class Run:
     """One run of a recipe below a directory."""
 
@@ -242,7 +256,7 @@ class Run:
             if name in wired and name in ("output_dir", "model_dir", "supernet_dir", "search_dir", "nncf_config"):
                 raise UserError(f"recipe: {command} cannot set {name}: the run decides where files lie")
         try:
-            execute("eftnas", COMMANDS, command, to_arguments({**wired, **chosen}))
+            execute("eftnas", COMMANDS, command, to_arguments({**with_effect(command, wired, chosen), **chosen}))
         except OtherRunError as error:
             advice = "the recipe or its inputs have changed: start over with --fresh, or choose another --output_dir"
             raise OtherRunError(error.directory, error.difference, advice) from None

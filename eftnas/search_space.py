@@ -163,7 +163,8 @@ def describe(report: SpaceReport, full: int) -> None:
         skipped = sum(size == 0 for size in found.subnet.values())
         blocks = f", {skipped} blocks skipped" if skipped else ""
         notice(f"search-space: {found.macs / 1e6:,.0f} M MACs ({found.macs / full:.1%}){blocks}")
-    notice(f"search-space: {len(report.space)} genes, {float(report.space.num_subnets):.1e} subnets")
+    free = sum(count > 1 for count in report.space.cardinalities)
+    notice(f"search-space: {free} genes with a choice, {float(report.space.num_subnets):.1e} subnets")
 
 
 def _holds(target: Path, written: Mapping[str, Any]) -> bool:

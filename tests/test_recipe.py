@@ -13,7 +13,7 @@ from conftest import TaskFiles
 
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.errors import UserError
-from eftnas.recipe import merged, read_recipe, resolve_model
+from eftnas.recipe import merged, read_recipe, resolve_model, with_effect
 
 ROOT = Path(__file__).parents[1]
 BRIEF = {"per_device_train_batch_size": 16, "learning_rate": 1e-3}
@@ -150,6 +150,23 @@ def test_fresh_deletes_runs_only(tmp_path: Path, tiny_bert_dir: Path, tiny_task_
     outcome = eftnas("run", config=recipe, fresh=True)
     assert outcome.status == 2
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("command", "chosen", "idle"),
+    [
+        ("train", {}, set()),
+        ("train", {"kd_mode": "hidden_states"}, {"kd_cache_dir"}),
+        ("importance", {"criterion": "movement"}, set()),
+        ("importance", {"criterion": "l1"}, {"kd_cache_dir", "kd_teacher_model", "learning_rate"}),
+    ],
+)
+def test_a_run_wires_no_flag_in_vain(tmp_path: Path, command: str, chosen: dict[str, Any], idle: set[str]) -> None:
+    config = write_config(tmp_path / "config.json")
+    wired = {"nncf_config": config, "kd_teacher_model": "t", "kd_cache_dir": "c", "learning_rate": 1e-3}
+    assert set(wired) - set(with_effect(command, wired, chosen)) == idle
+    in_config = write_config(tmp_path / "other.json", lambda raw: raw.update(kd_mode="hidden_states"))
+    assert "kd_cache_dir" not in with_effect(command, {**wired, "nncf_config": in_config}, chosen)
 
 
 def test_the_quick_start_is_a_valid_recipe() -> None:
