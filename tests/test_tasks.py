@@ -27,6 +27,7 @@ from bootstrapnas.tasks import (
     predictions,
     tfidf_baseline,
     tokenize,
+    why_no_rows,
     write_predictions,
 )
 from bootstrapnas.tasks.known import KNOWN
@@ -107,6 +108,31 @@ def test_mnli_keeps_the_mismatched_rows_apart(tmp_path: Path) -> None:
     assert data.validation[0]["label"] == 1
     assert data.validation_mismatched is not None
     assert data.validation_mismatched[0]["label"] == 2
+
+
+def test_a_split_that_is_not_there_is_told_by_its_file(tmp_path: Path) -> None:
+    for name, label in (("train", 0), ("validation_matched", 1), ("test", -1)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"premise": "p", "hypothesis": "h", "label": label}])
+    spec = build_task_spec("mnli", dataset_dir=tmp_path)
+    assert why_no_rows(spec, "validation_mismatched") == (
+        f"{tmp_path} holds no mnli/validation_mismatched.jsonl: there is no split 'validation_mismatched'"
+    )
+    assert why_no_rows(spec, "test") == f"no row of {tmp_path / 'test.jsonl'} has a label"
+
+
+def test_imdb_holds_a_tenth_of_its_training_rows_out(tmp_path: Path) -> None:
+    for name, count in (("train", 40), ("test", 3)):
+        write_rows(tmp_path / f"{name}.jsonl", [{"text": f"{name} {row}", "label": row % 2} for row in range(count)])
+    spec = build_task_spec("imdb", dataset_dir=tmp_path)
+    data = load_task(spec)
+    train, validation = (list(split["text_a"]) for split in (data.train, data.validation))
+    assert len(validation) == 4
+    assert sorted(train + validation) == sorted(f"train {row}" for row in range(40))
+    assert data.test is not None
+    assert list(data.test["text_a"]) == ["test 0", "test 1", "test 2"]
+    other = load_task(build_task_spec("imdb", dataset_dir=tmp_path, max_train_samples=5))
+    assert list(other.validation["text_a"]) == validation
+    assert set(other.train["text_a"]) < set(train)
 
 
 def test_labels_may_be_names_and_unlabelled_test_rows_are_dropped(tmp_path: Path) -> None:

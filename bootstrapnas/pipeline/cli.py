@@ -6,11 +6,14 @@ import argparse
 import dataclasses
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from bootstrapnas.artefacts import STAGE_FILE
 from bootstrapnas.errors import UserError, near_miss
 
 if TYPE_CHECKING:
@@ -73,7 +76,20 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
     groups, typed = parse(f"{program} {name}", module.__doc__ or "", module.GROUPS, arguments)
-    return module.run(*groups, typed=typed)
+    output = Path(typed["output_dir"]) if "output_dir" in typed else None
+    existed = output is not None and output.exists()
+    try:
+        return module.run(*groups, typed=typed)
+    except UserError:
+        if output is not None and not existed:
+            _delete_unused(output)
+        raise
+
+
+def _delete_unused(directory: Path) -> None:
+    """Delete the directory of a stage that failed before it wrote anything: the command may be given otherwise now."""
+    if directory.is_dir() and [path.name for path in directory.iterdir()] == [STAGE_FILE]:
+        shutil.rmtree(directory)
 
 
 def parse(

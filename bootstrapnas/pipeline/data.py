@@ -30,6 +30,7 @@ from bootstrapnas.tasks import (
     load_task,
     tokenize,
     training_columns,
+    why_no_rows,
 )
 
 disable_progress_bars()
@@ -88,11 +89,14 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
                     raise UserError(f"--{next(iter(answers))} is for question answering, not task {spec.task_name}")
                 changes["answers"] = replace(spec.answers, **answers)
             return replace(spec, **changes)
-    looked = ", ".join(
-        f"{directory} {f'has no {TASK_FILE}' if Path(directory).is_dir() else 'is no directory'}"
-        for directory in directories
-        if directory is not None
-    )
+    sources = [directory for directory in directories if directory is not None]
+    missing = [directory for directory in sources if not Path(directory).is_dir()]
+    if missing:
+        raise UserError(
+            f"{missing[0]} is no directory, so no task can be inherited from it; if it is a hub id, pass --task_name "
+            "or --train_file"
+        )
+    looked = ", ".join(f"{directory} has no {TASK_FILE}" for directory in sources)
     raise UserError(f"no task: pass --task_name or --train_file (there is none to inherit: {looked})")
 
 
@@ -125,7 +129,7 @@ class Rows:
         """Return the rows of a split: ``train``, ``validation``, ``validation_mismatched`` or ``test``."""
         rows = getattr(self.data, name)
         if rows is None:
-            raise UserError(f"task {self.spec.task_name} has no labelled split {name!r}")
+            raise UserError(why_no_rows(self.spec, name))
         return rows
 
     def split(self, name: str) -> Dataset:

@@ -5,7 +5,7 @@ from bootstrapnas.tasks.batching import Collator, batches, build_collator, token
 from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
 from bootstrapnas.tasks.kind import Head, Kind
-from bootstrapnas.tasks.loading import TaskData, data_files, load_task
+from bootstrapnas.tasks.loading import TaskData, data_files, load_task, why_no_rows
 from bootstrapnas.tasks.metrics import METRICS
 from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
@@ -36,5 +36,6 @@ __all__ = [
     "tokenize",
     "train_tokenizer",
     "training_columns",
+    "why_no_rows",
     "write_predictions",
 ]

@@ -111,6 +111,16 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
     return {split: path for split, path in found.items() if path is not None}
 
 
+def why_no_rows(spec: TaskSpec, split: str) -> str:
+    """Return why a task that was loaded has no rows of a split: the file that is missing, or has no labels."""
+    if split not in _SPLITS or spec.dataset_dir is None:
+        return f"task {spec.task_name} has no labelled split {split!r}"
+    path = data_files(spec).get(split)
+    if path is not None:
+        return f"no row of {path} has a label"
+    return f"{spec.dataset_dir} holds no {spec.task_name}/{_SPLITS[split][-1]}.jsonl: there is no split {split!r}"
+
+
 def _read(spec: TaskSpec, path: str | Path) -> Table:
     return read_table(path, spec.columns, spec.kind.optional_columns)
 
