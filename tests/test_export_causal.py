@@ -11,10 +11,14 @@ from causal_models import TEXTS, build_causal, build_tokenizer
 from torch import Tensor
 
 from bootstrapnas.artefacts import read_json
+from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.export import ExportError, export_openvino, load_causal_ir
+from bootstrapnas.evaluation import predict
+from bootstrapnas.export import ExportError, export_openvino, load_causal_ir, load_ir, predict_ir
 from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.causal_runtime import describe_cache, pad_left
+from bootstrapnas.outputs import INDEX, TOKENS, VOCABULARY, Output
+from bootstrapnas.supernet import Supernet
 
 TOKENIZER = build_tokenizer()
 NEW = 12
@@ -24,24 +28,10 @@ def batch_of(texts: list[str]) -> dict[str, Tensor]:
     return dict(TOKENIZER(texts, padding=True, return_tensors="pt"))
 
 
-def narrowed_llama() -> torch.nn.Module:
-    """Return a LLaMA whose layers have 2, 1 and 0 kv groups of 2 query heads of 8, as a subnet has them."""
-    model = build_causal("llama")
-    with torch.no_grad():
-        attention = model.model.layers[1].self_attn
-        for name, rows in (("q_proj", 16), ("k_proj", 8), ("v_proj", 8)):
-            projection = getattr(attention, name)
-            projection.weight = torch.nn.Parameter(projection.weight[:rows].clone())
-        attention.o_proj.weight = torch.nn.Parameter(attention.o_proj.weight[:, :16].clone())
-    model.model.layers[2].self_attn = NoAttention()
-    return model
-
-
-class NoAttention(torch.nn.Module):
-    """Stands in for a skipped attention."""
-
-    def forward(self, hidden_states: Tensor, **others: object) -> tuple[Tensor, None]:
-        return torch.zeros_like(hidden_states), None
+def llama_subnet() -> torch.nn.Module:
+    """Return a LLaMA of which the layers have no attention, 1 and 2 kv heads, and the second no FFN."""
+    sizes = {Key("mha_block", 0): 0, Key("ffn", 0): 20, Key("kv", 1): 1, Key("ffn_block", 1): 0, Key("hidden"): 24}
+    return Supernet(build_causal("llama")).extract(sizes)
 
 
 def torch_greedy(model: torch.nn.Module, batch: dict[str, Tensor], tokens: int = NEW) -> list[list[int]]:
@@ -50,7 +40,7 @@ def torch_greedy(model: torch.nn.Module, batch: dict[str, Tensor], tokens: int =
 
 
 MODELS = {
-    "heterogeneous": narrowed_llama,
+    "subnet": llama_subnet,
     "tied": lambda: build_causal("qwen2", tie_word_embeddings=True, num_hidden_layers=2),
     "sliding": lambda: build_causal("mistral", sliding_window=6, num_hidden_layers=2),
     "bloom": lambda: build_causal("bloom", n_layer=2, n_head=4, num_hidden_layers=2),
@@ -114,10 +104,10 @@ def test_genai_generates_what_torch_generates(name: str, irs: dict[str, Path]) -
 
 
 def test_the_cache_is_what_the_model_keeps_whatever_its_config_says(irs: dict[str, Path]) -> None:
-    kept = {state["name"]: state["shape"][1::2] for state in describe_cache(load_causal_ir(irs["heterogeneous"]))}
+    kept = {state["name"]: state["shape"][1::2] for state in describe_cache(load_causal_ir(irs["subnet"]))}
     assert kept == {
         f"past_key_values.{layer}.{part}present.{layer}.{part}": [heads, 8]
-        for layer, heads in ((0, 2), (1, 1))
+        for layer, heads in ((0, 1), (1, 2))
         for part in ("key", "value")
     }
 
@@ -151,15 +141,34 @@ def test_what_cannot_be_exported_is_told() -> None:
     one_token = {"input_ids": torch.tensor([[3]])}
     with pytest.raises(UserError, match="no sequence of at least two tokens"):
         CausalConversion(model, None, [one_token])
-    model.model.layers[0].self_attn = NoAttention()
-    with pytest.raises(ExportError, match="LlamaForCausalLM keeps no keys and values: no layer has attention"):
-        CausalConversion(model, None, [batch_of(TEXTS)])
+    none = Supernet(model).extract({Key("mha_block", 0): 0})
+    with pytest.raises(ExportError, match="keeps no keys and values: no layer has attention"):
+        CausalConversion(none, None, [batch_of(TEXTS)])
 
 
 def test_stop_tokens_end_a_row(irs: dict[str, Path]) -> None:
-    ir = load_causal_ir(irs["heterogeneous"])
+    ir = load_causal_ir(irs["subnet"])
     ids, mask = pad_left([TOKENIZER(text)["input_ids"] for text in TEXTS[:2]])
     free = ir.generate_greedy(ids, mask, max_new_tokens=6)
     assert ir.generate_greedy(ids, mask, max_new_tokens=6, stop=[free[0][2]])[0] == free[0][:3]
     with pytest.raises(UserError, match="call prefill first"):
         load_causal_ir(irs["tied"]).step(ids)
+
+
+def test_whole_texts_are_predicted_as_by_torch_whichever_side_is_padded(irs: dict[str, Path]) -> None:
+    """What the metrics of an IR are computed from; texts before leave no trace."""
+    ir, model = load_ir(irs["subnet"], threads=1), MODELS["subnet"]()
+    left = batch_of(TEXTS[:3])
+    moves = [-int((mask == 0).sum()) for mask in left["attention_mask"]]
+    right = {
+        name: torch.stack([row.roll(move) for row, move in zip(tensor, moves, strict=True)])
+        for name, tensor in left.items()
+    }
+    outputs = (Output("logits", f"{TOKENS} {VOCABULARY}"),)
+    wanted = predict(model, [{**right, INDEX: torch.arange(3)}], outputs)["logits"]
+    for batch in (left, right, left):
+        found = predict_ir(ir, [{**batch, INDEX: torch.arange(3)}], outputs)["logits"]
+        for ours, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=3e-3)
+    with pytest.raises(UserError, match="beam_idx, input_ids, position_ids; the batch has labels"):
+        ir.run({"labels": left["input_ids"]})

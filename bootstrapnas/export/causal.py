@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.export.causal_runtime import BEAMS, POSITIONS, CausalIR, pad_left, positions_of
+from bootstrapnas.export.causal_runtime import CausalIR, pad_left
 from bootstrapnas.export.conversion import convert
-from bootstrapnas.export.runtime import IRModel
+from bootstrapnas.export.runtime import BEAMS, IDS, MASK, POSITIONS, IRModel, positions_of
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
 from bootstrapnas.export.verification import Difference, ExportError, difference
 from bootstrapnas.progress import warn
@@ -24,7 +24,7 @@ from bootstrapnas.progress import warn
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
+LOGITS = "logits"
 ROWS = 4  # sequences that are compared as one batch
 STEPS = 4  # tokens that are decoded one by one, with a known continuation
 GENERATED = 16  # tokens that torch and the IR each choose for themselves

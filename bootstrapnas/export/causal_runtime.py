@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bootstrapnas.errors import UserError, listed
-from bootstrapnas.export.runtime import IRModel, compile_ir
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-BEAMS, POSITIONS = "beam_idx", "position_ids"
+from bootstrapnas.errors import UserError
+from bootstrapnas.export.runtime import BEAMS, IDS, MASK, POSITIONS, IRModel, compile_ir, positions_of
 
 
 class CausalIR:
@@ -52,11 +47,6 @@ class CausalIR:
         """What it really computes in: ``"f32"``, ``"bf16"`` or ``"f16"``."""
         return self.model.precision
 
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs, as an `IRModel` has them."""
-        return self.model.outputs
-
     def reset(self) -> None:
         """Forget every token."""
         self.request.reset_state()
@@ -92,26 +82,6 @@ class CausalIR:
         self._mask_BL = np.concatenate([self._mask_BL[beams], np.ones_like(input_ids)], axis=1)
         return self._infer(input_ids, beams)
 
-    def run(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray]:
-        """Return the logits of whole sequences, as `IRModel.run` does; no token is kept.
-
-        Parameters
-        ----------
-        batch
-            ``input_ids`` and, where padded, ``attention_mask``, shape [batch, length]; either side may be padded.
-
-        Raises
-        ------
-        UserError
-            If there are no ``input_ids``.
-        """
-        if "input_ids" not in batch:
-            raise UserError(f"the IR in {self.directory} needs input_ids; the batch has {listed(batch)}")
-        mask = np.asarray(batch["attention_mask"]) if "attention_mask" in batch else None
-        logits = self.prefill(np.asarray(batch["input_ids"]), mask)
-        self.reset()
-        return {"logits": logits}
-
     def generate_greedy(
         self,
         input_ids: np.ndarray,
@@ -145,8 +115,8 @@ class CausalIR:
             logits = self.step(chosen[:, None])
 
     def _infer(self, input_ids: np.ndarray, beams: np.ndarray) -> np.ndarray:
-        given: dict[str, np.ndarray] = {"input_ids": np.asarray(input_ids, dtype=np.int64)}
-        given["attention_mask"] = self._mask_BL.astype(np.int64)
+        given: dict[str, np.ndarray] = {IDS: np.asarray(input_ids, dtype=np.int64)}
+        given[MASK] = self._mask_BL.astype(np.int64)
         if POSITIONS in self.model.inputs:
             given[POSITIONS] = positions_of(self._mask_BL)[:, -input_ids.shape[1] :]
         given[BEAMS] = beams.astype(np.int32)
@@ -178,11 +148,6 @@ def load_causal_ir(
     """
     hints = {} if kv_cache is None else {"KV_CACHE_PRECISION": kv_cache}
     return CausalIR(compile_ir(directory, precision, threads, hints))
-
-
-def positions_of(attention_mask: np.ndarray) -> np.ndarray:
-    """Return the position of each token, shape [batch, length]: counted from the first that is not padding."""
-    return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, np.ndarray]:

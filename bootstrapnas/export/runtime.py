@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODEL_FILE = "openvino_model.xml"
+IDS, MASK, POSITIONS, BEAMS = "input_ids", "attention_mask", "position_ids", "beam_idx"
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO's hint INFERENCE_PRECISION_HINT calls a precision: what its list of CPU capabilities calls it."""
 
@@ -50,17 +51,23 @@ class IRModel:
         Parameters
         ----------
         batch
-            The IR's inputs, shape [batch, length] each, NumPy or CPU tensors; other entries are not looked at.
+            The IR's inputs, shape [batch, length] each, NumPy or CPU tensors; other entries are not looked at. A causal
+            language model needs ``input_ids`` and, where something is padded, ``attention_mask`` only; either side may
+            be. It keeps nothing of them.
 
         Raises
         ------
         UserError
             If an input is missing.
         """
+        stateful = BEAMS in self.inputs
+        if stateful and IDS in batch:
+            batch = _completed(batch)
         missing = [name for name in self.inputs if name not in batch]
         if missing:
             raise UserError(f"the IR in {self.directory} needs {listed(missing)}; the batch has {listed(batch)}")
-        results = self.compiled({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
+        run = self.compiled.create_infer_request().infer if stateful else self.compiled
+        results = run({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
         return {name: results[name] for name in self.outputs}
 
 
@@ -143,6 +150,18 @@ def predict_ir(
             "it is of another kind of task"
         )
     return collect(model.run, batches, outputs)
+
+
+def positions_of(attention_mask: np.ndarray) -> np.ndarray:
+    """Return the position of each token, shape [batch, length]: counted from the first that is not padding."""
+    return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
+
+
+def _completed(batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray | Tensor]:
+    """Return the inputs of a causal language model's first call, each row going on from itself."""
+    ids = np.asarray(batch[IDS])
+    mask = np.asarray(batch[MASK]) if MASK in batch else np.ones_like(ids)
+    return {IDS: ids, MASK: mask, POSITIONS: positions_of(mask), BEAMS: np.arange(len(ids))}
 
 
 def available_precisions() -> tuple[str, ...]:
