@@ -32,7 +32,7 @@ def main() -> None:
             asked = time.perf_counter() - start
             objectives = [(5.0 - sum(genome) / genes, sum(genome) / genes + rng.normal() / 10) for genome in genomes]
             start = time.perf_counter()
-            algorithm.tell(genomes, objectives)
+            algorithm.tell(genomes, objectives, [0.0] * len(genomes))
             milliseconds.append(1e3 * (asked + time.perf_counter() - start) / len(genomes))
         spread = np.percentile(milliseconds, (50, 0, 100))
         rows.append([f"NSGA-II, {genes} genes of 5 choices", *(f"{value:.3f}" for value in spread), "1"])

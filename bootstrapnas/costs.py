@@ -7,7 +7,7 @@ them out. The "GFLOPs" of the EFTNAS and LoNAS papers are MACs in the first sens
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bootstrapnas.blueprint import Blueprint
@@ -92,6 +92,82 @@ def count_costs(blueprint: Blueprint, subnet: Subnet = FULL, *, length: int) -> 
         params_without_embeddings=count_params(blueprint, subnet, embeddings=False),
         length=length,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What a cost depends on besides the subnet.
+
+    Attributes
+    ----------
+    length
+        Tokens of the sequence.
+    latency
+        Predicts the milliseconds of a subnet; `None` where nothing does.
+    """
+
+    length: int
+    latency: Callable[[Subnet], float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A cost that a search can minimise or bound: known of a subnet without running it, and the less the better.
+
+    Attributes
+    ----------
+    name
+        What flags and files call it.
+    title
+        What tables call it.
+    count
+        The cost of a subnet, in units of one or in `unit`.
+    unit, scale
+        What people read: the cost divided by `scale`, in `unit`.
+    flag
+        Its name in ``--max_<flag>``, where that says the unit; default: `name`.
+    closed_form
+        Whether it follows from the sizes alone, so that it is known of the full model too and shares of that can be
+        asked for.
+    """
+
+    name: str
+    title: str
+    count: Callable[[Blueprint, Subnet, Conditions], float]
+    unit: str = "M"
+    scale: float = 1e6
+    flag: str = ""
+    closed_form: bool = True
+
+    @property
+    def bound_flag(self) -> str:
+        """Its name in ``--max_...`` and ``--min_...``."""
+        return self.flag or self.name
+
+    def shown(self, value: float) -> str:
+        """Return a value for people, for example ``"5,600.12 M MACs"``."""
+        return f"{value / self.scale:,.2f} {self.unit} {self.title}"
+
+
+def _predicted_latency(blueprint: Blueprint, subnet: Subnet, conditions: Conditions) -> float:
+    assert conditions.latency is not None, "a latency needs a predictor"
+    return conditions.latency(subnet)
+
+
+COSTS = {
+    cost.name: cost
+    for cost in (
+        Cost("macs", "MACs", lambda blueprint, subnet, given: count_macs(blueprint, subnet, length=given.length)),
+        Cost("params", "params", lambda blueprint, subnet, given: count_params(blueprint, subnet)),
+        Cost(
+            "params_without_embeddings",
+            "params without embeddings",
+            lambda blueprint, subnet, given: count_params(blueprint, subnet, embeddings=False),
+        ),
+        Cost("latency", "latency", _predicted_latency, unit="ms", scale=1.0, flag="latency_ms", closed_form=False),
+    )
+}
+"""What a search can minimise or bound besides the metric, by name."""
 
 
 def _in_stack(blueprint: Blueprint, name: str) -> bool:

@@ -18,6 +18,7 @@ from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.supernets import load_super_adapter
 
 # ruff: noqa: UP045
@@ -51,7 +52,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     subnet = {}
     if config is not None:
         chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
-        subnet = choose(chosen, supernet, length)[0]
+        subnet = choose(chosen, ConstraintArguments(), supernet, length)[0]
     rows = Rows(spec, load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet.model.to(device, evaluation_dtype(arguments.precision, device))

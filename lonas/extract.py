@@ -21,8 +21,9 @@ from bootstrapnas.extraction import SUBNET_FILE, extract
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.data import inherited_task
-from bootstrapnas.pipeline.extract import ExtractArguments, choose
+from bootstrapnas.pipeline.extract import ExtractArguments, choose, words_of
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, task_head
 from bootstrapnas.progress import notice
@@ -40,21 +41,27 @@ class AdapterExtractArguments:
     _argument_group_name = "subnet"
 
     supernet_dir: str = required("Output of lonas train.")
-    search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best, an index or --max_macs_ratio.")
+    search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best, an index or bounds.")
     subnet: Optional[str] = flag(
-        None, "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer."
-    )
-    max_macs_ratio: Optional[float] = flag(
-        None, "Instead: the subnet on the front with the best metric among those with at most this share of full MACs."
+        None,
+        "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer. Instead, "
+        "bounds: the subnet on the front with the best metric that keeps them; with min_metric the cheapest.",
     )
     merge: bool = flag(False, "Add the adapter to the base's weights: one model instead of two directories.")
 
 
-GROUPS = (AdapterExtractArguments, OutputArguments)
+GROUPS = (AdapterExtractArguments, ConstraintArguments, OutputArguments)
 
 
-def run(arguments: AdapterExtractArguments, output: OutputArguments, *, typed: Mapping[str, Any]) -> Path:
+def run(
+    arguments: AdapterExtractArguments,
+    bounds: ConstraintArguments,
+    output: OutputArguments,
+    *,
+    typed: Mapping[str, Any],
+) -> Path:
     """Extract; return the output directory."""
+    chosen_by = words_of(arguments.subnet, bounds)
     read_stage(arguments.supernet_dir, "train")
     subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
     stage = begin(
@@ -69,8 +76,8 @@ def run(arguments: AdapterExtractArguments, output: OutputArguments, *, typed: M
     spec, about = inherited_task(arguments.supernet_dir), read_super_adapter(arguments.supernet_dir)
     supernet, config = load_supernet(arguments.supernet_dir, spec)
     length = sequence_length(config)
-    chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet, arguments.max_macs_ratio)
-    subnet, values = choose(chosen, supernet, length)
+    chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
+    subnet, values = choose(chosen, bounds, supernet, length)
 
     tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
     head = task_head(supernet.model)
@@ -98,7 +105,7 @@ def run(arguments: AdapterExtractArguments, output: OutputArguments, *, typed: M
             "costs": asdict(small if arguments.merge else costs),
             "full_costs": asdict(whole if arguments.merge else full),
             "search_values": values,
-            "chosen_by": arguments.subnet or f"max_macs_ratio {arguments.max_macs_ratio}",
+            "chosen_by": chosen_by,
             "supernet": stage.inputs["supernet"],
             "search": stage.inputs.get("search"),
         },

@@ -424,7 +424,7 @@ MISTAKES: list[tuple[str, str]] = [
         "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, RNSGA2, random",
     ),
     # subnets
-    (EXTRACT, "pass either --subnet or --max_macs_ratio"),
+    (EXTRACT, "pass either --subnet or a bound such as --max_macs_ratio"),
     (f"{EXTRACT} --subnet best", "choosing from a search needs --search_dir"),
     (
         f"{EXTRACT} --subnet bset --search_dir search",
@@ -434,10 +434,10 @@ MISTAKES: list[tuple[str, str]] = [
     (f"{EXTRACT} --subnet genes.json", "--subnet genes.json: size 9 of head[0] is not an integer between 1 and 4"),
     (
         f"{EXTRACT} --max_macs_ratio 0.01 --search_dir search",
-        "no subnet on the front of search has at most 0.01 of the full model's MACs; the smallest has {least}: "
-        "raise --max_macs_ratio",
+        "no subnet on the front of search has at most … M MACs (0.0100 of the full model's); the nearest has … M MACs "
+        "({least} of the full model's)",
     ),
-    (f"{EXTRACT} --max_macs_ratio 50 --search_dir search", "max_macs_ratio must lie between 0 and 1, not 50.0"),
+    (f"{EXTRACT} --max_macs_ratio 50 --search_dir search", "--max_macs_ratio must lie above 0 and at most 1, not 50"),
     (
         f"{EXTRACT.replace(' supernet', ' other_supernet')} --subnet best --search_dir search",
         "search searched another supernet than other_supernet",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +20,12 @@ from transformers import AutoModelForSequenceClassification
 import bootstrapnas.pipeline.search as search_stage
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import Conditions, Costs, count_costs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
+from bootstrapnas.pipeline.objectives import objectives_of
+from bootstrapnas.search import Constraint, Objective, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
 
@@ -156,6 +161,134 @@ def test_a_metric_that_the_task_does_not_produce_is_refused(
     assert message in outcome.err
     assert "macro_f1" in outcome.err
     assert not (tmp_path / "new").exists()
+
+
+def evaluations(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line)["values"] for line in (directory / "evaluations.jsonl").read_text().splitlines()[1:]]
+
+
+def costs_of(trained: Trained) -> tuple[Costs, list[Costs]]:
+    """Return the costs of the full model and of every subnet of the space."""
+    blueprint = Blueprint.of(build_tiny_bert())
+    genomes = product(*map(range, SPACE.cardinalities))
+    return count_costs(blueprint, length=LENGTH), [
+        count_costs(blueprint, SPACE.subnet(genome), length=LENGTH) for genome in genomes
+    ]
+
+
+def test_objectives_and_bounds_of_the_command_line(trained: Trained, tmp_path: Path) -> None:
+    """Three objectives, and a budget that few subnets keep: what breaks it is neither evaluated nor on the front."""
+    full, all_costs = costs_of(trained)
+    macs = sorted(costs.macs for costs in all_costs)
+    least, most = macs[len(macs) // 4] / full.macs, macs[len(macs) // 4 + 40] / full.macs
+    bounds = {"min_macs_ratio": least, "max_macs_ratio": most, "max_params": full.params}
+    search(trained, tmp_path, objectives="metric,params,macs", algorithm="NSGA2", ref_acc=0.1, **bounds)
+    found, rows = read_json(tmp_path / "pareto.json"), evaluations(tmp_path)
+    assert [goal["name"] for goal in found["objectives"]] == ["params", "macs", "macro_f1"]
+    assert (found["cost"], found["full"]) == ("params", {"macs": full.macs, "params": full.params})
+    assert [entry["name"] for entry in found["constraints"]] == ["macs", "params", "macs"]
+    inside = [row for row in rows if least <= row["macs"] / full.macs <= most]
+    assert len(inside) >= POPULATION
+    assert all("macro_f1" in row for row in inside)
+    assert all("macro_f1" not in row for row in rows if row not in inside)
+    goals = (Objective("params"), Objective("macs"), Objective("macro_f1", maximise=True))
+    wanted = [inside[index] for index in pareto_front(inside, goals)]
+    front = [entry["values"] for entry in found["front"]]
+    assert sorted(map(str, front)) == sorted(map(str, wanted))
+    assert [values["params"] for values in front] == sorted(values["params"] for values in front)
+    qualified = [row["params"] for row in inside if row["macro_f1"] >= 0.1 - 0.01]
+    assert found["best"]["values"]["params"] == min(qualified)
+    rows_of_csv = read_csv(tmp_path / "search_progression.csv")
+    assert {row[1] for row in rows_of_csv} == {"params"}
+    assert {float(row[2]) for row in rows_of_csv} == {row["params"] / 1e6 for row in inside}
+    assert (tmp_path / "search_progression.png").read_bytes().startswith(b"\x89PNG")
+
+    # The same command finds it again; other bounds in the same place are another run.
+    again = search(trained, tmp_path, objectives="metric,params,macs", algorithm="NSGA2", ref_acc=0.1, **bounds)
+    assert "finished already" in again
+    other = eftnas("search", supernet_dir=trained.root / "supernet", output_dir=tmp_path, precision="float32")
+    assert (other.status, "was made by another run" in other.err or "there, None here" in other.err) == (2, True)
+
+    # A subnet can be chosen by any bound, also by one on what the search did not count.
+    def chosen(name: str, **flags: Any) -> dict[str, Any]:
+        succeed(
+            "extract",
+            supernet_dir=trained.root / "supernet",
+            search_dir=tmp_path,
+            output_dir=tmp_path.with_name(f"{tmp_path.name}_{name}"),
+            **flags,
+        )
+        return dict(read_json(tmp_path.with_name(f"{tmp_path.name}_{name}") / "subnet.json"))
+
+    middle = sorted(values["params"] for values in front)[len(front) // 2]
+    affordable = [values for values in front if values["params"] <= middle]
+    by_params = chosen("params", max_params=middle)
+    assert by_params["chosen_by"] == f"max_params {float(middle)}"
+    assert by_params["search_values"]["macro_f1"] == max(values["macro_f1"] for values in affordable)
+    bare = chosen("bare", max_params_without_embeddings_ratio=0.99)
+    assert bare["costs"]["params_without_embeddings"] <= 0.99 * full.params_without_embeddings
+    best_metric = max(values["macro_f1"] for values in front)
+    cheapest = chosen("metric", min_metric=best_metric)
+    assert cheapest["costs"]["params"] == min(v["params"] for v in front if v["macro_f1"] == best_metric)
+
+
+def test_a_metric_that_nothing_reaches_leaves_the_nearest(trained: Trained, tmp_path: Path) -> None:
+    told = search(trained, tmp_path, algorithm="NSGA2", min_metric=99.9, num_evals=2 * POPULATION)
+    assert "no subnet found has at least 0.9990 macro_f1; the nearest has 0." in told
+    found, rows = read_json(tmp_path / "pareto.json"), evaluations(tmp_path)
+    assert {entry["values"]["macro_f1"] for entry in found["front"]} == {max(row["macro_f1"] for row in rows)}
+
+
+def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
+    """An objective of its own unit, bounded and shown as such."""
+    supernet = Supernet(build_tiny_bert(), SPACE)
+    bounds = search_stage.ConstraintArguments(max_latency_ms=1.5)
+    predict = lambda subnet: 1.0 + subnet[Key("mha_block", 1)]  # noqa: E731
+    objectives = objectives_of("latency,metric,macs", "f1")
+    problem = search_stage.build_problem(supernet, objectives, bounds, Conditions(LENGTH, predict))
+    assert [goal.name for goal in objectives] == ["latency", "macs", "f1"]
+    assert problem.cost.shown(problem.costs(SPACE.max_genome)["latency"]) == "2.00 ms latency"
+    assert problem.constraints == (Constraint("latency", 1.5),)
+    assert problem.window is not None
+    assert problem.window.violation(SPACE.max_genome) == pytest.approx(1 / 3)
+    assert problem.window.violation(SPACE.min_genome) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"objectives": "metric,mac"},
+            "there is no objective 'mac'; did you mean 'macs'?; known are metric, macs, params",
+        ),
+        ({"objectives": "metric"}, "--objectives needs metric and at least one of macs, params"),
+        ({"objectives": "macs,params"}, "--objectives needs metric and at least one of macs, params"),
+        ({"objectives": "metric,macs,macs"}, "--objectives names macs twice"),
+        ({"objectives": "metric,params"}, "bootstrapNAS.search.aspiration_points is of MACs and the metric, but"),
+        (
+            {"objectives": "metric,latency", "algorithm": "NSGA2"},
+            "a latency as objective or bound needs --latency_table",
+        ),
+        ({"max_latency_ms": 5}, "a latency as objective or bound needs --latency_table"),
+        ({"max_macs": 0.5}, "--max_macs is in units of one, not 0.5; a share of the full model's is --max_macs_ratio"),
+        ({"max_params_ratio": 30}, "--max_params_ratio must lie above 0 and at most 1, not 30"),
+        ({"max_macs": -4}, "--max_macs must be above 0, not -4"),
+        ({"min_metric": 101}, "--min_metric must be a fraction or a percentage, not 101"),
+        ({"max_metric": 10}, "--max_metric: more of macro_f1 is better; its bound is --min_metric"),
+        ({"min_macs_ratio": 0.5, "max_macs_ratio": 0.4}, "the least MACs asked for exceed the largest"),
+        ({"max_macs": 1000}, "no subnet was found with at most 0.00 M MACs (… of the full model's); the nearest are …"),
+        ({"max_mac": 1000}, "unknown flag --max_mac; did you mean '--max_macs'?"),
+    ],
+)
+def test_objectives_and_bounds_that_make_no_sense(
+    trained: Trained, tmp_path: Path, flags: dict[str, Any], message: str
+) -> None:
+    outcome = eftnas("search", supernet_dir=trained.root / "supernet", output_dir=tmp_path / "new", **flags)
+    assert outcome.status == 2
+    told = [line for line in outcome.err.splitlines() if "error:" in line]
+    assert len(told) == 1
+    assert re.search(re.escape(message).replace("…", ".+"), told[0]), told[0]
+    assert not (tmp_path / "new" / "evaluations.jsonl").exists()
 
 
 @pytest.mark.parametrize("name", ["max", "min"])

@@ -34,16 +34,17 @@ from bootstrapnas.importance.filters import filter_orders
 from bootstrapnas.nncf_config import NNCFConfig, NodeNames, build_space, check_config, search_settings
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.import_nncf import find, scores_of
-from bootstrapnas.pipeline.search import COST, Progression
+from bootstrapnas.pipeline.search import Progression
 from bootstrapnas.reorder import reorder
 from bootstrapnas.schedule import StageSchedule, build_schedule
-from bootstrapnas.search import Candidate, SearchSettings
+from bootstrapnas.search import Candidate, Objective, SearchSettings
 from bootstrapnas.search.select import select_best
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from eftnas.importance import movement_settings, structures_of
 
 FRESH = os.environ.get("NNCF_REFERENCE")
+ACCURACY = Objective("accuracy", maximise=True)
 GOLDEN = Path(__file__).parent / "golden" / "nncf.json"
 
 BLOCKS = [Key(name, layer) for name in ("mha_block", "ffn_block") for layer in range(setting.LAYERS)]
@@ -239,7 +240,7 @@ def evaluate(supernet: Supernet, genome: tuple[int, ...]) -> dict[str, float]:
     with supernet.activate(subnet):
         scores = [setting.accuracy(logits_of(supernet.model, subnet, n), setting.batch(n)["labels"]) for n in range(4)]
     macs = count_linear_macs(supernet.blueprint, subnet, length=setting.LENGTH)
-    return {"accuracy": sum(scores) / len(scores) / 100, COST: macs}
+    return {"accuracy": sum(scores) / len(scores) / 100, "macs": macs}
 
 
 @pytest.mark.parametrize("dims", [["width", "depth"], ["width"]], ids=" and ".join)
@@ -259,12 +260,12 @@ def test_search_progression(nncf: Any, dims: list[str], tmp_path: Path) -> None:
         Candidate(genome, evaluate(supernet, genome), 1 + index // setting.SEARCH["population"])
         for index, genome in enumerate(genomes)
     ]
-    Progression(tmp_path, supernet, "accuracy", "").write(candidates, None, draw=False)
+    Progression(tmp_path, supernet, ACCURACY, "").write(candidates, None, draw=False)
     assert (tmp_path / "search_progression.csv").read_text().splitlines() == entry["rows"]
     settings = SearchSettings(**search_settings(config))
-    best = select_best(candidates, "accuracy", COST, settings.ref_acc, settings.acc_delta)
+    best = select_best(candidates, ACCURACY, "macs", settings.ref_acc, settings.acc_delta)
     assert supernet.space.subnet(best.genome).items() <= subnet_of(entry["best"]).items()
-    assert_near([best.values[COST] / 1e6, 100 * best.values["accuracy"]], entry["best_values"])
+    assert_near([best.values["macs"] / 1e6, 100 * best.values["accuracy"]], entry["best_values"])
 
 
 def test_the_default_reference_has_the_wrong_sign_in_nncf(nncf: Any) -> None:

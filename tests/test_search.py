@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from bootstrapnas.search import (
     ALGORITHMS,
     Algorithm,
     Candidate,
+    Constraint,
+    CostWindow,
     EvaluationLog,
     Genome,
     NothingQualifiesError,
@@ -35,6 +38,7 @@ from bootstrapnas.search import (
     run_search,
     select_best,
     select_by_budget,
+    violation,
     write_pareto_json,
     write_progression_csv,
     write_progression_png,
@@ -52,14 +56,29 @@ def toy(genome: Genome, cardinalities: Sequence[int]) -> dict[str, float]:
     return {"macs": 1e6 * cost, "accuracy": kept}
 
 
-def drive(algorithm: Algorithm, cardinalities: Sequence[int], budget: int) -> list[Genome]:
+def drive(
+    algorithm: Algorithm, cardinalities: Sequence[int], budget: int, constraints: Sequence[Constraint] = ()
+) -> list[Genome]:
     """Return the genomes that an algorithm proposes for `toy`, without a log."""
     proposed: list[Genome] = []
     while len(proposed) < budget and (batch := algorithm.ask()):
         values = [toy(genome, cardinalities) for genome in batch]
-        algorithm.tell(batch, [[goal.minimised(entry) for goal in OBJECTIVES] for entry in values])
+        told = [[goal.minimised(entry) for goal in OBJECTIVES] for entry in values]
+        algorithm.tell(batch, told, [violation(constraints, entry) for entry in values])
         proposed += batch
     return proposed
+
+
+def share_of(genome: Genome, cardinalities: Sequence[int]) -> float:
+    """Return a cost of a genome as a share of the largest one's; hardly any two cost the same."""
+    weights = [1 + 2 * math.modf(0.618034 * (i + 1))[0] for i in range(len(cardinalities))]
+    kept = [1 - 0.9 * gene / max(1, count - 1) for gene, count in zip(genome, cardinalities, strict=True)]
+    return sum(map(math.prod, zip(weights, kept, strict=True))) / sum(weights)
+
+
+def window_of(cardinalities: Sequence[int], least: float, most: float) -> CostWindow:
+    bounds = [Constraint("share", most), Constraint("share", least, minimum=True)]
+    return CostWindow(cardinalities, lambda genome: {"share": share_of(genome, cardinalities)}, bounds)
 
 
 def extremes(cardinalities: Sequence[int]) -> list[Genome]:
@@ -125,6 +144,43 @@ class TestEveryAlgorithm:
         proposed = drive(algorithm, cardinalities, 400)
         assert (time.process_time() - start) / len(proposed) < 1e-3
 
+    def test_proposes_what_lies_in_a_window(self, name: str) -> None:
+        """Every proposal, seeds included, although one genome in a thousand lies there; the same ones each time."""
+        cardinalities = (5,) * 24
+        runs = []
+        for _ in range(2):
+            window = window_of(cardinalities, 0.3, 0.302)
+            algorithm = build_algorithm(cardinalities, SearchSettings(name, seed=3), extremes(cardinalities), window)
+            runs.append(drive(algorithm, cardinalities, 100))
+        assert runs[0] == runs[1]
+        assert len(runs[0]) == 100
+        assert len(set(runs[0])) > 90
+        inside = [0.3 <= share_of(genome, cardinalities) <= 0.302 for genome in runs[0]]
+        assert all(inside[:20])
+        assert np.mean(inside) > 0.9  # of offspring, what a walk does not lead in stays as it was bred
+
+    def test_ends_with_a_small_window(self, name: str) -> None:
+        cardinalities, least = (3, 3, 3, 2), 0.85
+        inside = {g for g in product(*map(range, cardinalities)) if least <= share_of(g, cardinalities)}
+        algorithm = build_algorithm(
+            cardinalities, SearchSettings(name, population=6), window=window_of(cardinalities, least, 1.0)
+        )
+        assert set(drive(algorithm, cardinalities, 40)) == inside
+
+    def test_what_violates_a_bound_loses_against_what_keeps_it(self, name: str) -> None:
+        """A bound that only an evaluation can tell; the random baseline has nothing to learn from it."""
+        if name == "random":
+            return
+        cardinalities, bounds = (5,) * 12, [Constraint("accuracy", 0.7, minimum=True)]
+        algorithm = build_algorithm(cardinalities, SearchSettings(name), extremes(cardinalities))
+        first = drive(algorithm, cardinalities, 20, bounds)
+        later = drive(algorithm, cardinalities, 180, bounds)[-60:]
+        broken = lambda genomes: np.mean([violation(bounds, toy(g, cardinalities)) > 0 for g in genomes])  # noqa: E731
+        assert broken(first) > 0.9
+        assert broken(later) < 0.5
+        population = algorithm._algorithm.pop.get("CV")[:, 0]  # type: ignore[attr-defined]
+        assert not population.any()
+
 
 def test_nsga2_beats_random_search() -> None:
     cardinalities = (5,) * 12
@@ -186,7 +242,7 @@ def test_crossover_rounds_to_the_nearest_gene() -> None:
         chosen = SearchSettings(population=40, seed=seed, mutation_prob=0.0)
         algorithm = build_algorithm((9,) * 6, chosen)
         parents = algorithm.ask()
-        algorithm.tell(parents, [[0.0, 0.0]] * 40)
+        algorithm.tell(parents, [[0.0, 0.0]] * 40, [0.0] * 40)
         drift.append(np.mean(algorithm.ask()) - np.mean(parents))
     assert abs(np.mean(drift)) < 0.1
 
@@ -377,7 +433,10 @@ def test_search_repeats_are_memoised_and_kept_as_candidates(tmp_path: Path) -> N
         def ask(self) -> list[Genome]:
             return [(0, 0, 0, 0, 0), (1, 0, 0, 0, 0)]
 
-        def tell(self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]]) -> None:
+        def tell(
+            self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]], violations: Sequence[float]
+        ) -> None:
+            assert list(violations) == [0.0, 0.0]
             self.told.append([list(row) for row in objectives])
 
     evaluated: list[Genome] = []
@@ -459,6 +518,77 @@ def test_search_survives_sigkill(tmp_path: Path) -> None:
     assert 0 < len(evaluated) <= distinct - 23
 
 
+LIGHT = (Constraint("macs", 6e6), Constraint("accuracy", 0.63, minimum=True))
+
+
+def bounded(path: Path, evaluated: list[Genome], constraints: Sequence[Constraint], stop: int = 10**9) -> SearchResult:
+    """Search with costs that are known beforehand and without a window, so that some of them break the bounds."""
+
+    def evaluate(genome: Genome) -> dict[str, float]:
+        if len(evaluated) == stop:
+            raise RuntimeError("out of memory")
+        evaluated.append(genome)
+        return {"accuracy": toy(genome, CARDINALITIES)["accuracy"]}
+
+    return run_search(
+        build_algorithm(CARDINALITIES, SearchSettings(num_evals=60, population=10), extremes(CARDINALITIES)),
+        evaluate,
+        OBJECTIVES,
+        EvaluationLog(path, CARDINALITIES, {}),
+        60,
+        costs=lambda genome: {"macs": toy(genome, CARDINALITIES)["macs"]},
+        constraints=constraints,
+    )
+
+
+def test_what_costs_too_much_is_logged_and_counted_but_not_evaluated(tmp_path: Path) -> None:
+    evaluated: list[Genome] = []
+    result = bounded(tmp_path / "log.jsonl", evaluated, LIGHT)
+    assert len(result.candidates) == 60
+    heavy = [each for each in result.candidates if each.values["macs"] > 6e6]
+    assert result.candidates[0] in heavy
+    for each in heavy:
+        # Its accuracy is not known, which counts as the whole of that bound.
+        assert (each.evaluated, each.values) == (False, {"macs": toy(each.genome, CARDINALITIES)["macs"]})
+        assert each.violation == pytest.approx(each.values["macs"] / 6e6 - 1 + 1)
+    light = {each.genome for each in result.candidates} - {each.genome for each in heavy}
+    assert set(evaluated) == light
+    poor = [each for each in result.candidates if each.evaluated and each.violation]
+    assert poor
+    assert all(each.violation == pytest.approx(1 - each.values["accuracy"] / 0.63) for each in poor)
+    assert result.front
+    assert all(each.values["macs"] <= 6e6 and each.values["accuracy"] >= 0.63 for each in result.front)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    assert {tuple(line["genome"]) for line in lines if "accuracy" not in line["values"]} == {e.genome for e in heavy}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 12])
+def test_bounded_search_resumes_where_it_failed(tmp_path: Path, stop: int) -> None:
+    whole: list[Genome] = []
+    expected = bounded(tmp_path / "whole.jsonl", whole, LIGHT)
+    evaluated: list[Genome] = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bounded(tmp_path / "stopped.jsonl", evaluated, LIGHT, stop)
+    resumed: list[Genome] = []
+    assert bounded(tmp_path / "stopped.jsonl", resumed, LIGHT) == expected
+    assert evaluated + resumed == whole
+
+
+def test_front_is_of_those_that_come_nearest_when_none_keeps_the_bounds(tmp_path: Path) -> None:
+    result = bounded(tmp_path / "log.jsonl", [], [Constraint("accuracy", 1.5, minimum=True)])
+    assert {each.genome for each in result.front} == {(0, 0, 0, 0, 0)}
+
+
+def test_log_of_a_search_with_other_bounds_or_costs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    bounded(path, [], LIGHT)
+    with pytest.raises(UserError, match=r"holds another search: its evaluation of \[0, 0, 0, 0, 0\] has no 'accuracy'"):
+        bounded(path, [], ())
+    path.write_text(path.read_text().replace('"macs": ', '"macs": 1'))
+    with pytest.raises(UserError, match=r"holds another search: macs of \[0, 0, 0, 0, 0\] is 1\d+,.* there, .* here"):
+        bounded(path, [], LIGHT)
+
+
 def test_search_refuses_unusable_evaluations(tmp_path: Path) -> None:
     def run(values: dict[str, float], objectives: tuple[Objective, ...] = OBJECTIVES) -> None:
         algorithm = build_algorithm(CARDINALITIES, SearchSettings(population=2))
@@ -470,7 +600,7 @@ def test_search_refuses_unusable_evaluations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gave accuracy = nan"):
         run({"macs": 1.0, "accuracy": math.nan})
     run({"macs": 1.0, "accuracy": 0.5})
-    with pytest.raises(UserError, match="holds another search: its evaluations have no 'latency'"):
+    with pytest.raises(UserError, match=r"holds another search: its evaluation of .* has no 'latency'"):
         run({}, (*OBJECTIVES, Objective("latency")))
 
 
@@ -485,6 +615,91 @@ def test_pareto_front_is_what_nothing_dominates(points: list[tuple[int, int]]) -
 
     values = [{"macs": m, "accuracy": a} for m, a in points]
     assert pareto_front(values, OBJECTIVES) == [i for i, point in enumerate(points) if not dominated(*point)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2)), max_size=25))
+def test_front_of_any_number_of_objectives_under_bounds(points: list[tuple[int, int, int, int]]) -> None:
+    """Deb's constrained domination, and three objectives."""
+    goals = (Objective("macs"), Objective("latency"), Objective("accuracy", maximise=True))
+
+    def dominates(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+        if a[3] != b[3]:
+            return a[3] < b[3]
+        return a[:3] != b[:3] and a[0] <= b[0] and a[1] <= b[1] and a[2] >= b[2]
+
+    values = [{"macs": m, "latency": t, "accuracy": a} for m, t, a, _ in points]
+    violations = [violated for *_, violated in points]
+    expected = [i for i, point in enumerate(points) if not any(dominates(other, point) for other in points)]
+    assert pareto_front(values, goals, violations) == expected
+
+
+@pytest.mark.parametrize(
+    ("constraint", "values", "expected"),
+    [
+        (Constraint("macs", 100), {"macs": 100}, 0.0),
+        (Constraint("macs", 100), {"macs": 150}, 0.5),
+        (Constraint("macs", 100, minimum=True), {"macs": 75}, 0.25),
+        (Constraint("macs", 100, minimum=True), {"macs": 150}, 0.0),
+        (Constraint("macs", 0.93 - 0.01, minimum=True), {"macs": 0.92}, 0.0),  # above it in floating point
+        (Constraint("macs", 0.0), {"macs": 0.5}, 0.5),
+        (Constraint("accuracy", 0.5, minimum=True), {"macs": 1}, 1.0),
+    ],
+)
+def test_violation_is_a_share_of_the_bound(constraint: Constraint, values: dict[str, float], expected: float) -> None:
+    assert constraint.violation(values) == pytest.approx(expected)
+    assert violation([constraint, constraint], values) == pytest.approx(2 * expected)
+
+
+# -- windows -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_that_a_thousandth_meets_still_gets_a_full_and_diverse_population() -> None:
+    cardinalities = (5,) * 24
+    window, rng = window_of(cardinalities, 0.3, 0.302), random.Random(0)
+    drawn = [tuple(rng.randrange(5) for _ in cardinalities) for _ in range(4000)]
+    assert sum(0.3 <= share_of(genome, cardinalities) <= 0.302 for genome in drawn) <= 4
+    found = np.array(window.fill(40, random.Random(1)))
+    assert len(np.unique(found, axis=0)) == 40
+    assert all(0.3 <= share_of(tuple(genome), cardinalities) <= 0.302 for genome in found.tolist())
+    # Each two differ in most genes, every gene varies, and no gene alone pays for the budget.
+    apart = (found[:, None] != found[None]).sum(-1)[np.triu_indices(40, 1)]
+    assert apart.min() >= 6
+    assert apart.mean() > 12
+    assert all(len(np.unique(gene)) >= 3 for gene in found.T)
+    assert found.mean(axis=0).std() < 0.6
+
+
+@settings(max_examples=25, deadline=None)
+@given(cardinalities=st.lists(st.integers(1, 6), min_size=1, max_size=10), data=st.data())
+def test_window_around_a_genome_is_entered(cardinalities: list[int], data: st.DataObject) -> None:
+    """Where something lies inside it is found, from anywhere, and what lies inside stays."""
+    target = tuple(data.draw(st.integers(0, count - 1)) for count in cardinalities)
+    share = share_of(target, cardinalities)
+    window = window_of(cardinalities, 0.98 * share, 1.02 * share)
+    assert window.enter(target, random.Random(0)) == target
+    found = window.fill(5, random.Random(0), [target, (0,) * len(cardinalities)])
+    assert found[0] == target
+    assert len(set(found)) == len(found) <= 5
+    assert all(window.violation(genome) == 0 for genome in found)
+    assert not set(window.fill(5, random.Random(1), known=found)) & set(found)
+
+
+def test_window_that_nothing_reaches_is_told_with_what_comes_nearest() -> None:
+    shares = sorted(share_of(genome, (3, 3, 3)) for genome in product(range(3), repeat=3))
+    gap = max(range(len(shares) - 1), key=lambda index: shares[index + 1] - shares[index])
+    below, above = shares[gap], shares[gap + 1]
+    window = window_of((3, 3, 3), below + 1e-3, above - 1e-3)
+    with pytest.raises(UserError) as caught:
+        window.fill(5, random.Random(0))
+    assert str(caught.value) == (
+        f"search: no subnet was found with at most {above - 1e-3:,.10g} share and at least {below + 1e-3:,.10g} share; "
+        f"the nearest are {above:,.10g} share above and {below:,.10g} share below"
+    )
+    costs = lambda genome: {"macs": float(sum(genome)), "params": 6.0 - sum(genome)}  # noqa: E731
+    both = CostWindow((3, 3, 3), costs, [Constraint("macs", 2), Constraint("params", 3), Constraint("accuracy", 1)])
+    with pytest.raises(UserError, match=r"at most 2 macs and at most 3 params; the nearest has \d macs, \d params"):
+        both.fill(5, random.Random(0))
 
 
 def test_hypervolume_of_two_points() -> None:
@@ -517,18 +732,36 @@ FOUND = [
     ],
 )
 def test_select_best(reference: float | None, delta: float, macs: float, accuracy: float) -> None:
-    best = select_best(FOUND, "accuracy", "macs", reference, delta)
+    best = select_best(FOUND, OBJECTIVES[1], "macs", reference, delta)
     assert best.values == {"macs": macs, "accuracy": accuracy}
+
+
+def test_select_best_where_less_of_the_metric_is_better() -> None:
+    """A perplexity may exceed the reference by so many percent of it, and is no percentage above 1."""
+    goal = Objective("perplexity")
+    found = [
+        Candidate((gene,), {"macs": macs, "perplexity": perplexity}, 1)
+        for gene, (macs, perplexity) in enumerate([(100, 20.0), (60, 20.1), (50, 20.2), (20, 30.0)])
+    ]
+    assert [select_best(found, goal, "macs", *rule).genome for rule in ((None, 1), (20.0, 0.5), (30, 0))] == [
+        (2,),
+        (1,),
+        (3,),
+    ]
+    with pytest.raises(
+        NothingQualifiesError, match=r"perplexity <= 19\.1900 \(ref_acc 19\.0000 plus acc_delta 1 percent"
+    ):
+        select_best(found, goal, "macs", 19.0, 1)
 
 
 def test_select_best_names_the_nearest_when_none_qualifies() -> None:
     with pytest.raises(NothingQualifiesError, match=r"accuracy >= 0\.9450 .*; the best has 0\.9300: lower ref_acc"):
-        select_best(FOUND, "accuracy", "macs", 95.0, 0.5)
+        select_best(FOUND, OBJECTIVES[1], "macs", 95.0, 0.5)
 
 
 def test_select_best_needs_the_maximum_subnet_for_a_default_reference() -> None:
     with pytest.raises(UserError, match="did not evaluate the maximum subnet: give ref_acc"):
-        select_best(FOUND[1:], "accuracy", "macs", -1, 1.0)
+        select_best(FOUND[1:], OBJECTIVES[1], "macs", -1, 1.0)
 
 
 @pytest.mark.parametrize(("budget", "genome"), [(1e9, (0,)), (99, (1,)), (50, (2,)), (20, (4,))])
@@ -554,14 +787,14 @@ def test_progression_csv_is_nncfs(tmp_path: Path) -> None:
     widths = {0: 64, 1: 32, 2: 128, 3: 128}
     path = tmp_path / "search_progression.csv"
     found = [candidate(7344256, 0.5), candidate(5_000_000, 0.57)]
-    write_progression_csv(path, found, lambda _: (widths, None), metric="accuracy")
+    write_progression_csv(path, found, lambda _: (widths, None), metric=OBJECTIVES[1])
     assert path.read_bytes() == (
         b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64, 1: 32, 2: 128, 3: 128})])\""
         b",MACs,7.344256,top1_acc,-50.0\r\n"
         b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64, 1: 32, 2: 128, 3: 128})])\""
         b",MACs,5.0,top1_acc,-57.0\r\n"
     )
-    write_progression_csv(path, found[:1], lambda _: ({0: 64}, [1, 3]), metric="accuracy")
+    write_progression_csv(path, found[:1], lambda _: ({0: 64}, [1, 3]), metric=OBJECTIVES[1])
     assert path.read_bytes() == (
         b"\"OrderedDict([(<ElasticityDim.WIDTH: 'width'>, {0: 64}), (<ElasticityDim.DEPTH: 'depth'>, [1, 3])])\""
         b",MACs,7.344256,top1_acc,-50.0\r\n"
@@ -574,7 +807,7 @@ def test_progression_png_is_drawn(tmp_path: Path, count: int) -> None:
     path = tmp_path / "search_progression.png"
     modules = {"matplotlib.pyplot"} & set(sys.modules)
     write_progression_png(
-        path, result.candidates[:count], metric="accuracy", chosen={"A": result.front[0]}, title="NSGA2"
+        path, result.candidates[:count], metric=OBJECTIVES[1], chosen={"A": result.front[0]}, title="NSGA2"
     )
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG\r\n")
@@ -592,7 +825,7 @@ def test_pareto_json(tmp_path: Path) -> None:
         {"index": 1, "genome": [1], "values": {"macs": 2, "accuracy": 0.6}, "subnet": {"ffn[0]": 7}},
     ]
     goals = [{"name": "macs", "maximise": False}, {"name": "accuracy", "maximise": True}]
-    expected = {"format": 1, "objectives": goals, "front": entries, "best": entries[1], "seed": 3}
+    expected = {"format": 1, "objectives": goals, "constraints": [], "front": entries, "best": entries[1], "seed": 3}
     assert json.loads(path.read_text()) == expected
     write_pareto_json(path, result, third)
     assert json.loads(path.read_text())["best"] == {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from bootstrapnas.artefacts import FORMAT, digest, read_json, read_stage, write_json
-from bootstrapnas.costs import FULL, count_costs
+from bootstrapnas.costs import COSTS, FULL, Conditions, count_costs
 from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import SUBNET_FILE
@@ -17,11 +17,19 @@ from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
-from bootstrapnas.pipeline.search import COST, PARETO
+from bootstrapnas.pipeline.objectives import (
+    ConstraintArguments,
+    bounded_costs,
+    constraints_of,
+    describe,
+    described,
+    metric_bounded,
+)
+from bootstrapnas.pipeline.search import PARETO
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.progress import notice
-from bootstrapnas.search import Candidate, NothingQualifiesError, select_by_budget
+from bootstrapnas.search import Candidate, Objective, violation
 from bootstrapnas.supernet import Supernet
 
 # ruff: noqa: UP045
@@ -36,22 +44,22 @@ class ExtractArguments:
     _argument_group_name = "subnet"
 
     supernet_dir: str = required("Output of eftnas train.")
-    search_dir: Optional[str] = flag(None, "Output of eftnas search; needed for best, an index or --max_macs_ratio.")
+    search_dir: Optional[str] = flag(None, "Output of eftnas search; needed for best, an index or bounds.")
     subnet: Optional[str] = flag(
-        None, "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer."
+        None,
+        "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer. Instead, "
+        "bounds: the subnet on the front with the best metric that keeps them; with min_metric the cheapest.",
     )
-    max_macs_ratio: Optional[float] = flag(
-        None, "Instead: the subnet on the front with the best metric among those with at most this share of full MACs."
-    )
 
 
-GROUPS = (ExtractArguments, OutputArguments)
+GROUPS = (ExtractArguments, ConstraintArguments, OutputArguments)
 
 
-def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[str, Any]) -> Path:
+def run(
+    arguments: ExtractArguments, bounds: ConstraintArguments, output: OutputArguments, *, typed: Mapping[str, Any]
+) -> Path:
     """Extract; return the output directory."""
-    if (arguments.subnet is None) == (arguments.max_macs_ratio is None):
-        raise UserError("pass either --subnet or --max_macs_ratio")
+    chosen_by = words_of(arguments.subnet, bounds)
     read_stage(arguments.supernet_dir, "train")
     subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
     stage = begin(
@@ -66,7 +74,7 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
     spec = inherited_task(arguments.supernet_dir)
     supernet, config = load_supernet(arguments.supernet_dir, spec)
     length = sequence_length(config)
-    subnet, values = choose(arguments, supernet, length)
+    subnet, values = choose(arguments, bounds, supernet, length)
     costs = count_costs(supernet.blueprint, subnet, length=length)
     full = count_costs(supernet.blueprint, FULL, length=length)
     model = supernet.extract(subnet)
@@ -79,7 +87,7 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
             "costs": asdict(costs),
             "full_costs": asdict(full),
             "search_values": values,
-            "chosen_by": arguments.subnet or f"max_macs_ratio {arguments.max_macs_ratio}",
+            "chosen_by": chosen_by,
             "supernet": stage.inputs["supernet"],
             "search": stage.inputs.get("search"),
         },
@@ -94,27 +102,22 @@ def run(arguments: ExtractArguments, output: OutputArguments, *, typed: Mapping[
     return stage.directory
 
 
+def words_of(subnet: str | None, bounds: ConstraintArguments) -> str:
+    """Return how flags choose a subnet; `UserError` unless they do it in exactly one way."""
+    given = [f"{name} {value}" for name, value in vars(bounds).items() if value is not None]
+    if (subnet is None) == (not given):
+        raise UserError("pass either --subnet or a bound such as --max_macs_ratio")
+    return subnet or ", ".join(given)
+
+
 def choose(
-    arguments: ExtractArguments, supernet: Supernet, length: int
+    arguments: ExtractArguments, bounds: ConstraintArguments, supernet: Supernet, length: int
 ) -> tuple[dict[Key, int], dict[str, float] | None]:
     """Return the subnet that the flags name, and what the search measured of it."""
     space, name = supernet.space, arguments.subnet
-    if arguments.max_macs_ratio is not None:
-        if not 0 < arguments.max_macs_ratio <= 1:
-            raise UserError(f"max_macs_ratio must lie between 0 and 1, not {arguments.max_macs_ratio}")
-        found = _search(arguments)
-        budget = arguments.max_macs_ratio * count_costs(supernet.blueprint, FULL, length=length).macs
-        candidates = [Candidate(tuple(entry["genome"]), entry["values"], 0) for entry in found["front"]]
-        try:
-            chosen = select_by_budget(candidates, found["metric"], COST, budget)
-        except NothingQualifiesError:
-            least = min(candidate.values[COST] for candidate in candidates) * arguments.max_macs_ratio / budget
-            raise UserError(
-                f"no subnet on the front of {arguments.search_dir} has at most {arguments.max_macs_ratio:g} of the "
-                f"full model's MACs; the smallest has {least:.4f}: raise --max_macs_ratio"
-            ) from None
+    if name is None:
+        chosen = _within(bounds, _search(arguments), supernet, Conditions(length), str(arguments.search_dir))
         return space.subnet(chosen.genome), dict(chosen.values)
-    assert name is not None
     if name in ("max", "min", "heuristic"):
         return space.subnet(getattr(space, f"{name}_genome")), None
     if name == "best":
@@ -128,6 +131,41 @@ def choose(
     if Path(name).is_file():
         return _read_subnet(name, supernet), None
     raise UserError(f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file")
+
+
+def _within(
+    bounds: ConstraintArguments, found: Mapping[str, Any], supernet: Supernet, conditions: Conditions, where: str
+) -> Candidate:
+    """Return the candidate on a front with the best metric within bounds; if the metric has one too, the cheapest."""
+    blueprint, front = supernet.blueprint, found["front"]
+    (metric,) = (Objective(**goal) for goal in found["objectives"] if goal["name"] == found["metric"])
+    full: dict[str, float] = dict(found.get("full", {}))
+    for name in bounded_costs(bounds):
+        if any(name not in entry["values"] for entry in front):
+            if not COSTS[name].closed_form:
+                raise UserError(f"{where} did not search by {name}: its subnets have no {name} to bound")
+            for entry in front:  # what the search did not count is counted here
+                entry["values"][name] = COSTS[name].count(blueprint, supernet.space.subnet(entry["genome"]), conditions)
+        if COSTS[name].closed_form:
+            full.setdefault(name, COSTS[name].count(blueprint, FULL, conditions))
+    constraints = constraints_of(bounds, full, metric)
+    candidates = [
+        Candidate(tuple(entry["genome"]), entry["values"], 0, violation(constraints, entry["values"]))
+        for entry in front
+    ]
+    kept = [each for each in candidates if not each.violation]
+    if not kept:
+        nearest = min(candidates, key=lambda each: each.violation).values
+        reached = ", ".join(describe(name, nearest[name], full) for name in dict.fromkeys(c.name for c in constraints))
+        raise UserError(
+            f"no subnet on the front of {where} has {described(constraints, full)}; the nearest has {reached}"
+        )
+
+    def order(candidate: Candidate) -> tuple[float, float]:
+        cost, loss = candidate.values[found["cost"]], metric.minimised(candidate.values)
+        return (cost, loss) if metric_bounded(bounds) else (loss, cost)
+
+    return min(kept, key=order)
 
 
 def _read_subnet(path: str, supernet: Supernet) -> dict[Key, int]:

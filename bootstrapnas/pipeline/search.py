@@ -6,13 +6,15 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, Optional
 
 import torch
 
 from bootstrapnas.artefacts import read_stage
-from bootstrapnas.costs import count_costs, count_macs
+from bootstrapnas.costs import COSTS, FULL, Conditions, Cost, count_macs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
@@ -20,12 +22,22 @@ from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, s
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.objectives import (
+    ConstraintArguments,
+    bounded_costs,
+    constraints_of,
+    describe,
+    described,
+    objectives_of,
+)
 from bootstrapnas.pipeline.stages import begin, preferred
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
     Candidate,
+    Constraint,
+    CostWindow,
     EvaluationLog,
     Genome,
     NothingQualifiesError,
@@ -44,7 +56,6 @@ from bootstrapnas.tasks import TaskSpec
 
 # ruff: noqa: UP045
 
-COST = "macs"
 EVALUATIONS, PARETO = "evaluations.jsonl", "pareto.json"
 
 
@@ -55,6 +66,10 @@ class SearchArguments:
     _argument_group_name = "search (default: the config's bootstrapNAS.search)"
 
     supernet_dir: str = required("Output of eftnas train.")
+    objectives: str = flag(
+        "metric,macs",
+        f"What to improve, separated by commas: metric and any of {', '.join(COSTS)}; pictures show the first cost.",
+    )
     algorithm: Optional[str] = flag(None, f"{', '.join(ALGORITHMS)}.")
     num_evals: Optional[int] = flag(None, "Subnets to propose in all.")
     population: Optional[int] = flag(None, "Subnets of a generation.")
@@ -72,17 +87,23 @@ class SearchArguments:
     eval_batch_size: int = flag(64, "Rows of a batch.")
 
 
-GROUPS = (SearchArguments, TaskArguments, OutputArguments)
+GROUPS = (SearchArguments, ConstraintArguments, TaskArguments, OutputArguments)
 
 
 def run(
-    search: SearchArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
+    search: SearchArguments,
+    bounds: ConstraintArguments,
+    task_args: TaskArguments,
+    output: OutputArguments,
+    *,
+    typed: Mapping[str, Any],
 ) -> Path:
     """Search; return the output directory."""
     read_stage(search.supernet_dir, "train")
     spec = resolve_task(task_args, search.supernet_dir)
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
+    objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
     stage = begin(
         "search",
         output.output_dir,
@@ -93,36 +114,41 @@ def run(
     )
     if stage.finished:
         return stage.directory
+    settings = for_objectives(settings_of(search, config, typed), objectives, config)
     supernet, _ = load_supernet(search.supernet_dir, spec)
-    settings, length = settings_of(search, config, typed), sequence_length(config)
+    length = sequence_length(config)
+    problem = build_problem(supernet, objectives, bounds, Conditions(length))
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet.model.to(device, evaluation_dtype(search.precision, device))
 
     def evaluate(genome: Genome) -> dict[str, float]:
-        subnet = supernet.space.subnet(genome)
-        costs = count_costs(supernet.blueprint, subnet, length=length)
-        with supernet.activate(subnet):
+        with supernet.activate(supernet.space.subnet(genome)):
             metrics = evaluate_model(supernet.model, rows, "validation", prepared)
-        return {spec.metric: metrics[spec.metric], COST: costs.macs, "params": costs.params}
+        return {spec.metric: metrics[spec.metric]}
 
-    objectives = (Objective(COST), Objective(spec.metric, maximise=spec.maximise))
     space = supernet.space
     wanted = wanted_genomes(search.macs_ratios, supernet, length)
     seeds = list(dict.fromkeys([space.max_genome, *wanted, space.heuristic_genome, space.min_genome]))
     seeds = seeds[: settings.population]
-    algorithm = build_algorithm(space.cardinalities, settings, seeds)
-    log = EvaluationLog(stage.directory / EVALUATIONS, space.cardinalities, asdict(settings))
+    algorithm = build_algorithm(space.cardinalities, settings, seeds, problem.window)
+    described_search = {
+        **asdict(settings),
+        "objectives": [goal.name for goal in objectives],
+        "constraints": [asdict(each) for each in problem.constraints],
+    }
+    log = EvaluationLog(stage.directory / EVALUATIONS, space.cardinalities, described_search)
     if len(log):
         notice(f"search: {len(log)} evaluations found")
     with Ticker("search", settings.budget) as ticker:
 
         def progress(done: int, candidate: Candidate) -> None:
-            values = candidate.values
-            ticker.update(done, f"{spec.metric} {values[spec.metric]:.4f} at {values[COST] / 1e6:.0f} M MACs")
+            reached = f"{spec.metric} {candidate.values[spec.metric]:.4f}" if candidate.evaluated else "out of bounds"
+            ticker.update(done, f"{reached} at {problem.cost.shown(candidate.values[problem.cost.name])}")
 
-        files = Progression(stage.directory, supernet, spec.metric, f"Search progression ({settings.algorithm})")
+        title = f"Search progression ({settings.algorithm})"
+        files = Progression(stage.directory, supernet, objectives[-1], title, problem.cost)
         known = len(log)
 
         def generation_done(candidates: Sequence[Candidate]) -> None:
@@ -130,20 +156,107 @@ def run(
                 files.update(candidates)
 
         result = run_search(
-            algorithm, evaluate, objectives, log, settings.budget, progress, canonical_of(supernet), generation_done
+            algorithm,
+            evaluate,
+            objectives,
+            log,
+            settings.budget,
+            progress,
+            canonical_of(supernet),
+            generation_done,
+            problem.costs,
+            problem.constraints,
         )
-    best = choose_best(result, spec.metric, settings.ref_acc, settings.acc_delta)
+    best = choose_best(result, objectives[-1], problem.cost, settings.ref_acc, settings.acc_delta)
     files.write(result.candidates, best)
     write_pareto_json(
         stage.directory / PARETO,
         result,
         best,
         describe=lambda genome: subnet_to_json(supernet.blueprint.complete(space.subnet(genome))),
-        extra={"metric": spec.metric, "cost": COST, "length": length},
+        extra={"metric": spec.metric, "cost": problem.cost.name, "full": problem.full, "length": length},
     )
     spec.save(stage.directory / "task.json")
     stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
     return stage.directory
+
+
+ALWAYS = ("macs", "params")
+"""Costs that every log has."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search knows of a subnet without evaluating it, and the bounds that hold.
+
+    Attributes
+    ----------
+    cost
+        The first of the objectives: what pictures show and the best subnet has least of.
+    costs
+        The costs of a genome, by name.
+    full
+        Those of the full model that are known in closed form.
+    constraints
+        The bounds.
+    window
+        Where the bounds on costs leave proposals; `None` if there are none.
+    """
+
+    cost: Cost
+    costs: Callable[[Genome], dict[str, float]]
+    full: dict[str, float]
+    constraints: tuple[Constraint, ...]
+    window: CostWindow | None
+
+
+def build_problem(
+    supernet: Supernet, objectives: Sequence[Objective], bounds: ConstraintArguments, conditions: Conditions
+) -> Problem:
+    """Return what the objectives and the bounds need to know of a subnet.
+
+    Raises
+    ------
+    UserError
+        If a bound is out of its range, nothing keeps those on costs, or nothing predicts a latency that is asked for.
+    """
+    space, blueprint = supernet.space, supernet.blueprint
+    *aims, metric = objectives
+    counted = [COSTS[name] for name in dict.fromkeys([*ALWAYS, *(goal.name for goal in aims), *bounded_costs(bounds)])]
+    if conditions.latency is None and COSTS["latency"] in counted:
+        raise UserError("a latency as objective or bound needs --latency_table: what the parts of a layer take here")
+    full = {cost.name: cost.count(blueprint, FULL, conditions) for cost in counted if cost.closed_form}
+
+    def costs(genome: Genome) -> dict[str, float]:
+        subnet = space.subnet(genome)
+        return {cost.name: cost.count(blueprint, subnet, conditions) for cost in counted}
+
+    constraints = constraints_of(bounds, full, metric)
+    window = None
+    if bounded_costs(bounds):
+        described_cost = partial(describe, full=full)
+        window = CostWindow(space.cardinalities, costs, constraints, described_cost, canonical_of(supernet))
+        window.fill(1, Random(0))  # where nothing is inside, this says so before anything is written
+    return Problem(COSTS[aims[0].name], costs, full, constraints, window)
+
+
+def for_objectives(settings: SearchSettings, objectives: Sequence[Objective], config: NNCFConfig) -> SearchSettings:
+    """Return the settings with points of as many numbers as there are objectives.
+
+    Raises
+    ------
+    UserError
+        If RNSGA2 has points or weights, which in a config belong to MACs and the metric, and the objectives are others.
+    """
+    if [goal.name for goal in objectives[:-1]] == ["macs"]:
+        return settings
+    for name in ("aspiration_points", "weights"):
+        if settings.algorithm == "RNSGA2" and name in config.search.model_fields_set:
+            raise UserError(
+                f"{config.path}: bootstrapNAS.search.{name} is of MACs and the metric, but --objectives are "
+                f"{', '.join(goal.name for goal in objectives)}: leave it out, or search with NSGA2"
+            )
+    return replace(settings, aspiration_points=((0.0,) * len(objectives),), weights=None)
 
 
 def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
@@ -198,17 +311,31 @@ def canonical_of(supernet: Supernet) -> Callable[[Genome], Genome]:
     return canonical
 
 
-def choose_best(result: SearchResult, metric: str, ref_acc: float | None, acc_delta: float) -> Candidate:
-    """Return the cheapest candidate above the floor; when none is, warn and return the nearest to it.
+def choose_best(
+    result: SearchResult, metric: Objective, cost: Cost, ref_acc: float | None, acc_delta: float
+) -> Candidate:
+    """Return the cheapest candidate within the tolerated loss; when none is, warn and return the nearest to it.
 
-    All being below the floor, the nearest is the one with the best metric; of equals, the cheapest.
+    When all have lost more, the nearest is the one with the best metric; of equals, the cheapest. Candidates that
+    break a bound are not chosen. If none keeps all bounds, a warning says so, and those that come nearest are chosen
+    from. Where the bounds leave out the largest subnet, whose metric is the reference by default, it is the best metric
+    within them instead.
     """
+    candidates = result.admitted
+    if candidates[0].violation:
+        broken = [each for each in result.constraints if each.violation(candidates[0].values)]
+        warn(
+            f"search: no subnet found has {described(broken, {})}; the nearest has "
+            + " and ".join(describe(each.name, candidates[0].values[each.name], {}) for each in broken)
+        )
+    best = min(candidates, key=lambda each: (metric.minimised(each.values), each.values[cost.name]))
+    if result.constraints and ref_acc in (None, -1) and all(any(each.genome) for each in candidates):
+        ref_acc = best.values[metric.name]
     try:
-        return select_best(result.candidates, metric, COST, ref_acc, acc_delta)
+        return select_best(candidates, metric, cost.name, ref_acc, acc_delta)
     except NothingQualifiesError as error:
-        nearest = max(result.candidates, key=lambda c: (c.values[metric], -c.values[COST]))
-        warn(f"{error}; taking the nearest to the floor, which has {nearest.values[COST] / 1e6:,.0f} M MACs")
-        return nearest
+        warn(f"{error}; taking the nearest to the floor, which has {cost.shown(best.values[cost.name])}")
+        return best
 
 
 class Progression:
@@ -216,8 +343,10 @@ class Progression:
 
     PICTURE_EVERY_S = 10.0  # a picture takes a while to draw, a generation of a small model less
 
-    def __init__(self, directory: Path, supernet: Supernet, metric: str, title: str) -> None:
-        self.directory, self.metric, self.title = directory, metric, title
+    def __init__(
+        self, directory: Path, supernet: Supernet, metric: Objective, title: str, cost: Cost = COSTS["macs"]
+    ) -> None:
+        self.directory, self.metric, self.title, self.cost = directory, metric, title, cost
         self._space, self._blueprint = supernet.space, supernet.blueprint
         self._widths = [gene for gene in self._space.genes if not self._blueprint.is_block(gene.keys[0])]
         self._blocks = [gene for gene in self._space.genes if self._blueprint.is_block(gene.keys[0])]
@@ -230,11 +359,13 @@ class Progression:
     def write(self, candidates: Sequence[Candidate], best: Candidate | None, *, draw: bool = True) -> None:
         """Write both files, with the chosen subnet in the picture."""
         path = self.directory / "search_progression.csv"
-        write_progression_csv(path, candidates, self._describe, metric=self.metric)
-        if draw:
+        write_progression_csv(path, candidates, self._describe, metric=self.metric, cost=self.cost)
+        if draw and any(each.evaluated for each in candidates):
             chosen = {} if best is None else {"best": best}
             picture = path.with_suffix(".png")
-            write_progression_png(picture, candidates, metric=self.metric, chosen=chosen, title=self.title)
+            write_progression_png(
+                picture, candidates, metric=self.metric, cost=self.cost, chosen=chosen, title=self.title
+            )
             self._drawn = time.monotonic()
 
     def _describe(self, genome: Genome) -> tuple[dict[int, int], list[int] | None]:

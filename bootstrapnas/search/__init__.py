@@ -6,22 +6,36 @@ import importlib
 from collections.abc import Sequence
 
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.search.base import Algorithm, Builder, Candidate, Objective, SearchResult, SearchSettings, Values
+from bootstrapnas.search.base import (
+    Algorithm,
+    Builder,
+    Candidate,
+    Constraint,
+    Objective,
+    SearchResult,
+    SearchSettings,
+    Values,
+    Window,
+    violation,
+)
 from bootstrapnas.search.log import EvaluationLog
 from bootstrapnas.search.pareto import hypervolume, pareto_front, write_pareto_json
 from bootstrapnas.search.progression import write_progression_csv, write_progression_png
 from bootstrapnas.search.random_search import build_random
 from bootstrapnas.search.runner import run_search
 from bootstrapnas.search.select import NothingQualifiesError, select_best, select_by_budget
+from bootstrapnas.search.window import CostWindow
 from bootstrapnas.space import Genome
 
 
 def _of_pymoo(module: str, builder: str) -> Builder:
     """Return a builder that is imported when it is first called, as importing pymoo takes a second."""
 
-    def build(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]) -> Algorithm:
+    def build(
+        cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome], window: Window | None
+    ) -> Algorithm:
         found: Builder = getattr(importlib.import_module(f"{__name__}.{module}"), builder)
-        return found(cardinalities, settings, seeds)
+        return found(cardinalities, settings, seeds, window)
 
     return build
 
@@ -34,7 +48,12 @@ ALGORITHMS: dict[str, Builder] = {
 """The search algorithms by the name that configs give them."""
 
 
-def build_algorithm(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome] = ()) -> Algorithm:
+def build_algorithm(
+    cardinalities: Sequence[int],
+    settings: SearchSettings,
+    seeds: Sequence[Genome] = (),
+    window: Window | None = None,
+) -> Algorithm:
     """Build the algorithm that the settings name.
 
     Parameters
@@ -45,6 +64,8 @@ def build_algorithm(cardinalities: Sequence[int], settings: SearchSettings, seed
         The search's settings; an algorithm reads those that concern it.
     seeds
         Genomes to propose first, usually those of the maximum and the minimum subnet.
+    window
+        Where proposals ought to lie: seeds, samples and offspring are led into it.
 
     Raises
     ------
@@ -68,13 +89,15 @@ def build_algorithm(cardinalities: Sequence[int], settings: SearchSettings, seed
             f"search: population must be at least {len(seeds)}, the number of given subnets that the search starts "
             f"from, not {settings.population}"
         )
-    return ALGORITHMS[settings.algorithm](cardinalities, settings, seeds)
+    return ALGORITHMS[settings.algorithm](cardinalities, settings, seeds, window)
 
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "Candidate",
+    "Constraint",
+    "CostWindow",
     "EvaluationLog",
     "Genome",
     "NothingQualifiesError",
@@ -82,12 +105,14 @@ __all__ = [
     "SearchResult",
     "SearchSettings",
     "Values",
+    "Window",
     "build_algorithm",
     "hypervolume",
     "pareto_front",
     "run_search",
     "select_best",
     "select_by_budget",
+    "violation",
     "write_pareto_json",
     "write_progression_csv",
     "write_progression_png",

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol, TypeAlias
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.space import Genome
 
 Values: TypeAlias = Mapping[str, float]
-"""What one evaluation measured, by name, for example ``{"accuracy": 0.91, "macs": 5.2e9}``."""
+"""What is known of a genome, by name, for example ``{"accuracy": 0.91, "macs": 5.2e9}``."""
+TOLERANCE = 1e-9  # 0.93 - 0.01 is above 0.92 in floating point
 
 
 class Algorithm(Protocol):
-    """A search algorithm that proposes genomes in batches and learns from their objectives.
+    """A search algorithm that proposes genomes in batches and learns from their objectives and violations.
 
-    The caller alternates `ask` and `tell`. An algorithm is deterministic: the same settings and the same objectives
+    The caller alternates `ask` and `tell`. An algorithm is deterministic: the same settings and the same answers
     lead to the same genomes, which is what lets a search resume by replaying its log.
     """
 
@@ -24,8 +26,22 @@ class Algorithm(Protocol):
         """Return the next batch (a generation), or an empty list when there is nothing left to propose."""
         ...
 
-    def tell(self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]]) -> None:
-        """Take the objectives [len(genomes), number of objectives], all minimised, of the batch just asked for."""
+    def tell(
+        self, genomes: Sequence[Genome], objectives: Sequence[Sequence[float]], violations: Sequence[float]
+    ) -> None:
+        """Take what was found of the batch just asked for.
+
+        Parameters
+        ----------
+        genomes
+            The batch.
+        objectives
+            Shape [len(genomes), number of objectives], all minimised.
+        violations
+            By how much each genome breaks the bounds, 0 if it keeps them all. Of two genomes the one that violates less
+            is better, whatever their objectives (Deb's constrained domination); those of one with a violation may be
+            placeholders.
+        """
         ...
 
 
@@ -36,9 +52,49 @@ class Objective:
     name: str
     maximise: bool = False
 
+    @property
+    def sign(self) -> int:
+        """What the value is multiplied by so that smaller is better."""
+        return -1 if self.maximise else 1
+
     def minimised(self, values: Values) -> float:
         """Return the value with the sign that makes smaller better."""
-        return -values[self.name] if self.maximise else values[self.name]
+        return self.sign * values[self.name]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound that a value has to keep.
+
+    Attributes
+    ----------
+    name
+        The value.
+    bound
+        At most this, or with `minimum` at least this.
+    minimum
+        Which of the two.
+    """
+
+    name: str
+    bound: float
+    minimum: bool = False
+
+    def violation(self, values: Values) -> float:
+        """Return how far the value lies beyond the bound, as a share of the bound: 0 if it keeps it.
+
+        A value that was not measured violates its bound by 1, the whole of it.
+        """
+        if self.name not in values:
+            return 1.0
+        beyond = values[self.name] - self.bound
+        share = (-beyond if self.minimum else beyond) / (abs(self.bound) or 1.0)
+        return share if share > TOLERANCE else 0.0
+
+
+def violation(constraints: Sequence[Constraint], values: Values) -> float:
+    """Return the sum of all violations (Deb's overall constraint violation)."""
+    return sum(each.violation(values) for each in constraints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +124,7 @@ class SearchSettings:
         Metric that the chosen subnet is measured against: a fraction, or a percentage if above 1. `None` or -1 stands
         for the maximum subnet's own.
     acc_delta
-        Tolerated drop below `ref_acc`, in points of a percent.
+        Tolerated drop below `ref_acc`, in points of a percent; above it and in percent of it, where less is better.
     aspiration_points
         RNSGA2: points of the minimised objectives (their order, units and signs) near which solutions are sought.
     epsilon
@@ -138,9 +194,23 @@ class SearchSettings:
         return self.generations * self.population
 
 
-Builder: TypeAlias = Callable[[Sequence[int], SearchSettings, Sequence[Genome]], Algorithm]
-"""``builder(cardinalities, settings, seeds)``: an algorithm over genomes with ``0 <= gene < cardinality``, whose first
-batch starts with the `seeds`."""
+class Window(Protocol):
+    """Where proposals ought to lie, for algorithms that can be led there: see `bootstrapnas.search.window`."""
+
+    def enter(self, genome: Genome, random: Random) -> Genome:
+        """Return a genome inside that is reached from `genome`, or `genome` where none is; one inside stays."""
+        ...
+
+    def fill(
+        self, count: int, random: Random, start: Sequence[Genome] = (), known: Collection[Genome] = ()
+    ) -> list[Genome]:
+        """Return up to `count` distinct genomes inside, the first of them reached from `start`, none in `known`."""
+        ...
+
+
+Builder: TypeAlias = Callable[[Sequence[int], SearchSettings, Sequence[Genome], Window | None], Algorithm]
+"""``builder(cardinalities, settings, seeds, window)``: an algorithm over genomes with ``0 <= gene < cardinality``,
+whose first batch starts with the `seeds`, and which proposes what lies in the window if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +225,17 @@ class Candidate:
         What the evaluation returned.
     generation
         The batch that proposed it, counted from 1.
+    violation
+        By how much it breaks the search's bounds; 0 if it keeps them.
+    evaluated
+        Whether it was evaluated. Of one whose costs alone break a bound, `values` are these costs.
     """
 
     genome: Genome
     values: Values
     generation: int
+    violation: float = 0.0
+    evaluated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +249,25 @@ class SearchResult:
     candidates
         Every proposal in order, repeats included.
     front
-        The distinct genomes that no other dominates, by ascending first minimised objective.
+        The distinct genomes that no other dominates, by ascending first minimised objective. All keep the search's
+        bounds, if any candidate does; else they violate them least.
+    constraints
+        The bounds.
     """
 
     objectives: tuple[Objective, ...]
     candidates: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
+    constraints: tuple[Constraint, ...] = ()
+
+    @property
+    def admitted(self) -> tuple[Candidate, ...]:
+        """The candidates to choose from."""
+        return admitted(self.candidates)
+
+
+def admitted(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the evaluated candidates that keep all bounds; if there are none, those that violate them least."""
+    evaluated = [each for each in candidates if each.evaluated]
+    least = min((each.violation for each in evaluated), default=0.0)
+    return tuple(each for each in evaluated if each.violation == least)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,24 @@ from bootstrapnas.search.base import Candidate, Objective, SearchResult, Values
 from bootstrapnas.space import Genome
 
 
-def pareto_front(values: Sequence[Values], objectives: Sequence[Objective]) -> list[int]:
+def pareto_front(
+    values: Sequence[Values], objectives: Sequence[Objective], violations: Sequence[float] | None = None
+) -> list[int]:
     """Return the indices, ascending, of the entries that no other entry dominates.
 
-    An entry dominates another if it is nowhere worse and somewhere better; entries with equal values do not.
+    An entry dominates another if it violates the bounds less (Deb's constrained domination), or as much and is nowhere
+    worse and somewhere better; entries with equal values do not. Without `violations` all keep the bounds.
     """
     from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 
     if not values:
         return []
-    front = NonDominatedSorting().do(_minimised(values, objectives), only_non_dominated_front=True)
-    return sorted(front.tolist())
+    all_violations = [0.0] * len(values) if violations is None else violations
+    least = [index for index, each in enumerate(all_violations) if each == min(all_violations)]
+    front = NonDominatedSorting().do(
+        _minimised([values[index] for index in least], objectives), only_non_dominated_front=True
+    )
+    return sorted(least[index] for index in front)
 
 
 def hypervolume(values: Sequence[Values], objectives: Sequence[Objective], reference: Values) -> float:
@@ -70,7 +78,8 @@ def write_pareto_json(
         path,
         {
             "format": FORMAT,
-            "objectives": [{"name": goal.name, "maximise": goal.maximise} for goal in result.objectives],
+            "objectives": [asdict(goal) for goal in result.objectives],
+            "constraints": [asdict(each) for each in result.constraints],
             "front": [entry(index, candidate) for index, candidate in enumerate(result.front)],
             "best": None if best is None else entry(place.get(best.genome), best),
             **(extra or {}),

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 from bootstrapnas.artefacts import replacing
+from bootstrapnas.costs import COSTS, Cost
 from bootstrapnas.search.base import Candidate, Objective
 from bootstrapnas.search.pareto import pareto_front
 from bootstrapnas.space import Genome
@@ -17,13 +18,14 @@ def write_progression_csv(
     candidates: Sequence[Candidate],
     describe: Callable[[Genome], tuple[Mapping[int, int], Sequence[int] | None]],
     *,
-    metric: str,
-    cost: str = "macs",
+    metric: Objective,
+    cost: Cost = COSTS["macs"],
 ) -> None:
-    """Write one row per candidate, in order of proposal, as NNCF's ``search_progression_to_csv`` does.
+    """Write one row per evaluated candidate, in order of proposal, as NNCF's ``search_progression_to_csv`` does.
 
-    The columns, without a header: the subnet's config as NNCF prints it, ``MACs``, its value in millions,
-    ``top1_acc``, and the metric in percent with a minus sign.
+    The columns, without a header: the subnet's config as NNCF prints it, ``MACs`` (or what the cost is called), its
+    value in millions (or the cost's unit), ``top1_acc``, and the metric in percent with a minus sign, or as it is where
+    less of it is better.
 
     Parameters
     ----------
@@ -35,39 +37,38 @@ def write_progression_csv(
         Turns a genome into the width of each group by NNCF's group number, and the skipped blocks; `None` if the
         space has no elastic depth.
     metric, cost
-        Names of the values to write.
+        The values to write.
     """
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        for candidate in candidates:
+        for candidate in (each for each in candidates if each.evaluated):
             config = _nncf_config(*describe(candidate.genome))
-            macs = candidate.values[cost] / 1e6
-            # Rounded because 100 * 0.57 is 56.99999999999999.
-            negated = -round(100 * candidate.values[metric], 10)
-            writer.writerow([config, "MACs", macs, "top1_acc", negated])
+            value = candidate.values[cost.name] / cost.scale
+            writer.writerow([config, cost.title, value, "top1_acc", metric.sign * _shown(metric, candidate)])
 
 
 def write_progression_png(
     path: str | os.PathLike[str],
     candidates: Sequence[Candidate],
     *,
-    metric: str,
-    cost: str = "macs",
+    metric: Objective,
+    cost: Cost = COSTS["macs"],
     chosen: Mapping[str, Candidate] | None = None,
     title: str = "Search progression",
 ) -> None:
-    """Draw cost in millions against the metric in percent, one dot per distinct candidate, coloured by generation.
+    """Draw a cost against the metric, one dot per distinct evaluated candidate, coloured by generation.
 
-    The line is the Pareto front, the square the maximum subnet (all genes 0) if it was evaluated.
+    The line is the Pareto front of these two among what keeps the search's bounds (smaller: what does not), the square
+    the maximum subnet (all genes 0) if it was evaluated.
 
     Parameters
     ----------
     path
         The file, a PNG of 1600 x 1000 pixels.
     candidates
-        What the search proposed, at least one; metrics are fractions, costs are in units of one.
+        What the search proposed, at least one of it evaluated; metrics are fractions, costs in units of one.
     metric, cost
-        Names of the values on the axes: a larger metric and a smaller cost are better.
+        The values on the axes.
     chosen
         Candidates to mark, by label.
     title
@@ -77,10 +78,12 @@ def write_progression_png(
     from matplotlib.ticker import MaxNLocator
 
     def point(candidate: Candidate) -> tuple[float, float]:
-        return candidate.values[cost] / 1e6, 100 * candidate.values[metric]
+        return candidate.values[cost.name] / cost.scale, _shown(metric, candidate)
 
-    distinct = list({candidate.genome: candidate for candidate in reversed(candidates)}.values())[::-1]
-    front = pareto_front([each.values for each in distinct], [Objective(cost), Objective(metric, maximise=True)])
+    evaluated = [each for each in candidates if each.evaluated]
+    distinct = list({candidate.genome: candidate for candidate in reversed(evaluated)}.values())[::-1]
+    violations = [each.violation for each in distinct]
+    front = pareto_front([each.values for each in distinct], [Objective(cost.name), metric], violations)
 
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
     axes = figure.add_subplot()
@@ -94,7 +97,7 @@ def write_progression_png(
         cmap="viridis",
         vmin=1,
         vmax=max(each.generation for each in candidates),
-        s=26,
+        s=[26 if each == min(violations) else 8 for each in violations],
         alpha=0.85,
         edgecolors="white",
         linewidths=0.4,
@@ -118,15 +121,20 @@ def write_progression_png(
     axes.margins(x=0.08, y=0.08)
     axes.xaxis.set_major_formatter("{x:,g}")
     axes.set_title(title)
-    axes.set_xlabel("MACs (M)" if cost == "macs" else f"{cost} (M)")
-    axes.set_ylabel(f"{metric} (%)")
+    axes.set_xlabel(f"{cost.title} ({cost.unit})")
+    axes.set_ylabel(f"{metric.name} (%)" if metric.maximise else metric.name)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower right" if metric.maximise else "upper right", frameon=False)
     figure.colorbar(dots, label="Generation", ticks=MaxNLocator(integer=True))
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _shown(metric: Objective, candidate: Candidate) -> float:
+    """Return a metric as people read it; rounded because 100 * 0.57 is 56.99999999999999."""
+    return round((100 if metric.maximise else 1) * candidate.values[metric.name], 10)
 
 
 def _nncf_config(widths: Mapping[int, int], skipped: Sequence[int] | None) -> str:

@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 from pymoo.algorithms.moo.rnsga2 import RNSGA2, RankAndModifiedCrowdingSurvival
 
-from bootstrapnas.search.base import Algorithm, SearchSettings
+from bootstrapnas.search.base import Algorithm, SearchSettings, Window
 from bootstrapnas.search.nsga2 import GeneticSearch, genetic_operators
 from bootstrapnas.space import Genome
 
 
-def build_rnsga2(cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome]) -> Algorithm:
+def build_rnsga2(
+    cardinalities: Sequence[int], settings: SearchSettings, seeds: Sequence[Genome], window: Window | None
+) -> Algorithm:
     """Build R-NSGA-II (Deb and Sundar, "Reference point based multi-objective optimization", 2006)."""
     points = np.array(settings.aspiration_points, dtype=float)
     weights = None if settings.weights is None else np.array(settings.weights, dtype=float)
-    algorithm = RNSGA2(points, **genetic_operators(cardinalities, settings, seeds))
+    algorithm = RNSGA2(points, **genetic_operators(cardinalities, settings, seeds, window))
     algorithm.survival = _Survival(points, settings.epsilon, weights, "front", settings.extreme_points_as_ref_points)
     return GeneticSearch(algorithm, cardinalities)
 

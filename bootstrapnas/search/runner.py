@@ -7,7 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.search.base import Algorithm, Candidate, Objective, SearchResult, Values
+from bootstrapnas.search.base import (
+    Algorithm,
+    Candidate,
+    Constraint,
+    Objective,
+    SearchResult,
+    Values,
+    admitted,
+    violation,
+)
 from bootstrapnas.search.log import EvaluationLog
 from bootstrapnas.search.pareto import pareto_front
 from bootstrapnas.space import Genome
@@ -22,11 +31,16 @@ def run_search(
     progress: Callable[[int, Candidate], None] | None = None,
     canonical: Callable[[Genome], Genome] = lambda genome: genome,
     generation_done: Callable[[Sequence[Candidate]], None] = lambda candidates: None,
+    costs: Callable[[Genome], Values] = lambda genome: {},
+    constraints: Sequence[Constraint] = (),
 ) -> SearchResult:
     """Let an algorithm propose genomes until the budget is spent or it has nothing left to propose.
 
     A genome in the log is not evaluated again. To resume a search, run it again from the start with the same log: the
     algorithm meets the same objectives, so it makes the same proposals, and evaluation sets in where the log ends.
+
+    Nor is a genome evaluated whose `costs` alone break a constraint. It is logged with its costs, and the algorithm is
+    told its violation and nought for what was not measured. It counts as a proposal like any other.
 
     Parameters
     ----------
@@ -39,7 +53,7 @@ def run_search(
     log
         Memo of the evaluations, extended as the search goes.
     budget
-        Proposals to make in all, repeats included.
+        Proposals to make in all, included repeats and those that are not evaluated.
     progress
         Called after each proposal with the number made so far and the candidate.
     canonical
@@ -47,11 +61,15 @@ def run_search(
         evaluated, logged and listed.
     generation_done
         Called after each generation with all candidates so far.
+    costs
+        What is known of a genome without an evaluation; the same each time. `evaluate` need not repeat it.
+    constraints
+        Bounds on costs and on what an evaluation measures.
 
     Raises
     ------
     UserError
-        If the log lacks an objective: it was made by a search for others.
+        If the log lacks an objective or has other costs: it was made by another search.
     ValueError
         If an evaluation lacks an objective or returns one that is not a finite number.
     """
@@ -64,45 +82,65 @@ def run_search(
         generation += 1
         proposed = batch[: budget - len(candidates)]
         for genome in map(canonical, proposed):
-            values = _values(genome, evaluate, objectives, log)
-            candidates.append(Candidate(genome, values, generation))
+            known = costs(genome)
+            excluded = any(each.name in known and each.violation(known) for each in constraints)
+            needed = [*known, *(goal.name for goal in objectives if not excluded)]
+            if genome in log:
+                values = _logged(genome, known, needed, log)
+            else:
+                values = _measured(genome, known, None if excluded else evaluate, needed, log)
+            candidates.append(Candidate(genome, values, generation, violation(constraints, values), not excluded))
             if progress is not None:
                 progress(len(candidates), candidates[-1])
         if len(proposed) == len(batch):
-            told = [
-                [goal.minimised(candidate.values) for goal in objectives] for candidate in candidates[-len(batch) :]
-            ]
-            algorithm.tell(batch, told)
+            told = candidates[-len(batch) :]
+            algorithm.tell(batch, [_minimised(each, objectives) for each in told], [each.violation for each in told])
         generation_done(candidates)
-    return SearchResult(tuple(objectives), tuple(candidates), _front(candidates, objectives))
+    return SearchResult(tuple(objectives), tuple(candidates), _front(candidates, objectives), tuple(constraints))
 
 
-def _values(
+def _logged(genome: Genome, known: Values, needed: Sequence[str], log: EvaluationLog) -> Values:
+    """Return what the log has of a genome; `UserError` if it cannot be of this search."""
+    values = log[genome]
+    for name in needed:
+        if name not in values:
+            raise UserError(f"{log.path} holds another search: its evaluation of {list(genome)} has no {name!r}")
+    for name, value in known.items():
+        if values[name] != value:
+            raise UserError(
+                f"{log.path} holds another search: {name} of {list(genome)} is {values[name]:,.10g} there, "
+                f"{value:,.10g} here"
+            )
+    return values
+
+
+def _measured(
     genome: Genome,
-    evaluate: Callable[[Genome], Mapping[str, float]],
-    objectives: Sequence[Objective],
+    known: Values,
+    evaluate: Callable[[Genome], Values] | None,
+    needed: Sequence[str],
     log: EvaluationLog,
 ) -> Values:
-    if genome in log:
-        values = log[genome]
-        for goal in objectives:
-            if goal.name not in values:
-                raise UserError(f"{log.path} holds another search: its evaluations have no {goal.name!r}")
-        return values
+    """Return what is known of a genome and what its evaluation, if there is one, gives; logged."""
     start = time.perf_counter()
-    measured = evaluate(genome)
+    values = {**known, **(evaluate(genome) if evaluate is not None else {})}
     seconds = time.perf_counter() - start
-    for goal in objectives:
-        if goal.name not in measured:
-            raise ValueError(f"the evaluation of {list(genome)} has no {goal.name!r}, only {sorted(measured)}")
-    for name, value in measured.items():
+    for name in needed:
+        if name not in values:
+            raise ValueError(f"the evaluation of {list(genome)} has no {name!r}, only {sorted(values)}")
+    for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"the evaluation of {list(genome)} gave {name} = {value}")
-    return log.record(genome, measured, seconds)
+    return log.record(genome, values, seconds)
+
+
+def _minimised(candidate: Candidate, objectives: Sequence[Objective]) -> list[float]:
+    """Return what an algorithm is told; nought stands for what was not measured."""
+    return [goal.minimised(candidate.values) if goal.name in candidate.values else 0.0 for goal in objectives]
 
 
 def _front(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> tuple[Candidate, ...]:
-    distinct = list({candidate.genome: candidate for candidate in reversed(candidates)}.values())[::-1]
+    distinct = list({candidate.genome: candidate for candidate in reversed(admitted(candidates))}.values())[::-1]
     cost = next((goal for goal in objectives if not goal.maximise), objectives[0])
     front = [distinct[index] for index in pareto_front([candidate.values for candidate in distinct], objectives)]
     return tuple(sorted(front, key=lambda candidate: cost.minimised(candidate.values)))

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.search.base import Candidate
-
-TOLERANCE = 1e-9  # 0.93 - 0.01 is above 0.92 in floating point
+from bootstrapnas.search.base import TOLERANCE, Candidate, Objective
 
 
 class NothingQualifiesError(UserError):
@@ -15,44 +13,48 @@ class NothingQualifiesError(UserError):
 
 
 def select_best(
-    candidates: Sequence[Candidate], metric: str, cost: str, ref_metric: float | None, acc_delta: float
+    candidates: Sequence[Candidate], metric: Objective, cost: str, ref_metric: float | None, acc_delta: float
 ) -> Candidate:
     """Return the cheapest candidate whose metric is at least ``ref_metric`` minus the tolerated drop.
 
     This is BootstrapNAS's rule, but for two points: NNCF asks for strictly more than the threshold, and its default
-    reference is the maximum subnet's accuracy with the wrong sign, which lets every candidate pass.
+    reference is the maximum subnet's accuracy with the wrong sign, which lets every candidate pass. Where less of the
+    metric is better (a perplexity), it may exceed the reference by `acc_delta` percent of it.
 
     Parameters
     ----------
     candidates
-        What the search proposed; metrics are fractions.
+        What the search proposed; metrics of which more is better are fractions.
     metric, cost
-        Names of the values to compare: larger metrics and smaller costs are better.
+        The values to compare; smaller costs are better.
     ref_metric
-        A fraction, or a percentage if above 1. `None` or -1 stands for the metric of the maximum subnet (all genes 0).
+        A fraction, or a percentage if above 1; as it is where less is better. `None` or -1 stands for the metric of the
+        maximum subnet (all genes 0).
     acc_delta
         Tolerated drop in points of a percent.
 
     Raises
     ------
     NothingQualifiesError
-        If all candidates are below the threshold.
+        If all candidates are beyond the threshold.
     UserError
         If there is no reference, as the maximum subnet is not among the candidates.
     """
     if ref_metric is None or ref_metric == -1:
-        reference = _maximum_metric(candidates, metric)
+        reference = _maximum_metric(candidates, metric.name)
     else:
-        reference = ref_metric / 100 if ref_metric > 1 else ref_metric
-    threshold = reference - acc_delta / 100
-    qualified = [candidate for candidate in candidates if candidate.values[metric] >= threshold - TOLERANCE]
+        reference = ref_metric / 100 if metric.maximise and ref_metric > 1 else ref_metric
+    threshold = reference - acc_delta / 100 if metric.maximise else reference * (1 + acc_delta / 100)
+    qualified = [each for each in candidates if metric.minimised(each.values) <= metric.sign * threshold + TOLERANCE]
     if not qualified:
-        nearest = max(candidate.values[metric] for candidate in candidates)
+        nearest = min(candidates, key=lambda each: metric.minimised(each.values)).values[metric.name]
+        asked, tolerated, change = (">=", "less", "lower") if metric.maximise else ("<=", "plus", "raise")
         raise NothingQualifiesError(
-            f"no subnet found has {metric} >= {threshold:.4f} (ref_acc {reference:.4f} less acc_delta {acc_delta:g} "
-            f"points); the best has {nearest:.4f}: lower ref_acc or raise acc_delta"
+            f"no subnet found has {metric.name} {asked} {threshold:.4f} (ref_acc {reference:.4f} {tolerated} acc_delta "
+            f"{acc_delta:g} {'points' if metric.maximise else 'percent'}); the best has {nearest:.4f}: "
+            f"{change} ref_acc or raise acc_delta"
         )
-    return min(qualified, key=lambda candidate: (candidate.values[cost], -candidate.values[metric]))
+    return min(qualified, key=lambda each: (each.values[cost], metric.minimised(each.values)))
 
 
 def select_by_budget(candidates: Sequence[Candidate], metric: str, cost: str, budget: float) -> Candidate:
