@@ -14,6 +14,9 @@ from bootstrapnas.pipeline.cli import ArgumentParser, Command, execute, guarded
 
 PROGRAM = "bootstrapnas"
 STAGES = {
+    "benchmark": Command(
+        "measure models side by side: latency, throughput", "bootstrapnas.pipeline.benchmark", "models"
+    ),
     "import-nncf": Command(
         "turn scores and supernets of NNCF 2.x into artefacts", "bootstrapnas.pipeline.import_nncf", "nncf_dir"
     ),

@@ -402,7 +402,7 @@ def test_load_ir_computes_in_the_precision_asked_for(ir_dir: Path) -> None:
 
 
 def test_load_ir_refuses_a_precision_that_the_cpu_lacks(ir_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bootstrapnas.export.runtime.available_precisions", lambda: ("f32",))
+    monkeypatch.setattr("bootstrapnas.export.runtime.available_precisions", lambda device: ("f32",))
     with pytest.raises(UserError, match="does not compute in bf16, only in f32"):
         load_ir(ir_dir, "bf16")
 

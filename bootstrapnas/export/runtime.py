@@ -1,8 +1,10 @@
-"""Run an OpenVINO IR on the CPU."""
+"""Run an OpenVINO IR, on the CPU if nothing else is asked for."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,33 @@ MODEL_FILE = "openvino_model.xml"
 IDS, MASK, POSITIONS, BEAMS = "input_ids", "attention_mask", "position_ids", "beam_idx"
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO's hint INFERENCE_PRECISION_HINT calls a precision: what its list of CPU capabilities calls it."""
+WEIGHT_FORMATS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
+"""What weight formats are called, by OpenVINO's names of element types."""
+
+
+@dataclass(frozen=True, slots=True)
+class IRDescription:
+    """What can be told of an IR without compiling it.
+
+    Attributes
+    ----------
+    inputs
+        Names, in the order of the IR.
+    weight_format
+        How most weights are stored: ``"fp32"``, ``"fp16"``, ``"int8"``, ``"int4"`` or OpenVINO's name of the type.
+    quantised
+        Whether activations are quantised too, so that layers compute in integers.
+    stateful
+        Whether it keeps keys and values between runs, as exported causal language models do.
+    size
+        Bytes of the weights file.
+    """
+
+    inputs: tuple[str, ...]
+    weight_format: str
+    quantised: bool
+    stateful: bool
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +123,20 @@ def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", th
 
 
 def compile_ir(
-    directory: str | os.PathLike[str], precision: str | None, threads: int | None, more_hints: Mapping[str, Any]
+    directory: str | os.PathLike[str],
+    precision: str | None,
+    threads: int | None,
+    more_hints: Mapping[str, Any],
+    device: str = "CPU",
 ) -> IRModel:
-    """Do what `load_ir` says, with more of OpenVINO's properties."""
+    """Do what `load_ir` says, with more of OpenVINO's properties, or for another of `available_devices`."""
     import openvino as ov
 
-    path = Path(directory) / MODEL_FILE
-    for file in (path, path.with_suffix(".bin")):
-        if not file.is_file():
-            raise UserError(f"{directory} holds no OpenVINO IR: {file.name} does not exist")
+    path = _model_file(directory)
+    check_device(device)
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **more_hints}
     if precision is not None:
-        _check_precision(precision)
+        check_precision(precision, device)
         hints["INFERENCE_PRECISION_HINT"] = precision
         if precision == "f32":
             hints.setdefault("KV_CACHE_PRECISION", precision)  # else u8, or what a language model's IR says of itself
@@ -114,7 +145,7 @@ def compile_ir(
             raise UserError(f"threads must be at least 1, not {threads}")
         hints["INFERENCE_NUM_THREADS"] = threads
     try:
-        compiled = ov.Core().compile_model(path, "CPU", hints)
+        compiled = ov.Core().compile_model(path, device, hints)
     except RuntimeError as error:
         raise UserError(f"cannot load {path}, it is damaged or no IR: {last_line(error)}") from error
     return IRModel(
@@ -123,6 +154,32 @@ def compile_ir(
         tuple(port.get_any_name() for port in compiled.inputs),
         tuple(port.get_any_name() for port in compiled.outputs),
         compiled,
+    )
+
+
+def describe_ir(directory: str | os.PathLike[str]) -> IRDescription:
+    """Return what the IR in a directory is; `UserError` if its files are missing or corrupt."""
+    import openvino as ov
+
+    path = _model_file(directory)
+    try:
+        ir = ov.Core().read_model(path)
+    except RuntimeError as error:
+        raise UserError(f"cannot load {path}, it is damaged or no IR: {last_line(error)}") from error
+    operations = ir.get_ops()
+    elements: Counter[str] = Counter()
+    for operation in operations:
+        if operation.get_type_name() == "Constant":
+            kind = operation.get_element_type().get_type_name()
+            elements[kind] += math.prod(operation.get_output_shape(0))
+    inputs = tuple(port.get_any_name() for port in ir.inputs)
+    kind = elements.most_common(1)[0][0] if elements else "none"
+    return IRDescription(
+        inputs=inputs,
+        weight_format=WEIGHT_FORMATS.get(kind, kind),
+        quantised=any(operation.get_type_name() == "FakeQuantize" for operation in operations),
+        stateful=BEAMS in inputs,
+        size=path.with_suffix(".bin").stat().st_size,
     )
 
 
@@ -152,6 +209,7 @@ def predict_ir(
     return collect(model.run, batches, outputs)
 
 
+<<<<<<< HEAD
 def positions_of(attention_mask: np.ndarray) -> np.ndarray:
     """Return the position of each token, shape [batch, length]: counted from the first that is not padding."""
     return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
@@ -166,10 +224,48 @@ def _completed(batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray
 
 def available_precisions() -> tuple[str, ...]:
     """Return the precisions in which this machine's CPU computes in hardware, ``"f32"`` first."""
+=======
+def available_devices() -> tuple[str, ...]:
+    """Return the names of the devices that OpenVINO can use here."""
+>>>>>>> 2819386 (Measure models side by side in several precisions: latency, throughput, prefill and decoding)
     import openvino as ov
 
-    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(ov.Core().available_devices)
+
+
+def available_precisions(device: str = "CPU") -> tuple[str, ...]:
+    """Return the precisions in which this machine's CPU (or a device) computes in hardware, ``"f32"`` first."""
+    import openvino as ov
+
+    capabilities = ov.Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
     return tuple(precision for precision, name in PRECISIONS.items() if name in capabilities)
+
+
+def check_device(device: str) -> None:
+    """Raise `UserError` if OpenVINO cannot use a device here."""
+    known = available_devices()
+    if device not in known:
+        raise UserError(f"OpenVINO has no device {device!r} here, only {listed(known)}{near_miss(device, known)}")
+
+
+def check_precision(precision: str, device: str = "CPU") -> None:
+    """Raise `UserError` if a precision is unknown or `device` does not compute in it."""
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"unknown precision {precision!r}, known: {listed(PRECISIONS)}{near_miss(precision, PRECISIONS)}"
+        )
+    available = available_precisions(device)
+    if precision not in available:
+        raise UserError(f"this {device} does not compute in {precision}, only in {listed(available)}")
+
+
+def check_streams(streams: int, device: str = "CPU") -> None:
+    """Raise `UserError` if `device` does not compute that many requests at once; OpenVINO would take fewer."""
+    import openvino as ov
+
+    most = ov.Core().get_property(device, "RANGE_FOR_STREAMS")[1]
+    if not 1 <= streams <= most:
+        raise UserError(f"streams must lie between 1 and {most} on this {device}, not {streams}")
 
 
 def last_line(error: BaseException) -> str:
@@ -178,11 +274,10 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"unknown precision {precision!r}, known: {listed(PRECISIONS)}{near_miss(precision, PRECISIONS)}"
-        )
-    available = available_precisions()
-    if precision not in available:
-        raise UserError(f"this CPU does not compute in {precision}, only in {listed(available)}")
+def _model_file(directory: str | os.PathLike[str]) -> Path:
+    """Return the path of a directory's IR; `UserError` if there is none."""
+    path = Path(directory) / MODEL_FILE
+    for file in (path, path.with_suffix(".bin")):
+        if not file.is_file():
+            raise UserError(f"{directory} holds no OpenVINO IR: {file.name} does not exist")
+    return path

@@ -95,7 +95,7 @@ def label_settings(spec: TaskSpec) -> dict[str, Any]:
 
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
     """Return the task with its default length cut to what the model takes; a length that was typed stays."""
-    limit = _max_length(load_config(model))
+    limit = max_length(load_config(model))
     if "max_seq_length" in typed or spec.max_seq_length <= limit:
         return spec
     notice(f"texts are cut to {int(limit)} tokens, which is what {model} takes")
@@ -104,12 +104,13 @@ def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec
 
 def check_length(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> None:
     """Raise `UserError` if rows may be longer than the model has positions for. Unknown families pass."""
-    limit = _max_length(config)
+    limit = max_length(config)
     if spec.max_seq_length > limit:
         raise UserError(f"--max_seq_length {spec.max_seq_length} exceeds the {int(limit)} tokens that {whose} takes")
 
 
-def _max_length(config: PreTrainedConfig) -> float:
+def max_length(config: PreTrainedConfig) -> float:
+    """Return how many tokens a model takes: infinitely many if its family has no limit or is unknown."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         return config.to_dict().get("n_positions") or math.inf  # GPT-2's, which are learned; others may run on

@@ -1,0 +1,448 @@
+"""Models measured side by side in several precisions on several shapes of input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bootstrapnas.artefacts import STAGE_FILE, read_json, writing
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.export import available_precisions, export_openvino
+from bootstrapnas.export.latency import Latency, speed_up, time_generation, time_latency, time_throughput
+from bootstrapnas.export.runtime import (
+    MODEL_FILE,
+    PRECISIONS,
+    IRDescription,
+    IRModel,
+    check_device,
+    check_precision,
+    check_streams,
+    compile_ir,
+    describe_ir,
+)
+from bootstrapnas.extraction import load_config, load_model
+from bootstrapnas.pipeline.models import max_length
+from bootstrapnas.progress import Ticker, notice
+from bootstrapnas.tasks import TASK_FILE, TaskSpec
+
+ENCODER, CAUSAL = "encoder", "language model"
+DEFAULTS = ("f32", "bf16")
+INT8 = {"int8": "f32", "int8+bf16": "bf16"}
+"""Precisions of quantised encoders: what the layers compute in that are not quantised."""
+CALIBRATION_ROWS = 4
+LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to measure.
+
+    Attributes
+    ----------
+    precisions
+        What to measure each model in: of `PRECISIONS` and `INT8`. `None` for what suits it.
+    batches, lengths
+        The shapes of input are all pairs; without a length, 128 tokens or as many as all models take.
+    new_tokens
+        Language models: steps of decoding after the prompt.
+    repeats, warmup, max_seconds
+        See `bootstrapnas.export.latency.time_latency`; the time is for one shape, and for throughput again.
+    throughput
+        Whether to measure that of encoders too.
+    threads, streams
+        Default: OpenVINO's choice.
+    device
+        OpenVINO's name of it.
+    """
+
+    precisions: tuple[str, ...] | None = None
+    batches: tuple[int, ...] = (1,)
+    lengths: tuple[int, ...] = ()
+    new_tokens: int = 16
+    repeats: int = 30
+    warmup: int = 3
+    max_seconds: float = 60.0
+    throughput: bool = True
+    threads: int | None = None
+    streams: int | None = None
+    device: str = "CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One of the models that are compared.
+
+    Attributes
+    ----------
+    name
+        What to call it.
+    directory
+        Of its IR.
+    source
+        The directory that was named: another one if that is no IR.
+    description
+        What the IR is.
+    metric
+        Name and value (a fraction or whatever the task measures) of what is known of its quality.
+    """
+
+    name: str
+    directory: Path
+    source: Path
+    description: IRDescription
+    metric: tuple[str, float] | None = None
+
+    @property
+    def kind(self) -> str:
+        """``"encoder"`` or ``"language model"``."""
+        return CAUSAL if self.description.stateful else ENCODER
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model in a precision: what is compiled and measured.
+
+    Attributes
+    ----------
+    model
+        The model's name.
+    precision
+        As it was asked for.
+    directory
+        Of the IR: not the model's if that had to be quantised.
+    weight_format, size
+        Of that IR, see `IRDescription`.
+    """
+
+    model: str
+    precision: str
+    directory: Path
+    weight_format: str
+    size: int
+
+    @property
+    def hint(self) -> str:
+        """What OpenVINO is told to compute in."""
+        return INT8.get(self.precision, self.precision)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured of a variant on one shape of input.
+
+    Attributes
+    ----------
+    variant
+        The model and precision.
+    batch, length
+        The shape.
+    figures
+        ``"latency"`` and, if asked for, ``"throughput"`` of an encoder; ``"prefill"`` and ``"token"`` of a language
+        model.
+    """
+
+    variant: Variant
+    batch: int
+    length: int
+    figures: Mapping[str, Latency]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """All measurements, and what they were made on.
+
+    Attributes
+    ----------
+    models
+        In the order in which they were named.
+    measurements
+        By shape, and per shape by model and precision; those of a shape happened side by side.
+    settings
+        How.
+    """
+
+    models: tuple[Model, ...]
+    measurements: tuple[Measurement, ...]
+    settings: Settings
+
+    @property
+    def shapes(self) -> dict[tuple[int, int], list[Measurement]]:
+        """The measurements by batch and length."""
+        found: dict[tuple[int, int], list[Measurement]] = {}
+        for each in self.measurements:
+            found.setdefault((each.batch, each.length), []).append(each)
+        return found
+
+    def reference(self, measurement: Measurement, *, same_precision: bool) -> Measurement | None:
+        """Return what a measurement is held against: the first model's, first of all or at the same precision."""
+        beside = self.shapes[measurement.batch, measurement.length]
+        first = [each for each in beside if each.variant.model == self.models[0].name]
+        if same_precision:
+            first = [each for each in first if each.variant.precision == measurement.variant.precision]
+        return first[0] if first else None
+
+    def faster(self, measurement: Measurement, figure: str, *, same_precision: bool) -> float | None:
+        """Return how many times faster a measurement is than its `reference` in one of its figures."""
+        reference = self.reference(measurement, same_precision=same_precision)
+        if reference is None or figure not in measurement.figures:
+            return None
+        return speed_up(reference.figures[figure], measurement.figures[figure])
+
+
+def read_models(
+    directories: Sequence[str | Path], names: Sequence[str] | None = None, temporary: Path | None = None
+) -> tuple[Model, ...]:
+    """Look at the models that a user named; convert those that are no IR.
+
+    Parameters
+    ----------
+    directories
+        Of IRs or Hugging Face models.
+    names
+        As many; default: names of the directories, with those of their parents where two would be alike.
+    temporary
+        Where to convert to; must outlive what is returned.
+
+    Raises
+    ------
+    UserError
+        If one is no model, is damaged or cannot be converted, or they cannot be compared.
+    """
+    paths = [Path(directory) for directory in directories]
+    names = _default_names(paths) if names is None else list(names)
+    if len(names) != len(paths):
+        raise UserError(f"--names has {len(names)} names for {len(paths)} models: {', '.join(names)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two of --models have the name {twice[0]!r}; pass --names")
+    models = []
+    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+        directory = path
+        if not (path / MODEL_FILE).is_file():
+            if not (path / "config.json").is_file():
+                missing = "there is no such directory"
+                if path.exists():
+                    missing = f"it has neither {MODEL_FILE} nor config.json" if path.is_dir() else "it is a file"
+                raise UserError(f"{path} is no model directory: {missing}")
+            if temporary is None:
+                raise UserError(f"{path} holds no OpenVINO IR: export it first")
+            directory = temporary / f"converted{number}"
+            _convert(path, directory)
+        models.append(Model(name, directory, path, describe_ir(directory), _metric(path)))
+    kinds: dict[str, str] = {}
+    for model in models:
+        kinds.setdefault(model.kind, model.name)
+    if len(kinds) > 1:
+        told = " and ".join(f"{name} is of the kind {kind}" for kind, name in kinds.items())
+        raise UserError(f"{told}: what is measured of them differs, so measure each kind in a call of its own")
+    return tuple(models)
+
+
+def measure(models: Sequence[Model], settings: Settings, temporary: Path) -> Benchmark:
+    """Measure every model in every precision on every shape, those of a shape side by side.
+
+    Parameters
+    ----------
+    models
+        From `read_models`.
+    settings
+        How to measure.
+    temporary
+        Where to put models that are quantised for the occasion.
+
+    Raises
+    ------
+    UserError
+        If the device, a precision or a shape does not suit a model.
+    """
+    check_device(settings.device)
+    if settings.streams is not None:
+        check_streams(settings.streams, settings.device)
+    shapes = list(itertools.product(settings.batches, settings.lengths or (_default_length(models),)))
+    for model in models:
+        limit = max_length(load_config(str(model.directory)))
+        for _, length in shapes:
+            if length > limit:
+                raise UserError(f"--length {length} exceeds the {int(limit)} tokens that {model.name} takes")
+    planned = _planned(models, settings)
+    made = [
+        _variant(model, precision, temporary / f"quantised{number}")
+        for number, model in enumerate(models)
+        for precision in planned[model.name]
+    ]
+    causal = models[0].kind == CAUSAL
+    found: dict[tuple[int, int], dict[Variant, dict[str, Latency]]] = {
+        shape: {variant: {} for variant in made} for shape in shapes
+    }
+    for figures in (_generation,) if causal else (_latency, *([_throughput] if settings.throughput else [])):
+        for shape, variant, name, latency in figures(made, shapes, settings):
+            found[shape][variant][name] = latency
+    measurements = tuple(
+        Measurement(variant, batch, length, figures)
+        for (batch, length), beside in found.items()
+        for variant, figures in beside.items()
+    )
+    return Benchmark(tuple(models), measurements, settings)
+
+
+Found = Iterator[tuple[tuple[int, int], Variant, str, Latency]]
+"""Shape, variant, name of a figure, and the figure."""
+
+
+def _latency(variants: Sequence[Variant], shapes: Sequence[tuple[int, int]], settings: Settings) -> Found:
+    models = {variant: _compiled(variant, settings, {}) for variant in variants}
+    for batch, length in _ticking("latency", shapes):
+        found = time_latency(models, batch=batch, length=length, **_patience(settings))
+        for variant, latency in found.items():
+            yield (batch, length), variant, "latency", latency
+
+
+def _throughput(variants: Sequence[Variant], shapes: Sequence[tuple[int, int]], settings: Settings) -> Found:
+    hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+    if settings.streams is not None:
+        hints["NUM_STREAMS"] = settings.streams
+    models = {variant: _compiled(variant, settings, hints) for variant in variants}
+    for batch, length in _ticking("throughput", shapes):
+        found = time_throughput(models, batch=batch, length=length, **_patience(settings))
+        for variant, latency in found.items():
+            yield (batch, length), variant, "throughput", latency
+
+
+def _generation(variants: Sequence[Variant], shapes: Sequence[tuple[int, int]], settings: Settings) -> Found:
+    models = {variant: _compiled(variant, settings, {}) for variant in variants}
+    for batch, length in _ticking("generation", shapes):
+        new = settings.new_tokens
+        generations = time_generation(models, batch=batch, length=length, new_tokens=new, **_patience(settings))
+        for variant, found in generations.items():
+            yield (batch, length), variant, "prefill", found.prefill
+            yield (batch, length), variant, "token", found.token
+
+
+def _patience(settings: Settings) -> dict[str, Any]:
+    return {"repeats": settings.repeats, "warmup": settings.warmup, "max_seconds": settings.max_seconds}
+
+
+def _compiled(variant: Variant, settings: Settings, hints: Mapping[str, Any]) -> IRModel:
+    return compile_ir(variant.directory, variant.hint, settings.threads, hints, settings.device)
+
+
+def _ticking(what: str, shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    with Ticker(f"benchmark: {what}", len(shapes)) as ticker:
+        for done, (batch, length) in enumerate(shapes):
+            ticker.update(done, f"batch {batch}, {length} tokens")
+            yield batch, length
+
+
+def _planned(models: Sequence[Model], settings: Settings) -> dict[str, tuple[str, ...]]:
+    """Return in which precisions each model is measured."""
+    asked = settings.precisions
+    known = (*PRECISIONS, *INT8)
+    for precision in asked or ():
+        if precision not in known:
+            raise UserError(f"unknown precision {precision!r}, known: {listed(known)}{near_miss(precision, known)}")
+        check_precision(INT8.get(precision, precision), settings.device)
+        if precision in INT8 and models[0].kind == CAUSAL:
+            raise UserError(
+                f"--precision {precision} is for encoders; of a language model the weights are int8 or int4: export it "
+                "with --weight_format int8 and name that directory"
+            )
+    usual = tuple(precision for precision in DEFAULTS if precision in available_precisions(settings.device))
+    planned = {}
+    for model in models:
+        quantised = model.description.quantised
+        if asked is None:
+            planned[model.name] = ("int8",) if quantised else usual
+            continue
+        planned[model.name] = tuple(each for each in asked if not quantised or each in INT8)
+        left_out = [each for each in asked if each not in planned[model.name]]
+        if left_out:
+            reason = f"{model.name} is quantised, so it is not measured in {listed(left_out)}"
+            if not planned[model.name]:
+                raise UserError(f"{reason}: add int8 to --precision")
+            notice(reason)
+    return planned
+
+
+def _variant(model: Model, precision: str, temporary: Path) -> Variant:
+    if precision not in INT8 or model.description.quantised:
+        return Variant(model.name, precision, model.directory, model.description.weight_format, model.description.size)
+    if not temporary.exists():  # for another precision of the same model
+        notice(f"{model.name}: quantising a copy to int8 on random tokens, for its speed alone")
+        _quantise(model.directory, temporary)
+    description = describe_ir(temporary)
+    return Variant(model.name, precision, temporary, description.weight_format, description.size)
+
+
+def _quantise(source: Path, target: Path) -> None:
+    """Write a fully quantised copy of an encoder's IR. Its ranges are those of random tokens."""
+    import nncf
+    import openvino as ov
+
+    config = read_json(source / "config.json")
+    ir = ov.Core().read_model(source / MODEL_FILE)
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(CALIBRATION_ROWS):
+        shape = 1, 16
+        arrays = {"input_ids": rng.integers(config["vocab_size"], size=shape), "attention_mask": np.ones(shape, int)}
+        arrays["token_type_ids"] = np.zeros(shape, int)
+        rows.append({port.get_any_name(): arrays[port.get_any_name()] for port in ir.inputs})
+    nncf.set_log_level(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        quantised = nncf.quantize(
+            ir, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_ROWS
+        )
+    with writing(target):
+        target.mkdir()
+        ov.save_model(quantised, target / MODEL_FILE, compress_to_fp16=False)
+        shutil.copy(source / "config.json", target)
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Write a float32 IR of a Hugging Face directory."""
+    import transformers
+
+    config = load_config(str(source))
+    task = next(iter(config.architectures or ()), "").partition("For")[2]
+    auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
+    if auto_class is None:
+        raise UserError(f"{source} holds a model for {task}, which cannot be converted here: export it first")
+    notice(f"{source} holds no OpenVINO IR: converting it to one in float32, for the occasion")
+    model = load_model(str(source), auto_class).float()
+    ids = torch.randint(config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    export_openvino(model, None, target, example_batches=[example])
+
+
+def _metric(directory: Path) -> tuple[str, float] | None:
+    """Return what the stage that made a directory measured: the metric of its task."""
+    if not (directory / STAGE_FILE).is_file() or not (directory / TASK_FILE).is_file():
+        return None
+    name = TaskSpec.load(directory / TASK_FILE).metric
+    value = read_json(directory / STAGE_FILE)["result"].get(f"eval_{name}")
+    return None if value is None else (name, float(value))
+
+
+def _default_names(paths: Sequence[Path]) -> list[str]:
+    """Return the directories' names, with as many of their parents as it takes to tell them apart."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    for depth in range(1, max(map(len, parts), default=1)):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _default_length(models: Sequence[Model]) -> int:
+    """Return 128, or less if a model takes no more."""
+    return int(min(LENGTH, *(max_length(load_config(str(model.directory))) for model in models)))
