@@ -14,7 +14,7 @@ from torch import Tensor
 from bootstrapnas import modeling_subnet
 from bootstrapnas.artefacts import write_json, write_text, writing
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.dims import Key, Subnet, subnet_to_json
+from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.families import family_of
 from bootstrapnas.slicing import select
@@ -230,6 +230,8 @@ def _saved_subnet_class(config: PreTrainedConfig, auto_class: Any) -> type[PreTr
     bare = family_of(config).bare
     if base is None or (base.__name__ == bare) != (saved == f"Subnet{bare}"):
         raise UserError(f"it holds a {saved}, which {auto_class.__name__} cannot load")
+    if saved != f"Subnet{base.__name__}":  # another head, whose parameters follow the hidden size
+        config.subnet = layout(Blueprint(config, base.__name__), subnet_from_json(config.subnet["sizes"]))
     return subnet_class(base, config)
 
 

@@ -29,12 +29,14 @@ class ActiveSubnet:
         self.subnet: Subnet = {}
         self._index: dict[str, tuple[Index, ...]] = {}
         self._attributes: Mapping[str, Mapping[str, int]] | None = None
+        self._has_cache: bool | None = None
 
     def set(self, subnet: Subnet) -> None:
         """Make `subnet` the active one. Indices are worked out when a module first asks for them."""
         self.subnet = subnet
         self._index = {}
         self._attributes = None
+        self._has_cache = None
 
     def attributes(self, path: str) -> Mapping[str, int]:
         """Return what the code of the module at `path` reads from its attributes."""
@@ -45,8 +47,10 @@ class ActiveSubnet:
     @property
     def has_cache(self) -> bool:
         """Whether a cache of keys and values can tell how many tokens it holds."""
-        places = self.blueprint.cache_places(self.subnet).values()
-        return not places or 0 in places
+        if self._has_cache is None:
+            places = self.blueprint.cache_places(self.subnet).values()
+            self._has_cache = not places or 0 in places
+        return self._has_cache
 
     def view(self, name: str, tensor: Tensor) -> Tensor:
         """Return the active part of the parameter `name`."""

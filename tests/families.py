@@ -187,16 +187,14 @@ def modernbert_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
     )
 
 
-DECODER_HEADS = ("CausalLM", "SequenceClassification", "", "TokenClassification")
 GROUPED = {"num_key_value_heads": 2, "eos_token_id": None, "bos_token_id": 1, "classifier_dropout": 0.0}
+UNGROUPED = {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True}
 MIXED = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 """The first layer of a Qwen sees everything, the others a window."""
 ALTERNATING = {**MIXED, "layer_types": ("sliding_attention", "full_attention", "sliding_attention")}
 
 
-def decoder_rows(
-    stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] = DECODER_HEADS, **sizes: Any
-) -> list[Row]:
+def decoder_rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str], **sizes: Any) -> list[Row]:
     """Return rows of a decoder with LLaMA's layers: two groups of a key-value head and two query heads."""
     return rows(
         stem,
@@ -218,7 +216,8 @@ ROWS = (
     *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
     *modernbert_rows(["SequenceClassification", ""]),
     *modernbert_rows(["TokenClassification", "QuestionAnswering", "MaskedLM"], **BIASES),
-    *decoder_rows("Llama", LlamaConfig),
+    *decoder_rows("Llama", LlamaConfig, ["CausalLM", "SequenceClassification"]),
+    *decoder_rows("Llama", LlamaConfig, ["", "TokenClassification"], **UNGROUPED),
     *decoder_rows("Mistral", MistralConfig, ["CausalLM"], sliding_window=4),
     *decoder_rows("Qwen2", Qwen2Config, ["CausalLM"], tie_word_embeddings=True),
     *decoder_rows("Qwen3", Qwen3Config, ["CausalLM"], head_dim=16, attention_bias=True, **ALTERNATING),

@@ -10,17 +10,21 @@ import pytest
 import torch
 from families import ENCODER_ROWS, FAMILY_ROWS, LENGTH, MIXED, Row, decoder_rows, outputs
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.costs import count_macs
+from bootstrapnas.costs import count_macs, count_params
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.extraction import load_model, save_subnet
 from bootstrapnas.importance import CRITERIA, order_scores, orders, width_scores
-from bootstrapnas.nncf_config import check_config
+from bootstrapnas.importance.movement import MovementSettings, attach
+from bootstrapnas.importance.structures import Block
+from bootstrapnas.nncf_config import NodeNames, check_config
 from bootstrapnas.nncf_config.elastic_space import listed_space
 from bootstrapnas.space_generation import generate_space, mac_targets
 from bootstrapnas.supernet import Supernet
+from eftnas.default_config import default_movement_config
+from eftnas.importance import structures_of
 
 DECODERS = tuple(row for row in FAMILY_ROWS if row not in ENCODER_ROWS)
 every_decoder = pytest.mark.parametrize("row", DECODERS, ids=lambda row: row.name)
@@ -88,6 +92,42 @@ def test_a_saved_subnet_generates_the_same(row: Row, tmp_path: Path) -> None:
         assert again.generation_config.repetition_penalty == 1.5
         assert torch.equal(generate(again), generate(small))
     supernet.model.generation_config.repetition_penalty = 1.0
+
+
+def test_a_narrower_subnet_under_another_head(tmp_path: Path) -> None:
+    small = supernet_of(LLAMA).extract(SUBNETS["first"])
+    save_subnet(small, tmp_path)
+    other = load_model(str(tmp_path), AutoModelForSequenceClassification, num_labels=3)
+    assert other.score.weight.shape == (3, 20)
+    assert all(torch.equal(a, b) for a, b in zip(other.model.parameters(), small.model.parameters(), strict=True))
+    assert other(**LLAMA.batch() | {"labels": torch.tensor([0, 2, 1])}).loss.isfinite()
+
+
+ROTATIONS = {
+    "linear": {"factor": 2.0},
+    "dynamic": {"factor": 2.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 4},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_rotary_positions_of_any_kind_survive(kind: str, tmp_path: Path) -> None:
+    """In memory, where they are copied, and from disk, where the config tells them."""
+    rope = {"rope_type": kind, "rope_theta": 500.0, **ROTATIONS[kind]}
+    supernet = Supernet(LLAMA.build(rope_parameters=rope))
+    for name, subnet in (("own", SUBNETS["first"]), ("plain", UNIFORM["everything"])):
+        small = supernet.extract(subnet)
+        with supernet.activate(subnet):
+            expected = generate(supernet.model)
+        assert torch.equal(generate(small), expected)
+        save_subnet(small, tmp_path / name)
+        assert torch.equal(generate(load_model(str(tmp_path / name), LLAMA.auto_class)), expected)
 
 
 # -- layers of two kinds -----------------------------------------------------------------------------------------------
@@ -187,3 +227,30 @@ def test_the_hidden_size_is_varied_only_if_asked_for(criterion: str) -> None:
     supernet.reorder(orders(units))
     with torch.no_grad():
         torch.testing.assert_close(outputs(model, batch), before, rtol=0, atol=1e-5)
+
+
+def test_movement_scores_lead_to_a_space_of_key_value_groups_and_channels() -> None:
+    model, batch = LLAMA.build().train(), LLAMA.batch()
+    blueprint, names = Blueprint.of(model), NodeNames.of(model)
+    structures = structures_of(check_config(default_movement_config(blueprint, names.linears, 1)), names)
+    assert len(structures) == 7 * 3  # all of a layer's, not the output layer
+    assert structures["model.layers.0.self_attn.k_proj"] == Block(8, 8)  # a head; that of the queries is two
+    assert structures["model.layers.0.self_attn.q_proj"] == Block(16, 16)
+    settings = MovementSettings(warmup_start_epoch=1, warmup_end_epoch=2, importance_regularization_factor=0.02)
+    control = attach(model, structures, settings, steps_per_epoch=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        control.step(step)
+        optimizer.zero_grad()
+        (model(**batch).loss + control.loss()).backward()
+        optimizer.step()
+    units = width_scores(blueprint, control.scores(), "prefix")
+    assert units.keys() == set(blueprint.widths)
+    assert all(scores.isfinite().all() and len(scores.unique()) > 1 for scores in units.values())
+
+
+def test_counts_of_llama_7b_are_the_published_ones() -> None:
+    blueprint = Blueprint(LlamaConfig(), "LlamaForCausalLM")
+    assert count_params(blueprint) == 6_738_415_616
+    layer = 4 * 4096**2 + 3 * 4096 * 11008
+    assert count_macs(blueprint, length=256) == 256 * (32 * layer + 32000 * 4096) + 32 * 2 * 4096 * 256**2
