@@ -260,8 +260,8 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
         if size != getattr(config, name, None):
             setattr(config, name, size)
     try:
-        config.validate()
-    except StrictDataclassError:  # a rule of the config's own, such as LLaMA's: the hidden size is a multiple of heads
+        type(config).from_dict(config.to_dict())
+    except (StrictDataclassError, ValueError):  # a rule of its own: LLaMA's hidden size is a multiple of its heads
         return None
     candidate = Blueprint(config, blueprint.architecture, blueprint.family)
     wanted = {

@@ -3,6 +3,7 @@
 `shrink` turns a full-size model into the smaller one that ``config.subnet`` describes, before any weight is loaded.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,7 @@ class Changed:
         return getattr(self._other, name)
 
 
-def set_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
+def set_attributes(module: nn.Module, attributes: Mapping[str, Any]) -> None:
     """Set attributes of a module itself; "config.num_heads" is that of its config, as this module alone reads it."""
     changed: dict[str, dict[str, Any]] = {}
     for name, value in attributes.items():

@@ -130,7 +130,9 @@ class _Following(_Elastic):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert isinstance(self, nn.Module)
         twin = adopt(self._plain, self)
-        set_attributes(twin, dict(self._active.attributes(self._path)))
+        attributes = self._active.attributes(self._path)
+        if attributes:
+            set_attributes(twin, attributes)
         vars(twin).update({leaf: self._view(leaf) for leaf in self._parameters})
         return self._plain.forward(twin, *args, **kwargs)
 
