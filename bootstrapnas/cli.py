@@ -20,6 +20,9 @@ STAGES = {
     "import-nncf": Command(
         "turn scores and supernets of NNCF 2.x into artefacts", "bootstrapnas.pipeline.import_nncf", "nncf_dir"
     ),
+    "latency-table": Command(
+        "measure what the parts of a model take on this device", "bootstrapnas.pipeline.latency_table"
+    ),
     "export": Command("convert a model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
 }
 """Subcommands with the flags of a stage."""

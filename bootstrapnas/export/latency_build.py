@@ -1,0 +1,255 @@
+"""Measure a latency table: export the states of a model's parts, group by group, and time them side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+
+from bootstrapnas.artefacts import writing
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key, Subnet
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.export.conversion import INPUTS
+from bootstrapnas.export.latency import measure_latency
+from bootstrapnas.export.latency_table import (
+    Accuracy,
+    Circumstances,
+    LatencyTable,
+    middle_subnet,
+    shape_digest,
+)
+from bootstrapnas.export.openvino import conversion_of
+from bootstrapnas.export.runtime import MODEL_FILE, available_precisions
+from bootstrapnas.extraction import extract
+from bootstrapnas.space import SearchSpace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+K = TypeVar("K")
+Measure: TypeAlias = Callable[[Sequence[Subnet]], Sequence[Sequence[float]]]
+"""Measures subnets side by side: for each, its milliseconds in each turn."""
+
+GROUP = 5
+"""States that are exported and measured together, beside the reference; a kill loses one group at most."""
+REPEATS = 40
+MAX_SECONDS = 30.0
+"""Of one group: large models get fewer repeats, each of which says more."""
+CHECKED = 8
+"""Random subnets that a new table is checked on."""
+
+
+def circumstances_of(
+    blueprint: Blueprint, *, precision: str, batch: int, length: int, threads: int | None = None
+) -> Circumstances:
+    """Return what a table measured here and now is of.
+
+    Raises
+    ------
+    UserError
+        If the CPU does not compute in `precision`, or the model takes no such input.
+    """
+    import openvino as ov
+
+    for name, value in (("batch", batch), ("length", length)):
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    limit = blueprint.family.max_length
+    if limit is not None and length > limit(blueprint.config):
+        raise UserError(f"length {length} exceeds the {limit(blueprint.config)} tokens that the model takes")
+    known = available_precisions()
+    if precision not in known:
+        raise UserError(
+            f"this CPU does not compute in {precision!r}, only in {listed(known)}{near_miss(precision, known)}"
+        )
+    return Circumstances(
+        device=ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip(),
+        openvino=ov.__version__.partition("-")[0],
+        threads=_threads(threads),
+        precision=precision,
+        batch=batch,
+        length=length,
+        model=shape_digest(blueprint),
+    )
+
+
+def open_latency_table(
+    path: str | os.PathLike[str], blueprint: Blueprint, space: SearchSpace, circumstances: Circumstances
+) -> LatencyTable:
+    """Return the table in a file, or an empty one for a space if there is no file.
+
+    Raises
+    ------
+    UserError
+        If the file holds something else than a table of these circumstances.
+    """
+    if Path(path).exists():
+        return LatencyTable.load(path, blueprint, circumstances)
+    return LatencyTable(blueprint, circumstances, middle_subnet(blueprint, space))
+
+
+def complete_latency_table(
+    table: LatencyTable,
+    path: str | os.PathLike[str],
+    measure: Measure,
+    space: SearchSpace,
+    progress: Callable[[int, str], None] = lambda done, state: None,
+) -> None:
+    """Measure what a table lacks to predict every subnet of a space, and check it on random ones.
+
+    The file is written after every group of states, so that a call after a kill goes on where it ended.
+
+    Parameters
+    ----------
+    table, path
+        From `open_latency_table`.
+    measure
+        How, for example what `openvino_timer` returns.
+    space
+        The sizes to measure.
+    progress
+        Called with the number of models measured, of `models_to_measure`, and a few words.
+    """
+    missing = table.missing(space)
+    if not missing and table.accuracy is not None:
+        return
+    done = 0
+    for wide, places in missing.items():
+        for start in range(0, len(places) or 1, GROUP):
+            group = {place: table.subnet(place) for place in places[start : start + GROUP]}
+            progress(done, "; ".join(place.part.describe(place.state) for place in group))
+            base, ratios = _beside(measure, table.middle(wide), group)
+            table.add(wide, base, ratios)
+            table.save(path)
+            done += len(group)
+    progress(done, "checking it on random subnets")
+    checked = checked_subnets(space, table.blueprint)
+    table.accuracy = check_accuracy(table, measure, checked)
+    table.save(path)
+    progress(done + len(checked), "")
+
+
+def models_to_measure(table: LatencyTable, space: SearchSpace) -> int:
+    """Return how many models `complete_latency_table` will measure, apart from the reference."""
+    missing = table.missing(space)
+    if not missing and table.accuracy is not None:
+        return 0
+    return sum(map(len, missing.values())) + len(checked_subnets(space, table.blueprint))
+
+
+def checked_subnets(space: SearchSpace, blueprint: Blueprint, count: int = CHECKED, seed: int = 0) -> Sequence[Subnet]:
+    """Return distinct random subnets of a space; fewer if it has no more."""
+    random = Random(seed)
+    drawn = (blueprint.complete(space.subnet(space.sample(random))) for _ in range(4 * count))
+    distinct = {tuple(sorted(subnet.items())): subnet for subnet in drawn}
+    return list(distinct.values())[:count]
+
+
+def check_accuracy(table: LatencyTable, measure: Measure, subnets: Sequence[Subnet]) -> Accuracy:
+    """Measure subnets beside the table's reference and hold them against their predictions.
+
+    As what a machine does at other times is none of the table's business, what was measured is the ratio to the
+    reference, times the reference's time in the table.
+    """
+    predicted, measured = [], []
+    for start in range(0, len(subnets), GROUP):
+        group = dict(enumerate(subnets[start : start + GROUP]))
+        wide = table.wide(group[0])
+        _, ratios = _beside(measure, table.middle(wide), group)
+        predicted += [table.predict(subnet) for subnet in group.values()]
+        measured += [statistics.median(table.base_ms[wide]) * ratio for ratio in ratios.values()]
+    return Accuracy(tuple(predicted), tuple(measured))
+
+
+@contextlib.contextmanager
+def openvino_timer(
+    model: PreTrainedModel,
+    blueprint: Blueprint,
+    circumstances: Circumstances,
+    *,
+    repeats: int = REPEATS,
+    max_seconds: float = MAX_SECONDS,
+) -> Iterator[Measure]:
+    """Yield what extracts subnets of a model, exports them and times the IRs in turns.
+
+    The first subnet of a call, the reference, is exported once for all calls in which it is the same.
+
+    Parameters
+    ----------
+    model
+        The full-size model in float32, elastic or not. Its weights do not matter.
+    blueprint
+        Its blueprint.
+    circumstances
+        What to compute in, on which input.
+    repeats
+        Turns, fewer where `max_seconds` have passed.
+    """
+    references: dict[tuple[tuple[Key, int], ...], Path] = {}
+    with tempfile.TemporaryDirectory(prefix="latency_table.") as directory:
+
+        def export(subnet: Subnet, target: Path) -> Path:
+            export_quickly(extract(model, blueprint, subnet), target)
+            return target
+
+        def measure(subnets: Sequence[Subnet]) -> list[Sequence[float]]:
+            reference, *others = subnets
+            key = tuple(sorted(reference.items()))
+            if key not in references:
+                references[key] = export(reference, Path(directory) / f"reference{len(references)}")
+            with tempfile.TemporaryDirectory(dir=directory) as temporary:
+                irs = [references[key]]
+                irs += [export(subnet, Path(temporary) / str(number)) for number, subnet in enumerate(others)]
+                found = measure_latency(
+                    {str(ir): ir for ir in irs},
+                    batch=circumstances.batch,
+                    length=circumstances.length,
+                    precision=circumstances.precision,
+                    threads=circumstances.threads,
+                    repeats=repeats,
+                    max_seconds=max_seconds,
+                )
+            return [latency.samples_ms for latency in found.values()]
+
+        yield measure
+
+
+def export_quickly(model: PreTrainedModel, directory: Path) -> None:
+    """Write an IR that is measured and forgotten: as `export_openvino` does, but without verification."""
+    import openvino as ov
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (2, 8), generator=generator)
+    example = {name: torch.zeros_like(ids) for name in INPUTS}
+    example |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ir = conversion_of(model, None, [example]).convert()
+    directory.mkdir(parents=True)
+    with writing(directory):
+        ov.save_model(ir, directory / MODEL_FILE, compress_to_fp16=False)
+        model.config.save_pretrained(directory)
+
+
+def _beside(measure: Measure, reference: Subnet, subnets: Mapping[K, Subnet]) -> tuple[float, dict[K, float]]:
+    """Measure subnets beside a reference; return its milliseconds and their ratios to it, the medians over turns."""
+    base, *others = measure([reference, *subnets.values()])
+    ratios = [float(np.median(np.divide(samples, base))) for samples in others]
+    return float(np.median(base)), dict(zip(subnets, ratios, strict=True))
+
+
+def _threads(threads: int | None) -> int:
+    """Return how many threads OpenVINO will use, which it says of a compiled model only."""
+    import openvino as ov
+
+    hints = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
+    parameter = ov.opset13.parameter([1])
+    model = ov.Model([ov.opset13.relu(parameter)], [parameter])
+    return int(ov.Core().compile_model(model, "CPU", hints).get_property("INFERENCE_NUM_THREADS"))

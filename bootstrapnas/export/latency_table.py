@@ -1,0 +1,393 @@
+"""What subnets take on one device: a table of the parts of a layer, measured once, that adds up to any subnet.
+
+A layer falls into parts that no other part's sizes change: what elastic dimensions connect in the labels, for BERT the
+attention with its heads and the FFN with its channels. Each state of a part is measured in the real model, in all
+layers that are alike at once, with everything else at a middle size, and held against that middle subnet: the
+difference, divided by the number of layers, is what the state adds in one layer. Free of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
+from bootstrapnas.errors import UserError
+from bootstrapnas.space import SearchSpace
+
+KIND = "latency table"
+State: TypeAlias = tuple[int, ...]
+"""Sizes of a part's dimensions, in the order of `Part.dims`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the layers that are alike.
+
+    Attributes
+    ----------
+    layers
+        Which layers.
+    dims
+        The names of its dimensions in a layer: widths, and blocks that skip it or some of it.
+    whole_layer
+        Whether it is the layer as a whole: then its one state that costs something else is the skipped one, and the
+        other parts do not count.
+    """
+
+    layers: tuple[int, ...]
+    dims: tuple[str, ...]
+    whole_layer: bool = False
+
+    def state(self, blueprint: Blueprint, complete: Subnet, layer: int) -> State:
+        """Return the part's state in one layer of a subnet (a completed one, so that equal networks are equal)."""
+        return tuple(blueprint.size(Key(dim, layer), complete) for dim in self.dims)
+
+    def sizes(self, state: State) -> dict[Key, int]:
+        """Return the state as sizes, in all layers."""
+        return {Key(dim, layer): size for layer in self.layers for dim, size in zip(self.dims, state, strict=True)}
+
+    def describe(self, state: State) -> str:
+        """Return the state in words, for example ``"head 4, mha_block 1"``."""
+        return ", ".join(f"{dim} {size}" for dim, size in zip(self.dims, state, strict=True))
+
+
+def parts_of(blueprint: Blueprint) -> tuple[Part, ...]:
+    """Return the parts of a model's layers that have a choice, as the labels show them.
+
+    Dimensions of one layer that meet in a parameter, on its axes or as a block that contains it, belong to one part.
+    Layers are alike if their parameters have the same names and shapes.
+    """
+    alike: dict[Any, list[int]] = {}
+    for layer in range(blueprint.num_layers):
+        stem = blueprint.layer_path(layer, "") + "."
+        shapes = tuple(
+            (name.removeprefix(stem), blueprint.shape(name, {})) for name in blueprint.uses if name.startswith(stem)
+        )
+        alike.setdefault(shapes, []).append(layer)
+    found = []
+    for layers in alike.values():
+        found += [Part(tuple(layers), dims) for dims in _connected(blueprint, layers[0])]
+        whole = tuple(k.dim for k in blueprint.elastic if k.layer == layers[0] and blueprint.is_whole_layer(k))
+        found += [Part(tuple(layers), (dim,), whole_layer=True) for dim in whole]
+    return tuple(found)
+
+
+def _connected(blueprint: Blueprint, layer: int) -> list[tuple[str, ...]]:
+    """Return the dimensions of one layer, connected by its parameters; without blocks that are the whole layer."""
+    order = [key for key in blueprint.elastic if key.layer == layer and not blueprint.is_whole_layer(key)]
+    groups: list[set[Key]] = []
+    for parameter in blueprint.parameters.values():
+        carried = {key for axis in parameter.axes for product in axis for key in product}.union(parameter.blocks)
+        met = carried.intersection(order)
+        if met:
+            touching = [group for group in groups if group & met]
+            groups = [group for group in groups if not group & met] + [met.union(*touching)]
+    found = [tuple(key.dim for key in order if key in group) for group in groups]
+    return sorted(found, key=lambda dims: order.index(Key(dims[0], layer)))
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What a table is of: a table holds for these and no others.
+
+    Attributes
+    ----------
+    device
+        Full name.
+    openvino
+        Version.
+    threads
+        Number of threads.
+    precision
+        What is computed in.
+    batch, length
+        Shape of the input.
+    model
+        Digest of the model's architecture and shapes; how many classes a head has does not matter.
+    """
+
+    device: str
+    openvino: str
+    threads: int
+    precision: str
+    batch: int
+    length: int
+    model: str
+
+
+def shape_digest(blueprint: Blueprint) -> str:
+    """Return a digest of what makes two models alike to a latency table: architecture and shapes, apart from heads'."""
+    stem = f"{blueprint.prefix}{blueprint.family.stack}."
+    shapes = [
+        f"{name}: {blueprint.shape(name, {})}"
+        for name, parameter in sorted(blueprint.uses.items())
+        if parameter.embedding or name.startswith(stem)
+    ]
+    text = "\n".join([blueprint.family.model_type, blueprint.architecture, *shapes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Predictions held against measurements of the same subnets.
+
+    Attributes
+    ----------
+    predicted_ms, measured_ms
+        One for each subnet.
+    """
+
+    predicted_ms: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+
+    @property
+    def mean_error(self) -> float:
+        """The mean absolute error, as a share of what was measured."""
+        pairs = zip(self.predicted_ms, self.measured_ms, strict=True)
+        return statistics.fmean(abs(predicted / measured - 1) for predicted, measured in pairs)
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's rank correlation; `None` if there are fewer than three subnets, or all are alike."""
+        if min(len(set(self.predicted_ms)), len(set(self.measured_ms))) < 3:
+            return None
+        from scipy.stats import spearmanr
+
+        return float(spearmanr(self.predicted_ms, self.measured_ms).statistic)
+
+    def __str__(self) -> str:
+        ranks = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.3f}"
+        return f"mean error {self.mean_error:.1%}{ranks} over {len(self.measured_ms)} subnets"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures and what they are made of."""
+        return {"mean_error": self.mean_error, "rank_correlation": self.rank_correlation, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What one measurement is of: a state of a part, in a model whose model-wide dimensions have these sizes."""
+
+    wide: tuple[int, ...]
+    part: Part
+    state: State
+
+
+class LatencyTable:
+    """What the parts of a model's layers take on one device.
+
+    Parameters
+    ----------
+    blueprint
+        The model.
+    circumstances
+        What the table is of.
+    reference
+        The subnet that every state is held against: all per-layer sizes, in the middle of the space it was made for.
+
+    Attributes
+    ----------
+    base_ms
+        By the sizes of the model-wide dimensions: milliseconds of the reference, once for every group of states that
+        was measured beside it.
+    ratios
+        By place: the time of the reference with the part in this state in all its layers, over the reference's own.
+    """
+
+    def __init__(self, blueprint: Blueprint, circumstances: Circumstances, reference: Subnet) -> None:
+        self.blueprint, self.circumstances, self.reference = blueprint, circumstances, dict(reference)
+        self.parts = parts_of(blueprint)
+        self.base_ms: dict[tuple[int, ...], list[float]] = {}
+        self.ratios: dict[Place, float] = {}
+        self.accuracy: Accuracy | None = None
+        self._wide = tuple(key for key in blueprint.elastic if key.layer is None)
+
+    def needed(self, space: SearchSpace, wide: tuple[int, ...]) -> list[Place]:
+        """Return the places that a prediction for a subnet of `space` may need, the reference's own states left out."""
+        found: dict[Place, None] = {}
+        for part in self.parts:
+            for layer in part.layers:
+                keys = tuple(Key(dim, layer) for dim in part.dims)
+                for sizes in _choices(keys, space, self.blueprint):
+                    complete = self.blueprint.complete(dict(zip(keys, sizes, strict=True)))
+                    place = Place(wide, part, part.state(self.blueprint, complete, layer))
+                    if not self._is_reference(place):
+                        found[place] = None
+        return list(found)
+
+    def missing(self, space: SearchSpace) -> dict[tuple[int, ...], list[Place]]:
+        """Return the needed places that are not measured yet, by the sizes of the model-wide dimensions.
+
+        Sizes whose reference was never measured are there even where nothing else is needed of them.
+        """
+        found: dict[tuple[int, ...], list[Place]] = {}
+        for wide in _choices(self._wide, space, self.blueprint):
+            places = [place for place in self.needed(space, wide) if place not in self.ratios]
+            if places or wide not in self.base_ms:
+                found[wide] = places
+        return found
+
+    def middle(self, wide: tuple[int, ...]) -> dict[Key, int]:
+        """Return the reference at some sizes of the model-wide dimensions."""
+        return {**self.reference, **self.wide_sizes(wide)}
+
+    def subnet(self, place: Place) -> dict[Key, int]:
+        """Return the subnet whose time, over that of the reference, is a place's ratio."""
+        return {**self.middle(place.wide), **place.part.sizes(place.state)}
+
+    def wide(self, subnet: Subnet) -> tuple[int, ...]:
+        """Return the sizes of the model-wide dimensions in a subnet."""
+        return tuple(self.blueprint.size(key, subnet) for key in self._wide)
+
+    def wide_sizes(self, wide: tuple[int, ...]) -> dict[Key, int]:
+        """Return the sizes of the model-wide dimensions by key."""
+        return dict(zip(self._wide, wide, strict=True))
+
+    def add(self, wide: tuple[int, ...], base_ms: float, ratios: Mapping[Place, float]) -> None:
+        """Record one group of measurements."""
+        self.base_ms.setdefault(wide, []).append(base_ms)
+        self.ratios.update(ratios)
+
+    def predict(self, subnet: Subnet) -> float:
+        """Return what a subnet takes, in milliseconds.
+
+        Raises
+        ------
+        UserError
+            If the subnet has a size that the table was not measured at.
+        """
+        complete = self.blueprint.complete(subnet)
+        wide = self.wide(complete)
+        if wide not in self.base_ms:
+            raise self._unknown(", ".join(f"{key} {size}" for key, size in self.wide_sizes(wide).items()) or "all")
+        kept = set(self.blueprint.kept_layers(complete))
+        total = 1.0
+        for part in self.parts:
+            for layer in part.layers:
+                if part.whole_layer or layer in kept:
+                    place = Place(wide, part, part.state(self.blueprint, complete, layer))
+                    total += self._added(place) / len(part.layers)
+        return statistics.median(self.base_ms[wide]) * total
+
+    def _added(self, place: Place) -> float:
+        """Return what a place adds to the time of the reference, as a share of it."""
+        if self._is_reference(place):
+            return 0.0
+        if place not in self.ratios:
+            raise self._unknown(place.part.describe(place.state))
+        return self.ratios[place] - 1
+
+    def _is_reference(self, place: Place) -> bool:
+        return place.part.sizes(place.state).items() <= self.reference.items()
+
+    def _unknown(self, what: str) -> UserError:
+        return UserError(
+            f"the latency table was not measured at {what}: the search space it was made for has no such size"
+        )
+
+    # -- on disk -------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the table as JSON, atomically."""
+        states = [
+            {
+                **self._named(place.wide),
+                "layers": list(place.part.layers),
+                "sizes": dict(zip(place.part.dims, place.state, strict=True)),
+                "ratio": ratio,
+                "ms_per_layer": statistics.median(self.base_ms[place.wide]) * (ratio - 1) / len(place.part.layers),
+            }
+            for place, ratio in self.ratios.items()
+        ]
+        document = {
+            "format": FORMAT,
+            "kind": KIND,
+            "circumstances": asdict(self.circumstances),
+            "reference": subnet_to_json(self.reference),
+            "base": [{**self._named(wide), "ms": ms} for wide, ms in self.base_ms.items()],
+            "states": states,
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+        }
+        write_json(path, document)
+
+    def _named(self, wide: tuple[int, ...]) -> dict[str, Any]:
+        return {"wide": {str(key): size for key, size in self.wide_sizes(wide).items()}} if wide else {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], blueprint: Blueprint, circumstances: Circumstances) -> LatencyTable:
+        """Read a table that holds for a model and circumstances.
+
+        Raises
+        ------
+        UserError
+            If the file is no table, is damaged, or is of another device, version, setting or model.
+        """
+        document = read_json(path)
+        if not isinstance(document, dict) or document.get("kind") != KIND:
+            raise UserError(f"{path} is no latency table; make one with bootstrapnas latency-table")
+        check_format(path, document)
+        damaged = "delete it and make it again"
+        try:
+            found = Circumstances(**document["circumstances"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged: it does not say what it is of; {damaged}") from error
+        _refuse_others(path, found, circumstances)
+        try:
+            table = cls(blueprint, circumstances, subnet_from_json(document["reference"]))
+            parts = {(part.layers, part.dims): part for part in table.parts}
+            for entry in document["base"]:
+                table.base_ms[tuple(entry.get("wide", {}).values())] = [float(ms) for ms in entry["ms"]]
+            for entry in document["states"]:
+                part = parts[tuple(entry["layers"]), tuple(entry["sizes"])]
+                wide = tuple(entry.get("wide", {}).values())
+                table.ratios[Place(wide, part, tuple(entry["sizes"].values()))] = float(entry["ratio"])
+            accuracy = document["accuracy"]
+            if accuracy is not None:
+                table.accuracy = Accuracy(tuple(accuracy["predicted_ms"]), tuple(accuracy["measured_ms"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {damaged}") from error
+        return table
+
+
+def middle_subnet(blueprint: Blueprint, space: SearchSpace) -> dict[Key, int]:
+    """Return what a table for a space holds its states against: nothing skipped, of each width the middle choice.
+
+    Layers that are alike get the same widths, in the middle of what any of them may choose.
+    """
+    chosen: dict[Key, int] = {}
+    choices = {key: gene.choices for gene in space.genes for key in gene.keys}
+    for part in parts_of(blueprint):
+        for dim in part.dims:
+            keys = [Key(dim, layer) for layer in part.layers]
+            sizes = sorted({size for key in keys for size in choices.get(key, (blueprint.full[key],))})
+            middle = 1 if blueprint.is_block(keys[0]) else sizes[len(sizes) // 2]
+            chosen.update(dict.fromkeys(keys, middle))
+    return chosen
+
+
+def _choices(keys: Sequence[Key], space: SearchSpace, blueprint: Blueprint) -> Iterator[tuple[int, ...]]:
+    """Yield the sizes that `keys` can have together in a space; keys without a gene are at full size."""
+    genes = [gene for gene in space.genes if not set(keys).isdisjoint(gene.keys)]
+    for sizes in itertools.product(*(gene.choices for gene in genes)):
+        chosen = {key: size for gene, size in zip(genes, sizes, strict=True) for key in gene.keys}
+        yield tuple(blueprint.size(key, chosen) for key in keys)
+
+
+def _refuse_others(path: str | os.PathLike[str], found: Circumstances, wanted: Circumstances) -> None:
+    """Raise `UserError` that names what a table is of and what it should be of, if they differ."""
+    there, here = asdict(found), asdict(wanted)
+    different = [name for name in here if there[name] != here[name]]
+    if different:
+        told = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in different)
+        raise UserError(
+            f"the latency table {path} is of another {' and '.join(different)} ({told}): "
+            "choose another file, and a table is measured there"
+        )

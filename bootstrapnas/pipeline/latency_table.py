@@ -1,0 +1,125 @@
+"""Measure once what the parts of a model's layers take on this device; searches then add up the latency of any subnet.
+
+The same command goes on with a table that is unfinished, and adds what another search space needs besides.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from bootstrapnas.artefacts import read_stage
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.errors import UserError, listed
+from bootstrapnas.export.latency_build import (
+    circumstances_of,
+    complete_latency_table,
+    models_to_measure,
+    open_latency_table,
+    openvino_timer,
+)
+from bootstrapnas.export.latency_table import Circumstances, LatencyTable
+from bootstrapnas.extraction import load_config
+from bootstrapnas.families import family_of
+from bootstrapnas.nncf_config import build_space, read_config, sequence_length
+from bootstrapnas.pipeline.arguments import flag, required
+from bootstrapnas.pipeline.models import SPACE_FILE
+from bootstrapnas.progress import Ticker, notice
+from bootstrapnas.space import SearchSpace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class LatencyTableArguments:
+    """What to measure, and how."""
+
+    _argument_group_name = "latency table"
+
+    output_file: str = required("The table, JSON.")
+    supernet_dir: Optional[str] = flag(None, "Output of a training stage: its shapes and its search space.")
+    model_name_or_path: Optional[str] = flag(None, "Instead: a model, of which the config is enough.")
+    nncf_config: Optional[str] = flag(None, "The config that has the model's search space.")
+    precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
+    batch: int = flag(1, "Rows of the input.")
+    length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
+    threads: Optional[int] = flag(None, "Threads; default: OpenVINO's choice.")
+
+
+GROUPS = (LatencyTableArguments,)
+
+
+def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
+    """Measure; return the file."""
+    source, config_path = _sources(arguments)
+    config = read_config(config_path)
+    model = random_model(source)
+    blueprint = Blueprint.of(model)
+    circumstances = circumstances_of(
+        blueprint,
+        precision=arguments.precision,
+        batch=arguments.batch,
+        length=sequence_length(config) if arguments.length is None else arguments.length,
+        threads=arguments.threads,
+    )
+    table_at(arguments.output_file, model, blueprint, build_space(config, blueprint), circumstances)
+    return Path(arguments.output_file)
+
+
+def random_model(directory_or_id: str) -> PreTrainedModel:
+    """Build the model that a config describes, with random weights: its speed is that of the trained one.
+
+    Raises
+    ------
+    UserError
+        If there is no config, or it names no class whose labels are known.
+    """
+    import transformers
+
+    config = load_config(directory_or_id)
+    names, known = config.architectures or [], family_of(config).architectures
+    if len(names) != 1 or names[0] not in known:
+        raise UserError(
+            f"{directory_or_id}: its architectures are {listed(names) or 'none'}, not one of {listed(known)}"
+        )
+    return getattr(transformers, names[0])(config).eval()
+
+
+def table_at(
+    path: str | os.PathLike[str],
+    model: PreTrainedModel,
+    blueprint: Blueprint,
+    space: SearchSpace,
+    circumstances: Circumstances,
+) -> LatencyTable:
+    """Return the table in a file, after measuring what it lacks of a space; show how that goes on."""
+    shown = f"{circumstances.precision}, batch {circumstances.batch}, {circumstances.length} tokens"
+    table = open_latency_table(path, blueprint, space, circumstances)
+    left = models_to_measure(table, space)
+    if left:
+        notice(f"latency table: {left} models to measure, {shown}")
+        with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
+            complete_latency_table(table, path, measure, space, ticker.update)
+    notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
+    return table
+
+
+def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:
+    """Return the directory or hub id of the model's config, and the file of the space."""
+    if (arguments.supernet_dir is None) == (arguments.model_name_or_path is None):
+        raise UserError("pass either --supernet_dir, or --model_name_or_path and --nncf_config")
+    if arguments.supernet_dir is not None:
+        if arguments.nncf_config is not None:
+            raise UserError("--supernet_dir has a search space of its own: leave --nncf_config out")
+        read_stage(arguments.supernet_dir)
+        return arguments.supernet_dir, str(Path(arguments.supernet_dir) / SPACE_FILE)
+    if arguments.nncf_config is None:
+        raise UserError("--model_name_or_path needs --nncf_config, which says what is elastic and how wide")
+    assert arguments.model_name_or_path is not None
+    return arguments.model_name_or_path, arguments.nncf_config
