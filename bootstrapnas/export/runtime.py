@@ -209,7 +209,6 @@ def predict_ir(
     return collect(model.run, batches, outputs)
 
 
-<<<<<<< HEAD
 def positions_of(attention_mask: np.ndarray) -> np.ndarray:
     """Return the position of each token, shape [batch, length]: counted from the first that is not padding."""
     return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
@@ -222,12 +221,8 @@ def _completed(batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray
     return {IDS: ids, MASK: mask, POSITIONS: positions_of(mask), BEAMS: np.arange(len(ids))}
 
 
-def available_precisions() -> tuple[str, ...]:
-    """Return the precisions in which this machine's CPU computes in hardware, ``"f32"`` first."""
-=======
 def available_devices() -> tuple[str, ...]:
     """Return the names of the devices that OpenVINO can use here."""
->>>>>>> 2819386 (Measure models side by side in several precisions: latency, throughput, prefill and decoding)
     import openvino as ov
 
     return tuple(ov.Core().available_devices)
