@@ -1,22 +1,21 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) whose ranks are elastic dimensions like any other: LoNAS's super-adapters.
+"""Models with low-rank adapters whose ranks are elastic dimensions like any other: LoNAS's super-adapters.
 
-An adapted linear layer ``y = W x + s B A x`` has three matrices. Labelled ``W: "out, in"``, ``A: "rank, in"`` and
-``B: "out, rank"``, the adapter follows the width of the layer, and its rank is one more dimension; slicing, counting,
-search spaces and extraction need no word about adapters. The layers are those of an unpatched peft.
+The labels are those of `bootstrapnas.families.adapted`; slicing, counting, search spaces and extraction need no word
+about adapters. The layers are those of an unpatched peft.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.dims import Dim, Labels, Subnet
-from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.dims import Subnet
+from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families import Family, family_of
+from bootstrapnas.families.adapted import NAME, RANK, Adapters, adapted_family, adapted_paths
 from bootstrapnas.modules import ElasticLinear, adopt
 from bootstrapnas.slicing import select
 from bootstrapnas.supernet import Supernet
@@ -24,103 +23,6 @@ from bootstrapnas.supernet import Supernet
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
-
-NAME = "default"
-"""peft's name of the one adapter."""
-RANK = "rank"
-SCALINGS = ("fixed", "active")
-"""How an adapter of a smaller rank is scaled: by alpha / largest rank (published), or by alpha / active rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapters:
-    """Which layers have adapters, and how large.
-
-    Attributes
-    ----------
-    targets
-        Linear layers, as the last words of their paths: ``"q_proj"``, ``"attention.self.query"``.
-    rank
-        The largest rank; all adapters have it.
-    alpha
-        The product of an adapter's matrices is scaled by ``alpha / rank``.
-    dropout
-        Of the adapter's input.
-    scaling
-        One of `SCALINGS`.
-    """
-
-    targets: tuple[str, ...]
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    scaling: str = "fixed"
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"the rank of adapters must be at least 1, not {self.rank}")
-        if self.scaling not in SCALINGS:
-            raise UserError(
-                f"unknown scaling {self.scaling!r} of adapters (known: {listed(SCALINGS)})"
-                f"{near_miss(self.scaling, SCALINGS)}"
-            )
-
-    def factor(self, rank: int) -> float:
-        """Return what the product of an adapter's matrices is scaled by at an active rank."""
-        return self.alpha / (rank if self.scaling == "active" else self.rank)
-
-
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
-def adapted_family(family: Family, adapters: Adapters) -> Family:
-    """Return the labels of a family whose linear layers have adapters: a dimension ``<path>.rank`` a layer each.
-
-    Raises
-    ------
-    UserError
-        If a target names no linear layer of the family.
-    """
-    paths = set(adapted_paths(family, adapters.targets))
-    layer: dict[str, Labels] = {}
-    for name, labels in family.layer.items():
-        path, _, leaf = name.rpartition(".")
-        if path not in paths:
-            layer[name] = labels
-            continue
-        layer[f"{path}.base_layer.{leaf}"] = labels
-        if leaf == "weight":
-            out, inp = labels.axes.split(",")
-            rank = f"{path}.{RANK}"
-            layer[f"{path}.lora_A.{NAME}.weight"] = replace(labels, axes=f"{rank}, {inp}")
-            layer[f"{path}.lora_B.{NAME}.weight"] = replace(labels, axes=f"{out}, {rank}")
-    ranks = tuple(Dim(f"{path}.{RANK}", lambda _: adapters.rank) for path in adapted_paths(family, adapters.targets))
-    return replace(family, layer=layer, dims=(*family.dims, *ranks))
-
-
-def adapted_paths(family: Family, targets: Sequence[str]) -> tuple[str, ...]:
-    """Return the paths, inside a layer, of the linear layers that `targets` name.
-
-    Raises
-    ------
-    UserError
-        If a target names none, or there is no target.
-    """
-    linears = [name.removesuffix(".weight") for name, labels in family.layer.items() if labels.applied]
-    if not targets:
-        raise UserError(f"no target modules for adapters (the layers of {family.model_type} have {listed(linears)})")
-    for target in targets:
-        if not any(_named(path, target) for path in linears):
-            short = {path.rpartition(".")[2] for path in linears} | set(linears)
-            raise UserError(
-                f"target module {target!r} is no linear layer of {family.model_type}, which has {listed(linears)}"
-                f"{near_miss(target, short)}"
-            )
-    return tuple(path for path in linears if any(_named(path, target) for target in targets))
-
-
-def _named(path: str, target: str) -> bool:
-    return f".{path}".endswith(f".{target}")
 
 
 # -- models ------------------------------------------------------------------------------------------------------------

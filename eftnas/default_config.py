@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.nncf_config import one_stage_config
 
 BLOCK = 32
 """Attention is scored in squares of this, or of the largest size below it that divides a head and the weight."""
@@ -20,20 +21,7 @@ def default_space_config(blueprint: Blueprint, length: int) -> dict[str, Any]:
     `length` is the number of tokens that costs are counted for.
     """
     dims = ["width", "depth"] if blueprint.family.blocks else ["width"]
-    stage = {"train_dims": dims, "epochs": -1, "init_lr": -1, "width_indicator": -1}
-    names = ("input_ids", "attention_mask")
-    return {
-        "input_info": [{"sample_size": [1, length], "type": "long", "keyword": name} for name in names],
-        "bootstrapNAS": {
-            "training": {
-                "algorithm": "progressive_shrinking",
-                "progressivity_of_elasticity": dims,
-                "schedule": {"list_stage_descriptions": [stage]},
-                "elasticity": {"available_elasticity_dims": dims},
-            },
-            "search": {"algorithm": "NSGA2", "num_evals": 1000, "population": 40},
-        },
-    }
+    return one_stage_config(dims, length, {"algorithm": "NSGA2", "num_evals": 1000, "population": 40})
 
 
 def default_movement_config(blueprint: Blueprint, linears: Mapping[str, str], epochs: float) -> dict[str, Any]:

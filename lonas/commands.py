@@ -3,6 +3,7 @@
 from bootstrapnas.pipeline.cli import Command
 
 COMMANDS = {
+    "search-space": Command("write a search space from the labels of a model, as an NNCF config", "lonas.search_space"),
     "train": Command("train a super-adapter (or, without a config, an ordinary LoRA) on a frozen base", "lonas.train"),
     "eval": Command("the task metric of one subnet of a super-adapter, or of a LoRA", "lonas.evaluate"),
     "search": Command("find the Pareto-optimal subnets with NSGA-II", "bootstrapnas.pipeline.search"),

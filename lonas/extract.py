@@ -12,12 +12,13 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import Adapters, base_subnet, extract_adapters
+from bootstrapnas.adapters import base_subnet, extract_adapters
 from bootstrapnas.artefacts import FORMAT, read_stage, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.extraction import SUBNET_FILE, extract
+from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.data import inherited_task

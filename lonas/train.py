@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import SCALINGS, Adapters
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.extraction import load_config
+from bootstrapnas.families import family_of
+from bootstrapnas.families.adapted import SCALINGS, Adapters
 from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import (
@@ -36,6 +38,7 @@ from bootstrapnas.progress import notice
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
+from lonas.search_space import default_targets
 
 # ruff: noqa: UP045
 
@@ -52,7 +55,9 @@ class AdapterArguments:
     lora_r: int = flag(8, "The largest rank.")
     lora_alpha: float = flag(16.0, "Adapters are scaled by alpha / r.")
     lora_dropout: float = flag(0.1, "Dropout probability of the adapters' inputs.")
-    target_modules: str = flag("", "Linear layers with adapters, separated by commas: q_proj,v_proj or query,value.")
+    target_modules: str = flag(
+        "", "Linear layers with adapters, separated by commas: q_proj,v_proj; default: all but attention's output."
+    )
     lora_scaling: str = flag("fixed", f"{listed(SCALINGS)}: by the largest rank (published), or by the active one.")
     base_dtype: str = flag("float32", f"What the frozen base model is in: {listed(DTYPES)}.")
     reorder: str = flag("none", "Criterion that puts the base model's units in order first, such as wanda; or none.")
@@ -74,7 +79,7 @@ def run(
 ) -> Path:
     """Train the super-adapter; return the output directory."""
     source = model_args.model_name_or_path
-    adapters = adapters_of(arguments)
+    adapters = adapters_of(arguments, source)
     dtype = dtype_of(arguments.base_dtype)
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
     if config is not None:
@@ -130,9 +135,10 @@ def run(
     return stage.directory
 
 
-def adapters_of(arguments: AdapterArguments) -> Adapters:
-    """Return the adapters that the flags describe."""
-    targets = tuple(part.strip() for part in arguments.target_modules.split(",") if part.strip())
+def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
+    """Return the adapters that the flags describe, for a model by hub id or directory."""
+    named = tuple(part.strip() for part in arguments.target_modules.split(",") if part.strip())
+    targets = named or default_targets(family_of(load_config(source)))
     return Adapters(
         targets, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, scaling=arguments.lora_scaling
     )

@@ -12,9 +12,6 @@ from published_configs import config_of, lonas_bert
 from safetensors.torch import save_file
 
 from bootstrapnas.adapters import (
-    NAME,
-    Adapters,
-    adapted_family,
     adapter_modules,
     adapter_supernet,
     add_adapters,
@@ -28,6 +25,7 @@ from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import extract
 from bootstrapnas.families import family_of
+from bootstrapnas.families.adapted import NAME, Adapters, adapted_family
 from bootstrapnas.nncf_config import build_space, check_config
 from bootstrapnas.space import Gene
 from bootstrapnas.supernet import Supernet

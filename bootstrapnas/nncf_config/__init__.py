@@ -1,6 +1,6 @@
 """NNCF JSON, the file that people edit: its only reader and writer. Free of torch."""
 
-from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space, listed_space
+from bootstrapnas.nncf_config.elastic_space import build_space, config_with_space, listed_space, one_stage_config
 from bootstrapnas.nncf_config.implied import check_model
 from bootstrapnas.nncf_config.node_names import NodeNames, module_path, scope_matcher
 from bootstrapnas.nncf_config.reading import (
@@ -23,6 +23,7 @@ __all__ = [
     "format_config",
     "listed_space",
     "module_path",
+    "one_stage_config",
     "read_config",
     "scope_matcher",
     "search_settings",

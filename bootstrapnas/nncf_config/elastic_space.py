@@ -122,6 +122,34 @@ def config_with_space(
     return result
 
 
+def one_stage_config(dims: Sequence[str], length: int, search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config of one stage, epochs and rate the command line's, without groups, which `config_with_space` adds.
+
+    Parameters
+    ----------
+    dims
+        What is elastic: ``"width"``, ``"depth"``.
+    length
+        Tokens of the sequence that costs are counted for.
+    search
+        The section ``bootstrapNAS.search``.
+    """
+    stage = {"train_dims": list(dims), "epochs": -1, "init_lr": -1, "width_indicator": -1}
+    names = ("input_ids", "attention_mask")
+    return {
+        "input_info": [{"sample_size": [1, length], "type": "long", "keyword": name} for name in names],
+        "bootstrapNAS": {
+            "training": {
+                "algorithm": "progressive_shrinking",
+                "progressivity_of_elasticity": list(dims),
+                "schedule": {"list_stage_descriptions": [stage]},
+                "elasticity": {"available_elasticity_dims": list(dims)},
+            },
+            "search": dict(search),
+        },
+    }
+
+
 # -- width -------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError
 from bootstrapnas.families import DECODERS, FAMILIES, Family
+from bootstrapnas.families.adapted import Adapters, adapted_family
 from bootstrapnas.nncf_config.node_names import EVERY_LAYER, module_path
 from bootstrapnas.nncf_config.reading import NNCFConfig
 
@@ -189,7 +190,7 @@ class Implied:
     model_type
         Its ``config.model_type``, `None` where unknown.
     adapters
-        Whether nodes belong to LoRA adapters.
+        The adapters that nodes belong to, as large as the groups say; `None` if none does.
     sizes
         The sizes that widths and names tell, by attribute of the config.
     known
@@ -198,7 +199,7 @@ class Implied:
 
     architecture: str | None
     model_type: str | None
-    adapters: bool
+    adapters: Adapters | None
     sizes: Mapping[str, int]
     known: KnownModel | None
 
@@ -226,8 +227,19 @@ def implied_model(config: NNCFConfig) -> Implied:
         and len(sizes) > 1  # layers alone say little
         and all(known.config[name] == size for name, size in sizes.items())
     ]
-    adapters = any(_ADAPTERS.search(module_path(node)) for node in nodes)
-    return Implied(architecture, model_type, adapters, sizes, matches[0] if len(matches) == 1 else None)
+    known = matches[0] if len(matches) == 1 else None
+    return Implied(architecture, model_type, _adapters(groups, nodes), sizes, known)
+
+
+def _adapters(groups: Iterable[Group], nodes: Iterable[str]) -> Adapters | None:
+    targets = [member.adapted for member in map(_member, nodes) if _ADAPTERS.search(member.module)]
+    ranks = [max(group.widths) for group in groups if any(member.is_rank for member in group.members)]
+    return Adapters(tuple(dict.fromkeys(targets)), max(ranks, default=1)) if targets else None
+
+
+def labels_with(family: Family, adapters: Adapters | None) -> Family:
+    """Return a family's labels with the adapters that a config implies, if any."""
+    return family if adapters is None else adapted_family(family, adapters)
 
 
 def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | None:
@@ -239,8 +251,9 @@ def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | No
     """
     family = FAMILIES.get(implied.model_type or "")
     architecture = implied.architecture
-    if family is None or architecture is None or architecture not in family.architectures or implied.adapters:
+    if family is None or architecture is None or architecture not in family.architectures:
         return None
+    family = labels_with(family, implied.adapters)
     sizes: dict[str, Any] = dict(implied.sizes)
     if implied.known is not None:
         sizes = dict(implied.known.config)
@@ -251,7 +264,7 @@ def implied_blueprint(implied: Implied, widths: Iterable[int]) -> Blueprint | No
     else:
         return None
     try:
-        return Blueprint(named_config({**sizes, "num_labels": labels_of(architecture)}), architecture)
+        return Blueprint(named_config({**sizes, "num_labels": labels_of(architecture)}), architecture, family)
     except AttributeError:  # the family needs a size that neither widths nor names tell
         return None
 

@@ -17,7 +17,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs, count_params
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError, listed
-from bootstrapnas.families import FAMILIES
+from bootstrapnas.families import FAMILIES, Family
 from bootstrapnas.nncf_config import (
     NNCFConfig,
     build_space,
@@ -34,6 +34,7 @@ from bootstrapnas.nncf_config.implied import (
     implied_blueprint,
     implied_model,
     labels_of,
+    labels_with,
     named_config,
 )
 from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
@@ -71,7 +72,7 @@ class _Explainer:
         self.warnings: list[str] = []
         self.unknown: list[str] = []
         self.elastic = config.document.bootstrap_nas.training is not None
-        self.implied = implied_model(config) if self.elastic else Implied(None, None, False, {}, None)
+        self.implied = implied_model(config) if self.elastic else Implied(None, None, None, {}, None)
         self.length = self._length()
         self.blueprint: Blueprint | None = None
         self.exact = True  # whether units and embeddings of the blueprint mean anything
@@ -138,6 +139,8 @@ class _Explainer:
         widths = [w for group in groups_of(self.config) for w in group.widths if _is_attention(group)]
         self.blueprint = implied_blueprint(implied, widths)
         self.exact = implied.known is not None
+        if self.blueprint is not None and self.implied.adapters is not None:
+            self.unknown.append("adapters that no group names are not counted")
         if self.blueprint is None:
             self.unknown.append(f"costs: {self._why_no_costs(implied.model_type)}")
         elif not self.exact:
@@ -159,10 +162,10 @@ class _Explainer:
             check_model(self.config, given, model)
         family = FAMILIES.get(given.model_type)
         architecture = self.implied.architecture or next(iter(given.architectures or ()), None)
-        if family is not None and not self.implied.adapters:
+        if family is not None:
             if architecture is None or architecture not in family.architectures or _is_pretraining(architecture):
                 architecture = family.bare
-            self.blueprint = _blueprint(given, architecture, model)
+            self.blueprint = _blueprint(given, architecture, model, labels_with(family, self.implied.adapters))
         else:
             self.unknown.append(f"costs: {self._why_no_costs(given.model_type)}")
         labels = None
@@ -181,8 +184,6 @@ class _Explainer:
     def _why_no_costs(self, model_type: str | None) -> str:
         if model_type not in FAMILIES:
             return f"no axis labels for {model_type or self.implied.architecture} (known: {listed(FAMILIES)})"
-        if self.implied.adapters:
-            return "adapters (LoRA) have no axis labels"
         if self.implied.architecture not in FAMILIES[model_type].architectures:
             return f"no axis labels for {self.implied.architecture}"
         return "the groups do not tell the model's sizes; pass --model_name_or_path"
@@ -227,6 +228,8 @@ class _Explainer:
         assert listed_space is not None
         assert space is not None
         found = []
+        copies = [self.blueprint.num_layers if _every_layer(group) else 1 for group in groups]
+        owners = [group for group, count in zip(groups, copies, strict=True) for _ in range(count)]
         for index, (gene, limited) in enumerate(zip(listed_space.genes, space.genes, strict=True)):
             key = gene.keys[0]
             if self.blueprint.is_block(key):
@@ -234,8 +237,8 @@ class _Explainer:
             per_unit = self.blueprint.channels_per_unit(key)
             found.append(
                 ElasticGroup(
-                    name=" and ".join(dict.fromkeys(key.dim for key in gene.keys)),
-                    modules=_modules(groups[index]) if groups else (),
+                    name=" and ".join(dict.fromkeys(key.dim.rpartition(".")[2] for key in gene.keys)),
+                    modules=_modules(owners[index]) if groups else (),
                     layers=_layers(key.layer for key in gene.keys),
                     channels=tuple(size * per_unit for size in gene.choices),
                     units=gene.choices if self.exact else None,
@@ -424,16 +427,16 @@ def _read_model_config(model: str) -> Any:
     return named_config({"architectures": None, "num_labels": labels, **found})
 
 
-def _blueprint(given: Any, architecture: str, model: str) -> Blueprint:
+def _blueprint(given: Any, architecture: str, model: str, family: Family) -> Blueprint:
     """Return the blueprint of a given model; labels of a head that the checkpoint does not have are not counted."""
     if architecture not in (given.architectures or ()):
         given = SimpleNamespace(**{**_attributes(given), "num_labels": labels_of(architecture)})
     try:
-        return Blueprint(given, architecture)
+        return Blueprint(given, architecture, family)
     except AttributeError:  # a default that the file leaves to transformers, or an attribute under another name
         from bootstrapnas.extraction import load_config
 
-        return Blueprint(load_config(model), architecture)
+        return Blueprint(load_config(model), architecture, family)
 
 
 def _attributes(config: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import NAME, Adapters, adapter_modules, adapter_supernet, add_adapters, lora_config
+from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, lora_config
 from bootstrapnas.artefacts import (
     FORMAT,
     check_format,
@@ -25,6 +25,7 @@ from bootstrapnas.artefacts import (
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.families.adapted import NAME, Adapters
 from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task

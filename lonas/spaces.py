@@ -1,0 +1,78 @@
+"""Search spaces of super-adapters from labels: which adapters share a rank, and which widths are tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bootstrapnas.adapters import adapter_modules
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.errors import UserError
+from bootstrapnas.families.adapted import RANK
+from bootstrapnas.space import Gene, SearchSpace
+
+
+def adapter_space(
+    blueprint: Blueprint,
+    *,
+    ranks: Sequence[int],
+    ffn_shares: Sequence[float] = (1.0,),
+    head_shares: Sequence[float] = (1.0,),
+    multiple: int = 8,
+) -> SearchSpace:
+    """Return a space with a rank for each group of adapters, and widths for the layers of the base model.
+
+    As published, adapters that read the same activations (those of q, k and v; of gate and up) share a rank, and those
+    that read what is elastic itself (down) keep the full one.
+
+    Parameters
+    ----------
+    blueprint
+        Of a model with adapters.
+    ranks
+        Ranks to choose from.
+    ffn_shares, head_shares
+        Shares of the full widths and of the heads (or key-value heads) to choose from.
+    multiple
+        FFN widths are rounded down to a multiple of it.
+
+    Raises
+    ------
+    UserError
+        If a share is not above 0 and at most 1, or a rank exceeds the full one.
+    """
+    for name, shares in (("ffn_shares", ffn_shares), ("head_shares", head_shares)):
+        for share in shares:
+            if not 0 < share <= 1:
+                raise UserError(f"{name} must lie above 0 and at most 1, not {share:g}")
+    genes = [Gene(keys, _descending(ranks)) for keys in rank_groups(blueprint)]
+    heads = {keys[0] for keys, _ in blueprint.attentions}
+    for key in blueprint.widths:
+        full = blueprint.full[key]
+        if key.layer is None or key.dim.endswith(f".{RANK}"):
+            continue
+        if key in heads:
+            sizes = _descending(max(1, int(share * full + 1e-9)) for share in head_shares)
+        else:
+            sizes = _descending(max(1, int(share * full / multiple + 1e-9)) * multiple for share in ffn_shares)
+        if sizes != (full,):
+            genes.append(Gene((key,), sizes))
+    space = SearchSpace(tuple(genes))
+    space.check(blueprint)
+    return space
+
+
+def rank_groups(blueprint: Blueprint) -> Iterator[tuple[Key, ...]]:
+    """Yield the ranks that are chosen together, layer by layer."""
+    groups: dict[tuple[str, object], list[Key]] = {}
+    for module in adapter_modules(blueprint):
+        down = blueprint.parameters[f"{module}.lora_A.default.weight"]
+        (rank,), inputs = down.axes[0][0], down.axes[1]
+        if any(key.layer is not None and blueprint.dims[key.dim].elastic for product in inputs for key in product):
+            continue
+        groups.setdefault((module.rpartition(".")[0], inputs), []).append(rank)
+    yield from (tuple(keys) for keys in groups.values())
+
+
+def _descending(sizes: Sequence[int] | Iterator[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(sizes), reverse=True))

@@ -1,0 +1,200 @@
+"""Write the NNCF configs beside this file and the recipes in running_commands/lonas from `published_adapters`.
+
+python nncf_configs/lonas/generate.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from string import Template
+from textwrap import wrap
+
+import torch
+import transformers
+from published_adapters import BERT_FFN, BERT_HEADS, FFN_SHARES, GLUE, MODELS, RUNS, AdapterModel, PublishedRun
+
+from bootstrapnas.adapters import add_adapters
+from bootstrapnas.artefacts import write_text
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key
+from bootstrapnas.families import FAMILIES
+from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.nncf_config import NodeNames, config_with_space, format_config, one_stage_config
+from bootstrapnas.space import Gene, SearchSpace
+from lonas.spaces import adapter_space, rank_groups
+
+CONFIG_DIR = Path(__file__).resolve().parent
+ROOT = CONFIG_DIR.parents[1]
+RECIPE_DIR = ROOT / "running_commands" / "lonas"
+
+
+def files() -> dict[Path, str]:
+    """Return every file and its text."""
+    found = {}
+    for run in RUNS:
+        if MODELS[run.model].config["model_type"] not in FAMILIES:
+            continue
+        found[config_path(run)] = config(run)
+        found[recipe_path(run)] = recipe(run)
+    return found
+
+
+# -- configs -----------------------------------------------------------------------------------------------------------
+
+
+def config_path(run: PublishedRun) -> Path:
+    return CONFIG_DIR / run.model / f"{run.task}.json"
+
+
+def config(run: PublishedRun) -> str:
+    """Return the config of a run."""
+    model = MODELS[run.model]
+    blueprint, names = model_of(model)
+    length, search = 256, {"algorithm": "NSGA2", "num_evals": 200, "population": 8, "ref_acc": 0.45, "acc_delta": 0.01}
+    indicator, space = (
+        5,
+        adapter_space(blueprint, ranks=model.ranks, ffn_shares=FFN_SHARES, head_shares=model.head_shares),
+    )
+    if run.is_glue:
+        length, indicator, space = 128, 4, bert_space(blueprint)
+        search |= {"num_evals": 1000, "population": 40, "ref_acc": 0.85}
+    if run.model in CURRENT:
+        search |= {"ref_acc": -1, "acc_delta": 1}
+    raw = one_stage_config(["width"], length, search)
+    stage = {"train_dims": ["width"], "epochs": run.epochs, "init_lr": run.lr, "epochs_lr": run.epochs}
+    stage |= {"width_indicator": indicator, "sample_rate": 1}
+    training = raw["bootstrapNAS"]["training"]
+    training |= {"sandwich_rule": False, "frozen_layers_allowed": True}
+    training["schedule"]["list_stage_descriptions"] = [stage]
+    comments = [
+        f"LoNAS on {title(run)}: {'in the manner of ' if run.model in CURRENT else ''}the published search space and "
+        "its settings.",
+        "Written by generate.py from published_adapters.py; docs/nncf_config.md explains the keys.",
+    ]
+    if run.task in ("cola", "rte", "mnli"):
+        comments.append(
+            f"ref_acc {search['ref_acc']} is as published, above what {GLUE[run.task]} reaches: the search says so and "
+            "takes the best subnet. -1 holds subnets against the largest one."
+        )
+    lines = [line for comment in comments for line in wrap(comment, width=117)]
+    return "".join(f"// {line}\n" for line in lines) + format_config(config_with_space(raw, blueprint, names, space))
+
+
+CURRENT = tuple(name for name in MODELS if name not in ("llama_7b", "llama_13b", "bloomz_7b1", "bert_base"))
+"""Models that no published space is for."""
+
+
+def bert_space(blueprint: Blueprint) -> SearchSpace:
+    """Return the space of BERT-base, the same for all tasks."""
+    heads = [Gene((Key("head", layer),), (12, *sizes)) for layer, sizes in enumerate(BERT_HEADS)]
+    ranks = [Gene(keys, MODELS["bert_base"].ranks) for keys in rank_groups(blueprint)]
+    ffn = [Gene((Key("ffn", layer),), (3072, *sizes)) for layer, sizes in enumerate(BERT_FFN)]
+    return SearchSpace((*heads, *ranks, *ffn))
+
+
+def model_of(model: AdapterModel) -> tuple[Blueprint, NodeNames]:
+    """Return the blueprint of a model with adapters and its names, without weights."""
+    with torch.device("meta"):
+        built = getattr(transformers, model.architecture)(transformers.AutoConfig.for_model(**model.config))
+    blueprint = Blueprint.of(built, add_adapters(built, Adapters(model.targets, model.rank, model.alpha)))
+    return blueprint, NodeNames.of(built)
+
+
+def title(run: PublishedRun) -> str:
+    return f"{GLUE.get(run.task, run.task)} with {MODELS[run.model].title}"
+
+
+# -- recipes -----------------------------------------------------------------------------------------------------------
+
+
+class _Recipe(Template):
+    delimiter = "%"
+
+
+RECIPE = _Recipe("""\
+#!/usr/bin/env bash
+# LoNAS on %title: a super-adapter, searched, and its best subnet as one smaller model in OpenVINO.
+#
+#   bash running_commands/lonas/%name
+#
+# The same command again finds the stages that are finished and resumes one that was interrupted. Variables change it
+# (relative paths begin at the project's root):
+#
+#   MODEL        the base model: hub id or directory
+#   DATASET_DIR  local files instead of the hub
+#   OUTPUT_DIR   where all stages write
+#   NNCF_CONFIG  another config than the published one
+#   TRAINING     more flags of the training, for example TRAINING="--bf16 --reorder wanda"
+#   EXPORT       flags of the export, for example EXPORT="--weight_format int8"
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+PATH=$PATH:$PWD/.venv/bin
+
+MODEL=${MODEL:-%hub_id}
+OUTPUT_DIR=${OUTPUT_DIR:-runs/lonas/%run}
+NNCF_CONFIG=${NNCF_CONFIG:-%config}
+data=(${DATASET_DIR:+--dataset_dir "$DATASET_DIR"})
+
+# 1. The super-adapter: one random subnet a step, %epochs epochs, the base model frozen.
+lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \\
+    %task_flags "${data[@]}" \\
+    --lora_r %rank --lora_alpha %alpha --lora_dropout %dropout \\
+    --target_modules %targets \\
+    %batch ${TRAINING:-} \\
+    --output_dir "$OUTPUT_DIR/super"
+
+# 2. The subnet of the middle choices, without any search.
+lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic
+
+# 3. The subnets with the best trade-off between quality and MACs.
+lonas search --supernet_dir "$OUTPUT_DIR/super" --output_dir "$OUTPUT_DIR/search"
+
+# 4. The best one, as a smaller base model with a smaller adapter, and merged.
+lonas extract --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/search" --subnet best \\
+    --output_dir "$OUTPUT_DIR/subnet"
+lonas extract --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/search" --subnet best --merge True \\
+    --output_dir "$OUTPUT_DIR/merged"
+
+# 5. OpenVINO IR, checked against torch.
+lonas export --model_dir "$OUTPUT_DIR/merged" --output_dir "$OUTPUT_DIR/ir" ${EXPORT:-}
+""")
+
+
+def recipe_path(run: PublishedRun) -> Path:
+    return RECIPE_DIR / f"{run.model}_{run.task}.sh"
+
+
+def recipe(run: PublishedRun) -> str:
+    """Return the script that runs all stages of a run."""
+    model = MODELS[run.model]
+    dropout = 0.05 if run.task == "cola" else model.dropout
+    if run.is_glue:
+        flags = f"--task_name {run.task} --max_seq_length {256 if run.task == 'qnli' else 128}"
+        batch = f"--per_device_train_batch_size {run.batch} --weight_decay 0.1 --seed 0"
+    else:
+        flags = f"--task_name {run.task} --max_seq_length 256"
+        batch = f"--per_device_train_batch_size {run.batch} --gradient_accumulation_steps 4"
+    return RECIPE.substitute(
+        title=title(run),
+        name=recipe_path(run).name,
+        run=recipe_path(run).stem,
+        hub_id=model.hub_id,
+        config=config_path(run).relative_to(ROOT).as_posix(),
+        epochs=run.epochs,
+        task_flags=flags,
+        rank=model.rank,
+        alpha=model.alpha,
+        dropout=dropout,
+        targets=",".join(model.targets),
+        batch=batch,
+    )
+
+
+def main() -> None:
+    for path, text in files().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+
+
+if __name__ == "__main__":
+    main()
