@@ -24,10 +24,11 @@ NOISY = 0.25
 MISSING = "–"
 OUTPUTS = {
     "AutoModel": ("last_hidden_state", "[batch, length, hidden]"),
+    "AutoModelForCausalLM": ("tokens", "[batch, length]"),
     "AutoModelForQuestionAnswering": ("start_logits", "[batch, length]"),
     "AutoModelForSequenceClassification": ("logits", "[batch, labels]"),
 }
-"""Per auto class, the output that a model card shows, and its shape."""
+"""Per auto class, the output that a model card shows, and its shape; of a causal language model, what it generates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +396,9 @@ def _torch_usage(auto_class: str, remote_code: bool) -> str:
         if remote_code
         else "The config describes the network: no code beside transformers is needed."
     )
+    call = f"""model(**tokenizer(["An example."], padding=True, return_tensors="pt")).{output}  # {shape}"""
+    if auto_class == "AutoModelForCausalLM":
+        call = f"""model.generate(**tokenizer(["An example"], return_tensors="pt"), max_new_tokens=20)  # {shape}"""
     return f"""{explanation}
 
 ```python
@@ -405,12 +409,20 @@ directory = "."  # where this file is
 tokenizer = AutoTokenizer.from_pretrained(directory)
 model = {auto_class}.from_pretrained(directory{trust}).eval()
 with torch.inference_mode():
-    {output} = model(**tokenizer(["An example."], padding=True, return_tensors="pt")).{output}  # {shape}
+    {output} = {call}
 ```"""
 
 
 def _ir_usage(auto_class: str, ir: str) -> str:
     output, shape = OUTPUTS[auto_class]
+    if auto_class == "AutoModelForCausalLM":
+        return f"""```python
+import openvino_genai
+
+# Without the hint a CPU with bfloat16 units uses them: faster, less exact.
+pipeline = openvino_genai.LLMPipeline("{ir}", "CPU", INFERENCE_PRECISION_HINT="f32")
+text = pipeline.generate("An example", max_new_tokens=20)
+```"""
     return f"""```python
 import openvino as ov
 from transformers import AutoTokenizer

@@ -217,6 +217,15 @@ def test_model_card_says_how_it_was_made() -> None:
     assert "OpenVINO" not in text
 
 
+def test_the_card_of_a_language_model_generates() -> None:
+    card = model_card(
+        "t", base_model="m", auto_class="AutoModelForCausalLM", remote_code=True, steps=["Once."], ir="ir"
+    )
+    for snippet, call in zip(CODE.findall(card), ("model.generate(**tokenizer(", "pipeline.generate("), strict=True):
+        compile(snippet, "card", "exec")
+        assert call in snippet
+
+
 def test_model_card_names_no_local_path_as_base_model(tmp_path: Path) -> None:
     text = model_card("t", base_model=str(tmp_path), auto_class="AutoModel", remote_code=False, steps=["Once."])
     assert "base_model:" not in text
