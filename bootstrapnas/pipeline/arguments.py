@@ -11,6 +11,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from bootstrapnas.distillation import KD_MODES
 from bootstrapnas.errors import UserError, listed
+from bootstrapnas.tasks.prompts import PROMPTS
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
 # ruff: noqa: UP045
@@ -70,7 +71,8 @@ class TaskArguments:
     task_name: Optional[str] = flag(
         None,
         "A GLUE task, squad, squad_v2, imdb, wikitext2, text (your own), or builtin-text and builtin-lm: docstrings of "
-        "installed packages, to classify and to model.",
+        "installed packages, to classify and to model. Instructions: commonsense, math, sft (your own), or "
+        "builtin-arithmetic.",
     )
     dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
     train_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
@@ -92,6 +94,13 @@ class TaskArguments:
     null_score_diff_threshold: Optional[float] = flag(
         None, "Question answering: no answer where its score is more than this above the best answer's; 0."
     )
+    prompt_style: Optional[str] = flag(None, f"Instructions: {listed(PROMPTS)} (published whitespace).")
+    train_on_inputs: Optional[bool] = flag(None, "Instructions: learn the prompt too, not the response alone.")
+    evaluate_by: Optional[str] = flag(
+        None, "Instructions: generate (the answer that is written), score (the likeliest choice; faster), or loss."
+    )
+    max_new_tokens: Optional[int] = flag(None, "Instructions: tokens of the longest response; 32, math 256.")
+    num_beams: Optional[int] = flag(None, "Instructions: texts that are followed while writing; 1, published 4.")
 
 
 @dataclass

@@ -16,19 +16,21 @@ from bootstrapnas.outputs import VOCABULARY, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments
 from bootstrapnas.tasks import (
     BUILTINS,
+    SETTINGS,
     TASK_FILE,
-    AnswerSettings,
     Collator,
     TaskData,
     TaskSpec,
     batches,
     build_collator,
     build_task_spec,
+    changed_settings,
     compute_metrics,
     data_files,
     export_builtin,
     load_task,
     tokenize,
+    tokenize_to_measure,
     training_columns,
     why_no_rows,
 )
@@ -61,8 +63,10 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
         "max_validation_samples": task.max_eval_samples,
         "val_set_size": task.val_set_size,
     }
-    given = {field.name: getattr(task, field.name) for field in fields(AnswerSettings)}
-    answers = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, dict[str, Any]] = {
+        name: {field.name: value for field in fields(which) if (value := getattr(task, field.name)) is not None}
+        for name, which in SETTINGS.items()
+    }
     if task.task_name is not None or task.train_file is not None:
         return build_task_spec(
             task.task_name,
@@ -73,7 +77,8 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             text_columns=[c.strip() for c in task.text_columns.split(",")] if task.text_columns else None,
             label_column=task.label_column,
             metric=task.metric,
-            answers=answers,
+            answers=settings["answers"],
+            instructions=settings["instructions"],
             **limits,
         )
     for directory in directories:
@@ -82,13 +87,12 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             changes: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
             if task.dataset_dir is not None:
                 changes["dataset_dir"] = str(Path(task.dataset_dir).absolute())
-            if task.metric is not None:
-                changes["metric"] = spec.metric_named(task.metric)
-            if answers:
-                if spec.answers is None:
-                    raise UserError(f"--{next(iter(answers))} is for question answering, not task {spec.task_name}")
-                changes["answers"] = replace(spec.answers, **answers)
-            return replace(spec, **changes)
+            has = {name: getattr(spec, name) for name in SETTINGS}
+            changes |= changed_settings(has, settings, spec.task_name)
+            if "evaluate_by" in settings["instructions"]:  # other metrics come of it
+                changes["metric"] = ""
+            spec = replace(spec, **changes)
+            return spec if task.metric is None else replace(spec, metric=spec.metric_named(task.metric))
     sources = [directory for directory in directories if directory is not None]
     missing = [directory for directory in sources if not Path(directory).is_dir()]
     if missing:
@@ -140,15 +144,16 @@ class Rows:
     def features(self, name: str) -> Dataset:
         """Return a tokenized split with all that decoding needs; kept, as a search measures it many times."""
         if name not in self._features:
-            self._features[name] = tokenize(self.rows(name), self.tokenizer, self.spec)
+            self._features[name] = tokenize_to_measure(self.rows(name), self.tokenizer, self.spec)
         return self._features[name]
 
     def batches(self, name: str) -> list[dict[str, Any]]:
         """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
         features = self.features(name)
-        inputs = [column for column in features.column_names if column in (*self.collator.inputs, "length")]
+        wanted = (*self.collator.inputs, *self.collator.read, "length")
+        inputs = [column for column in features.column_names if column in wanted]
         size = self.batch_size
-        if any(output.last == VOCABULARY for output in self.spec.kind.outputs):
+        if self.spec.generation is None and any(output.last == VOCABULARY for output in self.spec.kind.outputs):
             size = max(1, min(size, _MOST_LOGITS // (len(self.tokenizer) * max(features["length"]))))
         return list(batches(features.select_columns(inputs), self.collator, size))
 

@@ -11,12 +11,12 @@ from typing import Any, Optional
 import torch
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.evaluation import evaluation_dtype, predict
+from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.export import load_ir, predict_ir
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, resolve_task
-from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer
+from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.tasks import TaskSpec, write_predictions
 
@@ -66,8 +66,11 @@ def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Output
     prepared = rows.batches(arguments.split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.ir_dir is not None:
+        if spec.generation is not None:
+            raise UserError("an IR is measured without writing texts; pass --evaluate_by score or loss")
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
         return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared, spec.kind.outputs)
     assert arguments.model_dir is not None
     model = load_for_task(arguments.model_dir, spec)
-    return predict(model.to(device, evaluation_dtype(arguments.precision, device)), prepared, spec.kind.outputs)
+    model.to(device, evaluation_dtype(arguments.precision, device))
+    return outputs_of(model, rows, prepared, progress=True)

@@ -17,10 +17,11 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
 from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import FAMILIES, family_of
+from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TASK_FILE, TaskSpec, load_task, train_tokenizer
+from bootstrapnas.tasks import TASK_FILE, TaskSpec, generate, load_task, train_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,7 +136,7 @@ def student_tokenizer(arguments: ModelArguments, spec: TaskSpec) -> PreTrainedTo
     source = arguments.tokenizer_name or arguments.model_name_or_path
     if not arguments.from_scratch or has_tokenizer(source):
         return load_tokenizer(source)
-    tokenizer = train_tokenizer(load_task(spec).train)
+    tokenizer = train_tokenizer(spec, load_task(spec).train)
     notice(f"{source} has no tokenizer: made one of {len(tokenizer)} tokens of the texts of task {spec.task_name}")
     return tokenizer
 
@@ -202,5 +203,12 @@ def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrained
 
 def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[Any] | None = None) -> dict[str, float]:
     """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
-    outputs = predict(model, prepared if prepared is not None else rows.batches(split), rows.spec.kind.outputs)
-    return rows.measure(split, outputs)
+    return rows.measure(split, outputs_of(model, rows, prepared if prepared is not None else rows.batches(split)))
+
+
+def outputs_of(model: Any, rows: Rows, prepared: Sequence[Any], *, progress: bool = False) -> Outputs:
+    """Return what a model says of prepared batches, as the task measures it: its outputs, or the texts it writes."""
+    writing = rows.spec.generation
+    if writing is not None:
+        return generate(model, prepared, rows.tokenizer, writing, progress=progress)
+    return predict(model, prepared, rows.spec.kind.outputs)

@@ -31,6 +31,11 @@ def tokenize(data: Dataset, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) 
     return spec.kind.features(spec, data, tokenizer)
 
 
+def tokenize_to_measure(data: Dataset, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> Dataset:
+    """Turn rows into what a model is measured with: mostly the features of `tokenize`."""
+    return (spec.kind.probes or spec.kind.features)(spec, data, tokenizer)
+
+
 @dataclass(frozen=True)
 class Collator:
     """Pads features to the longest of their batch; made by `build_collator`."""
@@ -46,12 +51,17 @@ class Collator:
         """The columns that a model takes as they are."""
         return tuple(name for name, _ in self.padding)
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns that reductions of outputs read besides."""
+        return tuple(name for output in self.outputs if output.reduction for name in output.reduction.reads)
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return ``[batch, tokens]`` tensors of the tokenizer's inputs, and what else the rows hold.
 
         Targets are ``[batch]``, or ``[batch, tokens]`` padded by -100 (int64 or float32); a teacher's outputs,
-        ``teacher_<name>``, have the axes of the output (float32, padded by 0); ``index`` is ``[batch]`` (int64). Other
-        columns are left out.
+        ``teacher_<name>``, have the axes of the output (float32, padded by 0); ``index`` is ``[batch]`` (int64). What
+        reductions read is ``[batch, most]``, padded by -100. Other columns are left out.
         """
         import torch
 
@@ -61,6 +71,10 @@ class Collator:
         for name, value in self.padding:
             if name in rows[0]:
                 batch[name] = self._padded([row[name] for row in rows], width, value, torch.int64)
+        for name in self.read:
+            if name in rows[0]:
+                values = [row[name] for row in rows]
+                batch[name] = self._padded(values, max(map(len, values)), IGNORED, torch.int64)
         for name in (*self.targets, INDEX):
             if name not in rows[0]:
                 continue

@@ -17,7 +17,7 @@ from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import ALIASES, KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings, is_question_answering
-from bootstrapnas.tasks.spec import TaskSpec
+from bootstrapnas.tasks.spec import SETTINGS, TaskSpec
 
 StrPath = str | os.PathLike[str]
 
@@ -56,6 +56,7 @@ def build_task_spec(
     val_set_size: int | None = None,
     seed: int = 0,
     answers: Mapping[str, Any] | None = None,
+    instructions: Mapping[str, Any] | None = None,
 ) -> TaskSpec:
     """Complete what the user gave of a task by what is known of it or read from its training file.
 
@@ -77,8 +78,8 @@ def build_task_spec(
         Tokens; None is 128, and 384 for question answering, 512 for imdb and texts, 80 for builtin-text.
     max_train_samples, max_validation_samples, val_set_size, seed
         As in `TaskSpec`.
-    answers
-        What is not as usual in the `AnswerSettings` of question answering.
+    answers, instructions
+        What is not as usual in the `AnswerSettings` of question answering, or the `InstructionSettings`.
 
     Raises
     ------
@@ -104,7 +105,7 @@ def build_task_spec(
     }
     own = KNOWN[task_name] if task_name in KNOWN and KNOWN[task_name].own_files else None
     if own is not None:
-        if (train_file is None) == (dataset_dir is None):
+        if (train_file is None) == (dataset_dir is None) and not (train_file is not None and own.parts):
             raise UserError(f"task {task_name} needs either --train_file or --dataset_dir")
         for name in ("label_column", "problem_type"):
             if file_arguments[name] is not None:
@@ -122,11 +123,13 @@ def build_task_spec(
     if dataset_dir is not None and not Path(dataset_dir).is_dir():
         raise UserError(f"dataset_dir {dataset_dir} does not exist or is not a directory")
 
-    length, settings = _MAX_SEQ_LENGTH, None
+    length = _MAX_SEQ_LENGTH
+    settings: dict[str, Any] = dict.fromkeys(SETTINGS)
     if task_name in KNOWN:
         known = KNOWN[task_name]
         columns, label_names, label_column = known.text_columns, known.label_names, known.label_column
-        problem_type, length, settings = known.problem_type, known.max_seq_length, known.answers
+        problem_type, length = known.problem_type, known.max_seq_length
+        settings = {name: getattr(known, name) for name in SETTINGS}
         columns = tuple(text_columns) if text_columns else columns
     elif task_name == BUILTIN_TEXT:
         columns, label_names, label_column = ("text",), _builtin_labels(dataset_dir), "label"
@@ -138,7 +141,8 @@ def build_task_spec(
             problem_type = "question_answering"
         if problem_type == "question_answering":
             columns, label_names = tuple(text_columns or COLUMNS), ()
-            label_column, settings, length = label_column or LABEL_COLUMN, AnswerSettings(), _ANSWERS_MAX_SEQ_LENGTH
+            label_column, length = label_column or LABEL_COLUMN, _ANSWERS_MAX_SEQ_LENGTH
+            settings["answers"] = AnswerSettings()
             read_table(train_file, [*columns, label_column])
         else:
             label_column = label_column or "label"
@@ -146,16 +150,13 @@ def build_task_spec(
             values = read_table(train_file, [*columns, label_column])[label_column]
             where = f"{train_file}, column {label_column!r}"
             problem_type, label_names = infer_labels(values, where, problem_type)
-    if answers:
-        if settings is None:
-            raise UserError(f"--{next(iter(answers))} is for question answering, which task {task_name} is not")
-        settings = replace(settings, **answers)
+    settings = changed_settings(settings, {"answers": answers, "instructions": instructions}, task_name)
     spec = TaskSpec(
         task_name=task_name,
         text_columns=columns,
         label_names=label_names,
         problem_type=problem_type,
-        metric=(KNOWN[task_name].metrics if task_name in KNOWN else KINDS[problem_type].usual_metrics)[0],
+        metric="" if settings["instructions"] else _usual_metric(task_name, problem_type),
         max_seq_length=length if max_seq_length is None else max_seq_length,
         label_column=label_column,
         dataset_dir=_absolute(dataset_dir),
@@ -166,9 +167,34 @@ def build_task_spec(
         max_train_samples=max_train_samples,
         max_validation_samples=max_validation_samples,
         seed=seed,
-        answers=settings,
+        **settings,
     )
     return spec if metric is None else replace(spec, metric=spec.metric_named(metric))
+
+
+def _usual_metric(task_name: str, problem_type: ProblemType) -> str:
+    return (KNOWN[task_name].metrics if task_name in KNOWN else KINDS[problem_type].usual_metrics)[0]
+
+
+def changed_settings(
+    settings: Mapping[str, Any], given: Mapping[str, Mapping[str, Any] | None], task_name: str
+) -> dict[str, Any]:
+    """Return the settings of a task, by the field of `TaskSpec`, with what was given of each put in.
+
+    Raises
+    ------
+    UserError
+        If something was given that the task has not.
+    """
+    changed = dict(settings)
+    for name, values in given.items():
+        if not values:
+            continue
+        if settings[name] is None:
+            kind = {"answers": "question answering", "instructions": "instructions"}[name]
+            raise UserError(f"--{next(iter(values))} is for {kind}, which task {task_name} is not")
+        changed[name] = replace(settings[name], **values)
+    return changed
 
 
 def _absolute(path: StrPath | None) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bootstrapnas.artefacts import replacing_directory
 from bootstrapnas.tasks import builtin_text
+from bootstrapnas.tasks.arithmetic import word_problems
 
 BUILTIN_TEXT, BUILTIN_LM = "builtin-text", "builtin-lm"
 
@@ -19,7 +20,11 @@ def _docstrings() -> dict[str, Split]:
     return builtin_text.scan(builtin_text.find_packages())
 
 
-BUILTINS: dict[str, Callable[[], dict[str, Split]]] = {BUILTIN_TEXT: _docstrings, BUILTIN_LM: _docstrings}
+BUILTINS: dict[str, Callable[[], dict[str, Split]]] = {
+    BUILTIN_TEXT: _docstrings,
+    BUILTIN_LM: _docstrings,
+    "builtin-arithmetic": word_problems,
+}
 """Name of a task -> its rows by split."""
 
 

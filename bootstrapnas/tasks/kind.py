@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bootstrapnas.outputs import Output, Outputs
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bootstrapnas.tasks.files import Table
+    from bootstrapnas.tasks.generation import Generation
     from bootstrapnas.tasks.spec import TaskSpec
 
-ProblemType = Literal["single_label_classification", "regression", "question_answering", "language_modelling"]
+ProblemType = Literal[
+    "single_label_classification", "regression", "question_answering", "language_modelling", "instructions"
+]
 """The names of the kinds, as `KINDS` has them."""
 
 
@@ -90,6 +94,14 @@ class Kind:
         ``(spec, table)`` to the table whose rows count, where those of a file are something else.
     less_is_better
         The metrics of which less is better.
+    read
+        ``(spec, path)`` to the table of a file, where files have other columns than the task's.
+    probes
+        What a model is measured with, where that is not what it is trained with; as `features`.
+    generation
+        ``(spec)`` to how texts are written, if a model is measured by those; `decode` gets them instead of `outputs`.
+    corpus
+        ``(spec, rows)`` to the texts as models see them, where those are more than the rows' own.
     causal
         Whether a token sees those before it only: rows are padded on the right, and with any token.
     """
@@ -110,4 +122,8 @@ class Kind:
     optional_columns: tuple[str, ...] = ()
     arrange: Callable[[TaskSpec, Table], Table] | None = None
     less_is_better: tuple[str, ...] = ()
+    read: Callable[[TaskSpec, Path], Table] | None = None
+    probes: Callable[[TaskSpec, Dataset, PreTrainedTokenizerBase], Dataset] | None = None
+    generation: Callable[[TaskSpec], Generation | None] | None = None
+    corpus: Callable[[TaskSpec, Dataset], Iterator[str]] | None = None
     causal: bool = False

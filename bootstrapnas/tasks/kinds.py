@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bootstrapnas.tasks.instructions import INSTRUCTIONS
 from bootstrapnas.tasks.kind import Kind
 from bootstrapnas.tasks.language_modelling import LANGUAGE_MODELLING
 from bootstrapnas.tasks.question_answering import QUESTION_ANSWERING
@@ -12,5 +13,6 @@ KINDS: dict[str, Kind] = {
     "regression": REGRESSION,
     "question_answering": QUESTION_ANSWERING,
     "language_modelling": LANGUAGE_MODELLING,
+    "instructions": INSTRUCTIONS,
 }
 """Problem type of a task -> its kind."""

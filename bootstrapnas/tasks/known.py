@@ -2,7 +2,8 @@
 
 GLUE: Wang et al. 2019, https://arxiv.org/abs/1804.07461. SQuAD: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250,
 and 2018, https://arxiv.org/abs/1806.03822. IMDB: Maas et al. 2011, https://aclanthology.org/P11-1015. WikiText: Merity
-et al. 2016, https://arxiv.org/abs/1609.07843.
+et al. 2016, https://arxiv.org/abs/1609.07843. Common sense and mathematics: Hu et al. 2023 (LLM-Adapters),
+https://arxiv.org/abs/2304.01933.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bootstrapnas.tasks import instructions as instruct
+from bootstrapnas.tasks.instructions import InstructionSettings
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings
 
 if TYPE_CHECKING:
@@ -43,12 +46,14 @@ class KnownTask:
         Tokens to which a row is cut unless a flag says otherwise.
     held_out
         Share of the training rows that validate where the data set has no validation split of its own.
-    answers
+    answers, instructions
         As in `TaskSpec`.
     document_start
         What the rows match that begin a document; None where each row is one.
     own_files
         Whether the rows may be the user's: ``--train_file`` and so on.
+    parts
+        Data sets that the task is tested on, whose rows may lie in directories of their names.
     """
 
     hub: tuple[str, ...]
@@ -60,8 +65,24 @@ class KnownTask:
     max_seq_length: int = 128
     held_out: float = 0.0
     answers: AnswerSettings | None = None
+    instructions: InstructionSettings | None = None
     document_start: str | None = None
     own_files: bool = False
+    parts: tuple[str, ...] = ()
+
+
+def _instructions(
+    parts: tuple[str, ...],
+    settings: InstructionSettings = InstructionSettings(),  # noqa: B008
+    *,
+    label_column: str = instruct.LABEL_COLUMN,
+    max_seq_length: int = 256,
+    own_files: bool = True,
+) -> KnownTask:
+    return KnownTask(
+        (), instruct.COLUMNS, (), problem_type="instructions", label_column=label_column, held_out=0.1 * own_files,
+        max_seq_length=max_seq_length, instructions=settings, own_files=own_files, parts=parts,
+    )  # fmt: skip
 
 
 KNOWN: dict[str, KnownTask] = {
@@ -96,6 +117,16 @@ KNOWN: dict[str, KnownTask] = {
     ),
     "builtin-lm": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 128),
     "text": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 512, held_out=0.1, own_files=True),
+    "commonsense": _instructions(
+        ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
+    ),
+    "math": _instructions(
+        ("gsm8k", "AQuA", "mawps", "SVAMP", "AddSub", "MultiArith", "SingleEq"), InstructionSettings(max_new_tokens=256)
+    ),
+    "sft": _instructions((), InstructionSettings(evaluate_by=instruct.LOSS), label_column=""),
+    "builtin-arithmetic": _instructions(
+        (), InstructionSettings(train_on_inputs=False), max_seq_length=128, own_files=False
+    ),
 }  # fmt: skip
 
 ALIASES = {

@@ -12,7 +12,6 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.tasks.files import TEXT, texts
 from bootstrapnas.tasks.kind import Kind
-from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.next_token import HEAD, LESS_IS_BETTER, LOGITS, METRICS, Foretold, foretold, measure_foretold
 
 if TYPE_CHECKING:
@@ -37,8 +36,7 @@ def _check(spec: TaskSpec) -> None:
 
 def _arrange(spec: TaskSpec, table: Table) -> Table:
     """Join the lines of a document where a data set has them as rows; leave out texts without a word."""
-    column = spec.text_columns[0]
-    begins = KNOWN[spec.task_name].document_start if spec.task_name in KNOWN else None
+    column, begins = spec.text_columns[0], spec.document_start
     if begins is None:
         kept = [row for row, text in enumerate(table[column]) if not isinstance(text, str) or text.strip()]
         return {name: [values[row] for row in kept] for name, values in table.items()}

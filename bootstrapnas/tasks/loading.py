@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ _SPLITS = {
     "test": ("test",),
 }
 _REQUIRED = ("train", "validation")
+PART = ":"
+"""What stands between a split and a data set that is a part of the task."""
 _HELD_OUT_SEED = 0
 
 
@@ -52,11 +54,16 @@ def load_task(spec: TaskSpec) -> TaskData:
     """
     files = data_files(spec)
     if files:
-        tables = {split: _read(spec, path) for split, path in files.items()}
-        sources = {split: str(path) for split, path in files.items()}
+        tables = {split: _read(spec, path) for split, path in files.items() if PART not in split}
+        sources = {split: str(path) for split, path in files.items() if PART not in split}
+        _add_parts(spec, tables, sources, {split: path for split, path in files.items() if PART in split})
     elif spec.task_name in BUILTINS:
         rows = BUILTINS[spec.task_name]()
-        tables = {split: {name: [row[name] for row in rows[split]] for name in spec.columns} for split in rows}
+        columns = dict.fromkeys((*spec.columns, *spec.kind.optional_columns))
+        tables = {
+            split: {name: [row[name] for row in found] for name in columns if name in found[0]}
+            for split, found in rows.items()
+        }
         sources = {split: f"{spec.task_name} ({split})" for split in rows}
     else:
         tables = _from_hub(spec)
@@ -91,6 +98,8 @@ def load_task(spec: TaskSpec) -> TaskData:
 def data_files(spec: TaskSpec) -> dict[str, Path]:
     """Return the local files of a task by split; none if its rows come from the hub or the installed packages.
 
+    Those of a data set that is a part of the task are called ``"<split>:<part>"``.
+
     Raises
     ------
     UserError
@@ -98,7 +107,7 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
     """
     if spec.train_file is not None:
         named = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
-        return {split: Path(path) for split, path in named.items() if path is not None}
+        return {split: Path(path) for split, path in named.items() if path is not None} | _part_files(spec)
     if spec.dataset_dir is None:
         return {}
     found = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
@@ -108,7 +117,36 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
                 f"dataset_dir {spec.dataset_dir} holds no {split}.jsonl of the task {spec.task_name} "
                 f"(looked there and in its subdirectory {spec.task_name})"
             )
-    return {split: path for split, path in found.items() if path is not None}
+    return {split: path for split, path in found.items() if path is not None} | _part_files(spec)
+
+
+def _part_files(spec: TaskSpec) -> dict[str, Path]:
+    """Return the test files (for want of one, the validation files) in directories of the data sets of a task."""
+    if spec.dataset_dir is None:
+        return {}
+    found = {}
+    for part in spec.parts:
+        path = (
+            find_split(spec.dataset_dir, part, "test", "validation") if Path(spec.dataset_dir, part).is_dir() else None
+        )
+        if path is not None:
+            found[f"test{PART}{part}"] = path
+    return found
+
+
+def _add_parts(spec: TaskSpec, tables: dict[str, Table], sources: dict[str, str], files: Mapping[str, Path]) -> None:
+    """Add the rows of data sets that the test split has none of yet."""
+    there = set(tables.get("test", {}).get("source", ()))
+    for name, path in files.items():
+        split, _, part = name.partition(PART)
+        if part in there:
+            continue
+        table = _read(spec, path)
+        count = len(table[spec.columns[0]])
+        table = {"input": [""] * count, **table, "source": [part] * count}
+        before = tables.get(split, {column: [] for column in table})
+        tables[split] = {column: [*values, *table[column]] for column, values in before.items()}
+        sources[split] = f"{sources[split]}, {path}" if split in sources else str(path)
 
 
 def why_no_rows(spec: TaskSpec, split: str) -> str:
@@ -122,6 +160,8 @@ def why_no_rows(spec: TaskSpec, split: str) -> str:
 
 
 def _read(spec: TaskSpec, path: str | Path) -> Table:
+    if spec.kind.read is not None:
+        return spec.kind.read(spec, Path(path))
     return read_table(path, spec.columns, spec.kind.optional_columns)
 
 

@@ -9,12 +9,16 @@ from typing import get_args
 
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.tasks.generation import Generation
+from bootstrapnas.tasks.instructions import InstructionSettings
 from bootstrapnas.tasks.kind import Head, Kind, ProblemType
 from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.question_answering import AnswerSettings
 
 TASK_FILE = "task.json"
+SETTINGS = {"answers": AnswerSettings, "instructions": InstructionSettings}
+"""What only tasks of one kind have, by the field of `TaskSpec`."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class TaskSpec:
     problem_type
         Which of `KINDS` it is.
     metric
-        The metric that stages select by.
+        The metric that stages select by; empty takes the first of the task's.
     max_seq_length
         Tokens to which a row is cut.
     label_column
@@ -49,6 +53,8 @@ class TaskSpec:
         Decides those subsets.
     answers
         How answers are looked for; of question answering only.
+    instructions
+        How instructions are put, learnt and measured; of such tasks only.
     """
 
     task_name: str
@@ -67,21 +73,26 @@ class TaskSpec:
     max_validation_samples: int | None = None
     seed: int = 0
     answers: AnswerSettings | None = None
+    instructions: InstructionSettings | None = None
 
     def __post_init__(self) -> None:
         if self.problem_type not in get_args(ProblemType):
             raise UserError(f"problem_type {self.problem_type!r} is none of {listed(get_args(ProblemType))}")
         if self.answers is not None and self.problem_type != "question_answering":
             raise UserError(f"task {self.task_name} is no question answering; it has no settings 'answers'")
+        if self.instructions is not None and self.problem_type != "instructions":
+            raise UserError(f"task {self.task_name} has no instructions, nor settings 'instructions'")
         self.kind.check(self)
         if self.label_column in self.text_columns:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
-        if self.dataset_dir is not None and self.train_file is not None:
+        if self.dataset_dir is not None and self.train_file is not None and not self.parts:
             raise UserError(f"task {self.task_name} reads its files ({self.train_file}, ...); it takes no dataset_dir")
         for name in ("max_seq_length", "val_set_size", "max_train_samples", "max_validation_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be positive, not {value}")
+        if not self.metric:
+            object.__setattr__(self, "metric", self.metrics[0])
         if self.metric not in self.metrics:
             self.metric_named(self.metric)
 
@@ -114,6 +125,21 @@ class TaskSpec:
     def output_names(self) -> tuple[str, ...]:
         """What a model's config calls the columns of its head: the classes, or Hugging Face's placeholders."""
         return self.label_names or tuple(f"LABEL_{index}" for index in range(self.num_labels))
+
+    @property
+    def document_start(self) -> str | None:
+        """What rows match that begin a document; None where each row is one."""
+        return KNOWN[self.task_name].document_start if self.task_name in KNOWN else None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The data sets that the task is tested on, if there are several."""
+        return KNOWN[self.task_name].parts if self.task_name in KNOWN else ()
+
+    @property
+    def generation(self) -> Generation | None:
+        """How texts are written, if models are measured by those."""
+        return None if self.kind.generation is None else self.kind.generation(self)
 
     @property
     def columns(self) -> tuple[str, ...]:

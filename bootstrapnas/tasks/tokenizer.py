@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from bootstrapnas.tasks.spec import TaskSpec
+
 MOST_TOKENS = 1024
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
 
 
-def train_tokenizer(rows: Dataset, most_tokens: int = MOST_TOKENS) -> PreTrainedTokenizerBase:
-    """Return a byte-level BPE tokenizer of the texts of `rows`; every digit is a token of its own.
+def train_tokenizer(spec: TaskSpec, rows: Dataset, most_tokens: int = MOST_TOKENS) -> PreTrainedTokenizerBase:
+    """Return a byte-level BPE tokenizer of the texts of a task's `rows`; every digit is a token of its own.
 
     It begins a text with ``<s>`` and leaves its end, ``</s>``, to the task. The same rows give the same tokenizer.
     """
@@ -32,7 +34,7 @@ def train_tokenizer(rows: Dataset, most_tokens: int = MOST_TOKENS) -> PreTrained
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(rows), trainer)
+    tokenizer.train_from_iterator(_texts(spec, rows), trainer)
     begin = _SPECIAL["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
@@ -42,8 +44,10 @@ def train_tokenizer(rows: Dataset, most_tokens: int = MOST_TOKENS) -> PreTrained
     )
 
 
-def _texts(rows: Dataset) -> Iterator[str]:
-    columns = [name for name, feature in rows.features.items() if getattr(feature, "dtype", None) == "string"]
-    for part in rows.select_columns(columns).iter(batch_size=1000):
-        for name in columns:
-            yield from part[name]
+def _texts(spec: TaskSpec, rows: Dataset) -> Iterator[str]:
+    if spec.kind.corpus is not None:
+        yield from spec.kind.corpus(spec, rows)
+        return
+    for name, feature in rows.features.items():
+        if getattr(feature, "dtype", None) == "string":
+            yield from rows[name]

@@ -1,0 +1,69 @@
+"""How an instruction is put to a language model: one prompt for training and for measuring.
+
+The words are those of Stanford Alpaca (https://github.com/tatsu-lab/stanford_alpaca), which LLM-Adapters and LoNAS use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bootstrapnas.errors import UserError, listed, near_miss
+
+_TASK = "Below is an instruction that describes a task"
+_INPUT = ", paired with an input that provides further context"
+_REQUEST = ". Write a response that appropriately completes the request."
+
+
+@dataclass(frozen=True, slots=True)
+class PromptStyle:
+    """The whitespace of a prompt, which a model learns along with the words.
+
+    Attributes
+    ----------
+    indent
+        Blanks before each line but the first.
+    after, after_with_input
+        Blanks after the first line.
+    """
+
+    indent: int = 0
+    after: int = 0
+    after_with_input: int = 0
+
+    def prompt(self, instruction: str, context: str = "") -> str:
+        """Return the prompt, up to where the response begins; `context` is the row's input, if it has one."""
+        blanks = " " * (self.after_with_input if context else self.after)
+        sections = [("Instruction", instruction), *([("Input", context)] if context else []), ("Response", "")]
+        indent = "\n" + " " * self.indent
+        parts = [f"{indent}### {title}:{indent}{text}" for title, text in sections]
+        return f"{_TASK}{_INPUT if context else ''}{_REQUEST}{blanks}\n" + "\n".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """The style to train with and the styles to measure with, where these differ: of some tasks, by name."""
+
+    training: PromptStyle
+    measuring: PromptStyle | None = None
+    measuring_of: Mapping[str, PromptStyle] = field(default_factory=dict)
+
+    def style(self, task_name: str, *, measuring: bool) -> PromptStyle:
+        """Return the style of a task's prompts."""
+        if not measuring:
+            return self.training
+        return self.measuring_of.get(task_name, self.measuring or self.training)
+
+
+PROMPTS: dict[str, Prompting] = {
+    "default": Prompting(PromptStyle()),
+    # As published: the templates were indented with the code around them, differently in each place.
+    "lonas": Prompting(PromptStyle(20, 2, 1), PromptStyle(24, 1, 0), {"math": PromptStyle(28, 1, 0)}),
+}
+
+
+def prompting(name: str) -> Prompting:
+    """Return a way of prompting by name; `UserError` if there is none."""
+    if name not in PROMPTS:
+        raise UserError(f"unknown --prompt_style {name!r}{near_miss(name, PROMPTS)}; known: {listed(PROMPTS)}")
+    return PROMPTS[name]
