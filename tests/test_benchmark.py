@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import build_tiny_bert
 from rich.console import Console
 from test_export import HETEROGENEOUS, build_batch
@@ -209,6 +210,62 @@ def test_json_holds_settings_and_figures_and_pictures_are_drawn(tmp_path: Path) 
         assert "openvino" in found["versions"]
 
 
+# -- language models ---------------------------------------------------------------------------------------------------
+
+
+def build_tiny_llama(ffn: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "intermediate_size": ffn, "max_position_embeddings": 64}
+    return LlamaForCausalLM(LlamaConfig(**sizes, **more)).eval()
+
+
+def test_language_models_are_measured_by_prefill_and_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino as ov
+
+    ids = torch.arange(16).reshape(2, 8)
+    export_openvino(build_tiny_llama(64), None, tmp_path / "full", example_batches=[{"input_ids": ids}])
+    build_tiny_llama(32).save_pretrained(tmp_path / "half")
+    flags = ["--precision", "f32", "--length", "8,16", "--new_tokens", "3", "--repeats", "2", "--warmup", "0"]
+    status, out, err = call(capsys, tmp_path / "full", tmp_path / "half", *flags, "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["kind"] == "language model"
+    assert [(each["model"], each["length"]) for each in found["measurements"]] == [
+        ("full", 8), ("half", 8), ("full", 16), ("half", 16)
+    ]  # fmt: skip
+    for each in found["measurements"]:
+        assert each["token"]["per_second"] == pytest.approx(1000 / each["token"]["median_ms"])
+        assert each["prefill"]["repeats"] == each["token"]["repeats"] == 2
+        assert each["size"] < 300_000
+    status, out, _ = call(capsys, tmp_path / "full", *flags)
+    assert status == 0
+    assert "ms/token" in out
+    assert "prompt of 16 tokens" in out
+    assert "the time per token is the mean over the 3 after it" in out
+
+    seen: list[tuple[int, int]] = []
+    infer = ov.InferRequest.infer
+
+    def watch(self: Any, inputs: Any = None, **settings: Any) -> Any:
+        seen.append((inputs["input_ids"].shape[1], inputs["attention_mask"].shape[1]))
+        return infer(self, inputs, **settings)
+
+    monkeypatch.setattr(ov.InferRequest, "infer", watch)
+    measured = time_generation(
+        {"full": load_ir(tmp_path / "full")}, batch=2, length=5, new_tokens=3, repeats=2, warmup=0
+    )
+    # A prompt that does not count, and one that does with its steps.
+    assert seen == 2 * [(5, 5), (5, 5), (1, 6), (1, 7), (1, 8)]
+    assert measured["full"].token.per_second == pytest.approx(2000 / measured["full"].token.median_ms)
+    with pytest.raises(UserError, match=r"has 64 positions: length must not be 60 \(and 8 new tokens after it\)"):
+        time_generation({"full": load_ir(tmp_path / "full")}, length=60, new_tokens=8)
+
+
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +402,8 @@ def test_what_a_stage_measured_is_the_metric(irs: Path, tmp_path: Path) -> None:
         tmp_path / "ir/task.json"
     )
     assert read_models([tmp_path / "ir"])[0].metric == ("accuracy", 0.75)
+    write_json(tmp_path / "ir/export.json", {"metric": {"name": "accuracy", "torch": 0.75, "ir": 0.5}})
+    assert read_models([tmp_path / "ir"])[0].metric == ("accuracy", 0.5)
 
 
 def test_int8_quantises_a_copy_that_computes_in_int8(irs: Path, tmp_path: Path) -> None:

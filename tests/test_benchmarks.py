@@ -207,3 +207,16 @@ def test_a_column_runs_is_found_again_and_refuses_another_protocol(
     assert {path: path.stat().st_mtime_ns for path in paths} == times
     assert quality.main([*run, "--finetune_epochs", "2"]) == 2
     assert "another protocol" in capsys.readouterr().err
+
+
+def test_half_of_the_macs_is_what_the_deployment_benchmark_cuts_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    deployment = importlib.import_module("deployment")
+    for name, layers in (("bert-6x384", 6), ("bert-base", 12)):
+        sizes = {"num_hidden_layers": layers, "num_attention_heads": 12}
+        shape = {"hidden_size": 384, "intermediate_size": 1536} if layers == 6 else {}
+        blueprint = Blueprint(BertConfig(**sizes, **shape), "BertForSequenceClassification")
+        full = count_macs(blueprint, length=128)
+        for label, subnet in deployment.SECTIONS[name].subnets.items():
+            share = count_macs(blueprint, subnet, length=128) / full
+            assert share == (1 if label == "full" else pytest.approx(0.5, abs=0.01)), (name, label)

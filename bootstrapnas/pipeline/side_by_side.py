@@ -19,6 +19,7 @@ from bootstrapnas.artefacts import STAGE_FILE, read_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export import available_precisions, export_openvino
 from bootstrapnas.export.latency import Latency, speed_up, time_generation, time_latency, time_throughput
+from bootstrapnas.export.openvino import EXPORT_FILE
 from bootstrapnas.export.runtime import (
     MODEL_FILE,
     PRECISIONS,
@@ -192,11 +193,9 @@ class Benchmark:
         return first[0] if first else None
 
     def faster(self, measurement: Measurement, figure: str, *, same_precision: bool) -> float | None:
-        """Return how many times faster a measurement is than its `reference` in one of its figures."""
+        """Return how many times faster a measurement is than its `reference`, if it has one."""
         reference = self.reference(measurement, same_precision=same_precision)
-        if reference is None or figure not in measurement.figures:
-            return None
-        return speed_up(reference.figures[figure], measurement.figures[figure])
+        return None if reference is None else speed_up(reference.figures[figure], measurement.figures[figure])
 
 
 def read_models(
@@ -425,7 +424,10 @@ def _convert(source: Path, target: Path) -> None:
 
 
 def _metric(directory: Path) -> tuple[str, float] | None:
-    """Return what the stage that made a directory measured: the metric of its task."""
+    """Return the metric of a directory's task: what the export measured, else the stage that made it."""
+    exported = read_json(directory / EXPORT_FILE) if (directory / EXPORT_FILE).is_file() else {}
+    if exported.get("metric"):
+        return exported["metric"]["name"], float(exported["metric"]["ir"])
     if not (directory / STAGE_FILE).is_file() or not (directory / TASK_FILE).is_file():
         return None
     name = TaskSpec.load(directory / TASK_FILE).metric
