@@ -251,7 +251,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         "finetune --model_name_or_path pretrained --output_dir new --task_name sst",
-        "unknown task 'sst'; did you mean 'sst2'?; known: …, cola, files, imdb, mnli, mrpc, …",
+        "unknown task 'sst'; did you mean 'sst2'?; known: builtin-arithmetic, builtin-lm, …, stsb, text, …",
     ),
     (
         FINETUNE.replace("train.jsonl", "no_label.jsonl"),

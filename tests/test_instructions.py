@@ -64,6 +64,8 @@ from bootstrapnas.tasks.prompts import PROMPTS
         ("gsm8k", "\u22127", "-7"),
         ("gsm8k", "The answer is 3/4 of a cake", "0.75"),
         ("gsm8k", "The answer is 48. In May she sold 24.", "48"),
+        ("gsm8k", "The answer is 220 + 90 + 60 = 370. He is 9.", "370"),
+        ("gsm8k", "The answer is:\n12", "12"),
         ("gsm8k", "First 12, then 24 apples", "24"),
         ("gsm8k", "half is .5", "0.5"),
         ("gsm8k", "50% of it", "50"),

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 _MARKER = re.compile(r"answer\s*(?:is\b|:|=)|####", re.IGNORECASE)
 _FORMAT = re.compile(r"answer format:\s*([^\s/]+(?:/[^\s/]+)+)", re.IGNORECASE)
 _CLOSE_ENOUGH = 1e-3
+_SENTENCE_END = re.compile(r"\.(?!\d)|\n")
 _NUMBER = re.compile(
     r"""(?<![\w.])
     (?P<sign>[-\u2212]?)[$€£]?(?P<sign_after>[-\u2212]?)
@@ -102,11 +103,12 @@ class Letter(Rule):
 
 @dataclass(frozen=True)
 class Number(Rule):
-    """A number: the first one after "the answer is", else the last one; equal to within 0.001."""
+    """A number: the first one after "the answer is", past the equals signs there, else the last; equal within 0.001."""
 
     def find(self, text: str) -> str | None:
         for part in _after_markers(text):
-            match = _NUMBER.search(part.split("\n\n")[0])
+            sentence = _SENTENCE_END.split(part.strip(), maxsplit=1)[0]
+            match = _NUMBER.search(sentence.rpartition("=")[2]) or _NUMBER.search(part)
             if match is not None:
                 return _plain(match)
         found = list(_NUMBER.finditer(text))
