@@ -223,8 +223,8 @@ HEADER = [
 NOTES = (
     f"Random weights, {LENGTH} tokens, OpenVINO with the LATENCY hint. All models and precisions of a section take "
     "turns; *of full* is the time as a share of the full model's at the same precision (and weight format), × the "
-    "speed-up over the full model in f32: medians of ratios of runs side by side. Spread is the range of the middle half "
-    "of the runs over the median. Sizes are shares of the full f32 model's. int8 encoders are quantised on random "
+    "speed-up over the full model in f32: medians of ratios of runs side by side. Spread is the range of the middle "
+    "half of the runs over the median. Sizes are shares of the full f32 model's. int8 encoders are quantised on random "
     "tokens. Of the language model, prefill is a prompt, token a step of decoding. Every setting is in deployment.json."
 )
 
