@@ -28,6 +28,8 @@ from eftnas.importance import MOVEMENT, OF_TRAINING
 # ruff: noqa: UP045
 
 Flags = dict[str, Any]
+FULL = "full"
+"""What the teacher is called among the models of a run."""
 PACKAGE = "package:"
 """Prefix of a model that lies in an installed Python package: ``package:<name>/<directory>``."""
 
@@ -64,8 +66,9 @@ class Recipe(BaseModel):
     """A whole run.
 
     ``student`` is what the supernet starts from: the fine-tuned ``teacher``, or the ``pretrained`` model as published.
-    Without ``nncf_config`` the labels of the model decide what is scored and what is elastic. ``variants`` are changes
-    to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
+    Without ``nncf_config`` the labels of the model decide what is scored and what is elastic. ``quantise`` has, by
+    subnet or ``full``, the flags of a second export, which the report shows as ``<name> int8``. ``variants`` are
+    changes to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -78,6 +81,7 @@ class Recipe(BaseModel):
     student: str = Field(default="teacher", pattern="^(teacher|pretrained)$")
     stages: Stages = Field(default_factory=Stages)
     subnets: dict[str, Flags] = Field(min_length=1)
+    quantise: dict[str, Flags] = {}
     report: ReportSettings = Field(default_factory=ReportSettings)
     variants: dict[str, dict[str, Any]] = {}
 
@@ -130,7 +134,7 @@ def read_recipe(path: str, variant: str | None = None) -> Recipe:
             raise UserError(f"recipe {path} has no variant {variant!r} (it has: {listed(variants)})")
         raw = merged(raw, variants[variant])
     try:
-        return Recipe.model_validate(raw)
+        recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -139,6 +143,11 @@ def read_recipe(path: str, variant: str | None = None) -> Recipe:
             names = [field.alias or name for name, field in known.items()]
             raise UserError(f"recipe {path}: unknown key {where!r}{near_miss(str(first['loc'][-1]), names)}") from None
         raise UserError(f"recipe {path}: {where}: {first['msg']}") from None
+    for name in recipe.quantise:
+        known = (FULL, *recipe.subnets)
+        if name not in known:
+            raise UserError(f"recipe {path}: quantise: there is no subnet {name!r}{near_miss(name, known)}")
+    return recipe
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +236,7 @@ class Run:
         ratios = [str(choice["max_macs_ratio"]) for choice in recipe.subnets.values() if "max_macs_ratio" in choice]
         wanted = {"macs_ratios": ",".join(ratios) or None}
         self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor, **wanted}, recipe.stages.search)
-        self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / "full"}, recipe.stages.export)
+        self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / FULL}, recipe.stages.export)
         for name, choice in recipe.subnets.items():
             subnet, tuning = root / "subnets" / name, recipe.stages.finetune_subnet
             extracted = subnet if tuning is None else root / "extracted" / name
@@ -235,6 +244,9 @@ class Run:
             if tuning is not None:
                 self.stage("finetune", {**start, "model_name_or_path": extracted, "output_dir": subnet}, tuning)
             self.stage("export", {"model_dir": subnet, "output_dir": root / "ir" / name}, recipe.stages.export)
+        for name, flags in recipe.quantise.items():
+            wired = {"model_dir": self.model(name), "output_dir": root / "ir" / f"{name}-int8"}
+            self.stage("export", wired, {**recipe.stages.export, **flags})
         self.report()
         return root
 
@@ -261,12 +273,19 @@ class Run:
             advice = "the recipe or its inputs have changed: start over with --fresh, or choose another --output_dir"
             raise OtherRunError(error.directory, error.difference, advice) from None
 
+    def model(self, name: str) -> Path:
+        """Return the directory of a subnet, or of the full model."""
+        return self.root / "teacher" if name == FULL else self.root / "subnets" / name
+
     def report(self) -> None:
         """Measure the full model and the subnets side by side and print the table."""
         from bootstrapnas.pipeline.report import Entry, write_run_report
 
-        entries = [Entry("full", self.root / "teacher", self.root / "ir" / "full")]
-        entries += [Entry(n, self.root / "subnets" / n, self.root / "ir" / n) for n in self.recipe.subnets]
+        entries = [Entry(name, self.model(name), self.root / "ir" / name) for name in (FULL, *self.recipe.subnets)]
+        entries += [
+            Entry(f"{name} int8", self.model(name), self.root / "ir" / f"{name}-int8", quantised=True)
+            for name in self.recipe.quantise
+        ]
         settings = self.recipe.report
         write_run_report(
             entries,

@@ -34,6 +34,7 @@ IMPORTANCE = "importance --model_name_or_path teacher --nncf_config config.json 
 SPACE = "search-space --source_config config.json --model_name_or_path teacher --target_config new"
 TRAIN = "train --model_name_or_path teacher --nncf_config space.json --output_dir new"
 SEARCH = "search --supernet_dir supernet --output_dir new"
+EXPORT = "export --model_dir teacher --output_dir new"
 EXTRACT = "extract --supernet_dir supernet --output_dir new"
 ELASTICITY = "bootstrapNAS.training.elasticity"
 OFFLINE = "there is no such directory, and as a hub id: We couldn't connect to 'https://huggingface.co' …"
@@ -78,6 +79,7 @@ def width_config(name: str, widths: list[int], node: str = "self/NNCFLinear[quer
 
 
 def write_configs() -> None:
+    Path("other_task.jsonl").write_text('{"sentence": "a dog", "label": "go"}\n')
     write_config(Path("config.json"))
     width_config("wide.json", [256, 64], "query")
     width_config("ragged.json", [64, 40], "query")
@@ -441,6 +443,41 @@ MISTAKES: list[tuple[str, str]] = [
     (
         f"{EXTRACT.replace(' supernet', ' other_supernet')} --subnet best --search_dir search",
         "search searched another supernet than other_supernet",
+    ),
+    # exports
+    (
+        f"{EXPORT} --weight_format in8",
+        "unknown weight_format 'in8', known: fp16, fp32, int4, int8; did you mean 'int8'?",
+    ),
+    (
+        f"{EXPORT} --weight_format int4",
+        "BertForSequenceClassification cannot be exported with weight_format int4: an encoder computes a whole text at "
+        "once, so smaller weights save it no time and 4 bits cost it exactness; use weight_format int8, or quant_mode "
+        "int8, which computes in int8 as well",
+    ),
+    (f"{EXPORT} --quant_mode int4", "--quant_mode must be int8, not 'int4'"),
+    (f"{EXPORT} --preset mixed", "--preset is for --quant_mode int8"),
+    (
+        f"{EXPORT} --quant_mode int8 --preset mixd",
+        "unknown preset 'mixd', known: mixed, performance; did you mean 'mixed'?",
+    ),
+    (f"{EXPORT} --quant_mode int8 --calibration_samples 0", "--calibration_samples must be at least 1, not 0"),
+    (
+        f"{EXPORT} --quant_mode int8 --max_metric_drop 1 --no_metric",
+        "--max_metric_drop needs the metric that --no_metric leaves out",
+    ),
+    (f"{EXPORT} --quant_mode int8 --calibration_file nowhere.jsonl", "nowhere.jsonl does not exist"),
+    (
+        f"{EXPORT} --quant_mode int8 --calibration_file other_task.jsonl",
+        "other_task.jsonl has no column 'text' (line 1); found: sentence, label",
+    ),
+    (
+        f"{EXPORT.replace('teacher', 'pretrained')} --quant_mode int8 --calibration_file nowhere.txt",
+        "nowhere.txt does not exist",
+    ),
+    (
+        f"{EXPORT.replace('teacher', 'pretrained')} --quant_mode int8 --max_metric_drop 1",
+        "no task: pass --task_name or --train_file (there is none to inherit: pretrained has no task.json)",
     ),
     # inputs that are not what the stage needs
     ("search --supernet_dir superent --output_dir new", "superent does not exist or is not a directory"),

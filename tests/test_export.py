@@ -24,6 +24,8 @@ from bootstrapnas.export import (
     IRModel,
     Latency,
     LatencySettings,
+    Quantisation,
+    TaskMetric,
     available_precisions,
     export_openvino,
     load_ir,
@@ -101,6 +103,105 @@ def test_fp16_halves_the_file_and_is_near(ir_dir: Path, tmp_path: Path) -> None:
     full_size = (ir_dir / "openvino_model.bin").stat().st_size
     assert 0.45 < result.size / full_size < 0.55
     assert largest_difference(load_ir(tmp_path / "ir"), model, build_batch(4, 20, 3)) <= 1e-2
+
+
+def calibration(rows: int = 12) -> list[dict[str, Tensor]]:
+    return [build_batch(1, 5 + row, seed=row) for row in range(rows)]
+
+
+UNEVEN = {Key("head", 0): 1, Key("ffn", 0): 1, Key("head", 1): 3, Key("ffn", 1): 97}
+
+
+@pytest.mark.parametrize("subnet", [UNEVEN, LAST_BLOCKS_SKIPPED])
+def test_a_subnet_of_any_widths_is_quantised(subnet: dict[Key, int], tmp_path: Path) -> None:
+    small = Supernet(build_tiny_bert()).extract(subnet)
+    result = export_openvino(
+        small,
+        None,
+        tmp_path / "ir",
+        example_batches=[build_batch(3, 12)],
+        quantisation=Quantisation(),
+        calibration=calibration(),
+    )
+    assert result.max_abs_difference <= 1e-4 < result.difference.absolute
+    assert result.difference.relative < 0.5
+    # Biases, scales and norms stay in float, which counts in something so tiny.
+    assert result.size < 0.5 * 4 * small.num_parameters()
+    found = read_json(tmp_path / "ir/export.json")
+    assert found["quant_mode"] == "int8"
+    assert found["difference"]["absolute"] == result.difference.absolute
+    products = found["quantisation"]["operations"]
+    assert products["quantised"] >= sum(parameter.dim() == 2 for parameter in small.parameters()) - 3  # embeddings
+    ir = load_ir(tmp_path / "ir")
+    for rows, length, padded in ((1, 1, 0), (2, 5, 3), (4, 33, 20)):
+        assert np.isfinite(largest_difference(ir, small, build_batch(rows, length, padded)))
+
+
+def test_int8_weights_take_a_quarter_and_stay_near(ir_dir: Path, tmp_path: Path) -> None:
+    model = build_tiny_bert()
+    result = export_openvino(model, None, tmp_path / "ir", weight_format="int8", example_batches=[build_batch(2, 9)])
+    assert result.max_abs_difference <= 1e-4 < result.difference.absolute < 1e-1
+    assert result.size < 0.35 * (ir_dir / "openvino_model.bin").stat().st_size
+
+
+def test_the_metric_is_measured_and_bounds_what_quantisation_may_lose(tmp_path: Path) -> None:
+    model, rows = Supernet(build_tiny_bert()).extract(LAST_BLOCKS_SKIPPED), build_batch(8, 12)
+    batches = [{**rows, INDEX: torch.arange(8)}]
+    wanted = np.stack(predict(model, batches)["logits"])
+
+    def closeness(ir: IRModel) -> float:
+        apart = np.stack(predict_ir(ir, batches)["logits"]) - wanted
+        return float(1 - np.abs(apart).max() / np.abs(wanted).max())
+
+    metric = TaskMetric("closeness", "validation", 8, 1.0, batches, closeness)
+    crude = [{name: tensor[:, :1] for name, tensor in build_batch(1, 3).items()}]  # ranges of one token
+    settings = {"example_batches": [build_batch(3, 12)], "metric": metric, "calibration": crude}
+    plain = export_openvino(model, None, tmp_path / "f32", **settings)
+    found = read_json(tmp_path / "f32/export.json")["metric"]
+    assert found.pop("ir") == plain.metric == pytest.approx(1, abs=1e-5)
+    assert found == {"name": "closeness", "torch": 1.0, "precision": "f32", "split": "validation", "rows": 8}
+    worse = export_openvino(model, None, tmp_path / "ir", quantisation=Quantisation(), **settings)
+    assert worse.metric is not None
+    drop = (1 - worse.metric) / 2
+    kept = export_openvino(model, None, tmp_path / "kept", quantisation=Quantisation(max_drop=drop), **settings)
+    assert kept.metric is not None
+    assert kept.metric >= 1 - drop
+    operations = [read_json(tmp_path / name / "export.json")["quantisation"]["operations"] for name in ("ir", "kept")]
+    assert operations[1]["quantised"] < operations[0]["quantised"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weight_format": "int4"}, "with weight_format int4: an encoder .* use weight_format int8, or quant_mode"),
+        ({"weight_format": "int8", "quantisation": Quantisation()}, "weight_format must not be int8"),
+        ({"quantisation": Quantisation()}, "needs calibration data: there are no rows"),
+        ({"quantisation": Quantisation(), "calibration": [{"input_ids": torch.ones(1, 3)}]}, "batch 0 lacks attention"),
+        (
+            {"quantisation": Quantisation(max_drop=0.1), "calibration": [build_batch(1, 3)]},
+            "needs a task and its validation rows",
+        ),
+    ],
+)
+def test_quantisation_refuses(settings: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        export_openvino(build_tiny_bert(), None, tmp_path / "ir", example_batches=[build_batch(2, 9)], **settings)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"preset": "mixd"}, "unknown preset 'mixd', known: mixed, performance; did you mean 'mixed'?"),
+        ({"smooth_quant_alpha": 2.0}, "smooth_quant_alpha must lie from 0 to 1, or be -1, not 2"),
+        ({"max_drop": -0.5}, "the largest drop of the metric must not be negative, is -0.5"),
+        ({"ignored": ("(",)}, "ignored operations: '(' is no regular expression"),
+    ],
+)
+def test_settings_of_quantisation_are_checked(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Quantisation(**settings)
+    assert message in str(caught.value)
 
 
 def test_export_json_records_what_was_verified(tmp_path: Path) -> None:
@@ -302,7 +403,10 @@ def test_conversion_says_nothing_even_where_every_warning_is_shown(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weight_format": "fp61"}, "unknown weight_format 'fp61', known: fp16, fp32; did you mean 'fp16'?"),
+        (
+            {"weight_format": "fp61"},
+            "unknown weight_format 'fp61', known: fp16, fp32, int4, int8; did you mean 'fp16'?",
+        ),
         ({"example_batches": []}, "example_batches is empty"),
         ({"example_batches": [{"attention_mask": torch.ones(1, 3)}]}, "example batch 0 lacks input_ids"),
         (

@@ -20,13 +20,16 @@ from transformers import AutoModelForSequenceClassification
 
 from bootstrapnas.artefacts import digest, read_json
 from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.cli import main as bootstrapnas
 from bootstrapnas.costs import count_costs, count_macs
 from bootstrapnas.dims import Subnet, subnet_from_json
 from bootstrapnas.errors import UserError
+from bootstrapnas.export import load_ir
 from bootstrapnas.extraction import load_model
 from bootstrapnas.importance import load_importance
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.pipeline.models import load_for_task
 from bootstrapnas.pipeline.supernet_training import schedule_of
 from bootstrapnas.search import Objective, pareto_front
@@ -416,6 +419,31 @@ def test_fine_tuned_subnet_keeps_its_shapes_and_loads(run: Run, tmp_path: Path) 
     assert f"{results['accuracy']:.2%}".rstrip("%") in card
     succeed("export", model_dir=tuned, output_dir=tmp_path / "ir")
     assert metrics_of(ir_dir=tmp_path / "ir") == metrics_of(model_dir=tuned)
+
+
+def test_export_quantises_and_records_the_metric_beside_that_of_torch(run: Run, tmp_path: Path) -> None:
+    half = run.root / "subnets" / "half"
+    flags = {"model_dir": half, "quant_mode": "int8", "calibration_samples": 20, "output_dir": tmp_path / "ir"}
+    assert bootstrapnas(["export", *to_arguments(flags)]) == 0
+    found = read_json(tmp_path / "ir" / "export.json")
+    assert (found["quant_mode"], found["quantisation"]["calibration_rows"]) == ("int8", 20)
+    measured = found["metric"]
+    assert (measured["name"], measured["split"], measured["rows"]) == ("accuracy", "validation", 96)
+    assert measured["torch"] == pytest.approx(metrics_of(model_dir=half)["accuracy"], abs=ROUNDED)
+    assert measured["ir"] == pytest.approx(metrics_of(ir_dir=tmp_path / "ir")["accuracy"], abs=ROUNDED)
+    assert read_json(run.root / "ir" / "export.json")["metric"]["ir"] == pytest.approx(measured["torch"])
+
+
+def test_a_model_without_a_task_is_exported_on_texts(tiny_bert_dir: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("the red lamp turns.\n\nsome quiet old dog stays near the green bridge again.\n")
+    flags = {"model_dir": tiny_bert_dir, "weight_format": "int8", "calibration_file": texts}
+    said = succeed("export", **flags, output_dir=tmp_path / "ir").err
+    assert f"no metric is measured: {tiny_bert_dir} has no task.json; --task_name names a task" in said
+    found = read_json(tmp_path / "ir" / "export.json")
+    assert (found["weight_format"], found["metric"]) == ("int8", None)
+    assert not (tmp_path / "ir" / "task.json").exists()
+    assert load_ir(tmp_path / "ir").outputs == ("logits",)
 
 
 @pytest.mark.parametrize("stage", ["finetune", "train"])

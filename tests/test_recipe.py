@@ -37,6 +37,7 @@ def write_recipe(directory: Path, model: Path, files: TaskFiles, **changes: Any)
             "search": {"num_evals": 10, "population": 5},
         },
         "subnets": {"half": {"max_macs_ratio": 0.6}, "least": {"subnet": "min"}},
+        "quantise": {"half": {"quant_mode": "int8", "calibration_samples": 8}},
         "report": {"split": "test", "repeats": 2},
         "variants": {"other": {"output_dir": str(directory / "other"), "stages": {"train": {"num_train_epochs": 3}}}},
         **changes,
@@ -56,9 +57,13 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
         assert (run / "ir" / name / "openvino_model.xml").is_file()
         assert "Measurements" in (run / "subnets" / name / "README.md").read_text()
     report = read_json(run / "report" / "report.json")
-    assert [row["name"] for row in report["rows"]] == ["full", "half", "least"]
+    assert [row["name"] for row in report["rows"]] == ["full", "half", "least", "half int8"]
     macs = [row["macs"] for row in report["rows"]]
-    assert macs[2] <= macs[1] <= 0.6 * macs[0]
+    assert macs[2] <= macs[1] == macs[3] <= 0.6 * macs[0]
+    assert report["rows"][3]["size_mb"] == pytest.approx(
+        (run / "ir" / "half-int8" / "openvino_model.bin").stat().st_size / 1e6
+    )
+    assert report["rows"][3]["size_mb"] < 0.5 * report["rows"][1]["size_mb"]
     assert "latency" in first.out
     assert "half" in first.out
     search = read_json(run / "search" / "stage.json")
@@ -66,7 +71,7 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
 
     weights = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     second = succeed("run", config=recipe)
-    assert second.err.count("finished already") == 9  # four stages, three exports, two extractions
+    assert second.err.count("finished already") == 10  # four stages, four exports, two extractions
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == weights
 
     changed = yaml.safe_load(recipe.read_text())
@@ -87,6 +92,7 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
         ({"modle_name_or_path": "x"}, "unknown key 'modle_name_or_path'; did you mean 'model_name_or_path'?"),
         ({"stages": {"finetun": {}}}, "unknown key 'stages.finetun'; did you mean 'finetune'?"),
         ({"subnets": {}}, "subnets: "),
+        ({"quantise": {"haf": {}}}, "quantise: there is no subnet 'haf'; did you mean 'half'?"),
         ({"student": "master"}, "student: "),
         ({"report": {"split": "tset"}}, "report.split: "),
     ],

@@ -112,7 +112,9 @@ class CausalConversion:
     """
 
     kind = "causal"
-    unsuitable: Mapping[str, str] = {}
+    unsuitable: Mapping[str, str] = {
+        "quant_mode int8": "it waits for its weights, not for its products; use weight_format int8 or int4"
+    }
     outputs: tuple[str, ...] = (LOGITS,)
 
     def __init__(

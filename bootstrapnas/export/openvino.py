@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,25 @@ from torch import Tensor, nn
 from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.causal import CausalConversion
+from bootstrapnas.export.compression import COMPRESSED, compress
 from bootstrapnas.export.conversion import Conversion, EncoderConversion
-from bootstrapnas.export.runtime import MODEL_FILE, load_ir
-from bootstrapnas.export.verification import Difference, ExportError
+from bootstrapnas.export.quantisation import (
+    QUANTISED,
+    Quantisation,
+    check_calibration,
+    count_operations,
+    quantise,
+)
+from bootstrapnas.export.runtime import MODEL_FILE, load_ir, load_unsaved
+from bootstrapnas.export.verification import Difference, ExportError, TaskMetric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EXPORT_FILE = "export.json"
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}
-"""Weight formats, and how far an output may be from torch's, in units of its scale where that is above 1."""
-
-
+"""How far an output may be from torch's, in units of its scale where that is above 1, by format of the weights."""
+WEIGHT_FORMATS = (*TOLERANCES, *COMPRESSED)
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -43,15 +51,22 @@ class ExportResult:
     kind
         ``"encoder"`` or ``"causal"``.
     weight_format
-        ``"fp32"`` or ``"fp16"``.
+        One of `WEIGHT_FORMATS`.
+    quant_mode
+        ``"int8"`` where activations are quantised too.
     inputs, outputs
         Names.
     tolerance
         The largest difference that was allowed.
     max_abs_difference
-        The largest difference from torch in float32, over all outputs and batches.
+        The largest difference from torch in float32, over all outputs and batches: of the files, or where they hold
+        integers, of what was quantised.
     max_rel_difference
         The same, per output divided by that output's largest magnitude.
+    difference
+        How far the files are from torch.
+    metric
+        The task metric of the files, computed in float32; None where there was none to measure.
     shapes
         [batch, length] of what was compared.
     size
@@ -65,11 +80,14 @@ class ExportResult:
     directory: Path
     kind: str
     weight_format: str
+    quant_mode: str | None
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tolerance: float
     max_abs_difference: float
     max_rel_difference: float
+    difference: Difference
+    metric: float | None
     shapes: tuple[tuple[int, int], ...]
     size: int
     seconds: float
@@ -82,14 +100,18 @@ def export_openvino(
     directory: str | os.PathLike[str],
     *,
     weight_format: str = "fp32",
+    quantisation: Quantisation | None = None,
+    calibration: Sequence[Mapping[str, Tensor]] = (),
     example_batches: Sequence[Mapping[str, Tensor]],
     tolerance: float | None = None,
+    metric: TaskMetric | None = None,
 ) -> ExportResult:
     """Write `model` as an OpenVINO IR with dynamic batch and length.
 
     The saved files are read again, run on the CPU in float32 and compared with `model` on the example batches and on
-    smaller, shorter and padded ones made from them. The directory appears only when all agree; it has the layout that
-    optimum-intel's ``OVModelFor…`` reads, and ``export.json`` with what was measured. An earlier export there is
+    smaller, shorter and padded ones made from them. Of integers, the conversion is compared in float32 before it is
+    quantised, and what the files differ by is recorded. The directory appears only when all agree; it has the layout
+    that optimum-intel's ``OVModelFor…`` reads, and ``export.json`` with what was measured. An earlier export there is
     replaced.
 
     Parameters
@@ -103,68 +125,121 @@ def export_openvino(
     directory
         Where to write.
     weight_format
-        ``"fp32"``, or ``"fp16"`` to store weights in half the space; what to compute in is chosen on loading.
+        ``"fp32"``, or ``"fp16"`` to store weights in half the space, ``"int8"`` in a quarter; what to compute in is
+        chosen on loading.
+    quantisation
+        To quantise activations as well; what is not quantised is stored in `weight_format`, fp32 or fp16.
+    calibration
+        What to quantise by: batches like the examples, best of a row each.
     example_batches
         Real batches, tensors of shape [batch, length] by input name; other entries are not looked at.
     tolerance
         Largest absolute difference of any output, as a share of its scale where that is above 1; default:
         `TOLERANCES`.
+    metric
+        What to measure of the files.
 
     Raises
     ------
     ExportError
-        If conversion fails or an output differs by more than `tolerance`.
+        If conversion or quantisation fails, an output differs by more than `tolerance`, or the metric drops by more
+        than ``quantisation.max_drop``.
     UserError
         If an argument is unusable, or `directory` holds something else than an export.
     """
-    import openvino as ov
-
-    if weight_format not in TOLERANCES:
-        hint = near_miss(weight_format, TOLERANCES)
-        raise UserError(f"unknown weight_format {weight_format!r}, known: {listed(TOLERANCES)}{hint}")
+    check_formats(model, weight_format, quantised=quantisation is not None)
     directory = Path(directory)
     refuse_foreign(directory)
-    tolerance = TOLERANCES[weight_format] if tolerance is None else tolerance
     reference = _reference(model)
+    name = type(model).__name__
     with _in_float32(reference), _evaluating(reference), replacing_directory(directory) as temporary:
-        conversion = conversion_of(reference, tokenizer, example_batches)
-        if weight_format in conversion.unsuitable:
-            raise UserError(f"weight_format {weight_format}: {conversion.unsuitable[weight_format]}")
+        conversion = conversion_class(reference)(reference, tokenizer, example_batches)
+        if quantisation is not None:
+            check_calibration(quantisation, calibration, conversion.inputs, metric)
         started = time.perf_counter()
         ir = conversion.convert()
-        with writing(directory):
-            ov.save_model(ir, temporary / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
         seconds = time.perf_counter() - started
+        exact = weight_format if quantisation is None and weight_format in TOLERANCES else "fp32"
+        tolerance = TOLERANCES[exact] if tolerance is None else tolerance
+        plain: Difference | None = None
+        if quantisation is not None or weight_format in COMPRESSED:
+            unsaved = load_unsaved(ir)
+            plain = conversion.compare(unsaved)
+            _check(plain, tolerance, exact, name, directory)
+            conversion.check(unsaved, plain)
+            del unsaved
+            started = time.perf_counter()
+            if quantisation is not None:
+                ir = quantise(ir, name, quantisation, calibration, conversion.inputs, metric)
+            else:
+                ir = compress(ir, name, weight_format)
+            seconds += time.perf_counter() - started
+        _save(ir, temporary / MODEL_FILE, directory, half=weight_format == "fp16")
+        counts = count_operations(ir) if quantisation is not None else {}
         del ir
         loaded = load_ir(temporary, "f32")
         found = conversion.compare(loaded)
-        if not found.error <= tolerance:  # so that NaN fails
-            remedy = "; use weight_format fp32 or a larger tolerance" if weight_format == "fp16" else ""
-            raise ExportError(
-                f"the {weight_format} IR of {type(model).__name__} differs from torch by {found.absolute:.3g} "
-                f"({found.relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
-                f"{directory} was not written{remedy}"
-            )
-        conversion.check(loaded, found)
+        if plain is None:
+            _check(found, tolerance, exact, name, directory)
+            conversion.check(loaded, found)
+        elif not math.isfinite(found.absolute):
+            raise ExportError(f"the quantised IR of {name} returns {found.absolute}: {directory} was not written")
+        measured = None if metric is None else metric.of(loaded)
+        _check_drop(metric, measured, quantisation, name, directory)
         del loaded
         _save_config(reference, temporary)
         tokenizer_note = conversion.save_tokenizer(temporary)
-        result = _result(conversion, found, directory, temporary, weight_format, tolerance, seconds, tokenizer_note)
-        _save_result(result, tokenizer_note, temporary)
+        verified = plain or found
+        result = ExportResult(
+            directory=directory,
+            kind=conversion.kind,
+            weight_format=weight_format,
+            quant_mode=None if quantisation is None else "int8",
+            inputs=conversion.inputs,
+            outputs=conversion.outputs,
+            tolerance=tolerance,
+            max_abs_difference=verified.absolute,
+            max_rel_difference=verified.relative,
+            difference=found,
+            metric=measured,
+            shapes=conversion.shapes,
+            size=(temporary / MODEL_FILE).with_suffix(".bin").stat().st_size,
+            seconds=seconds,
+            tokenizer_ir=tokenizer_note is None,
+        )
+        record = _record(result, tokenizer_note, metric)
+        if quantisation is not None:
+            record["quantisation"] = {
+                **asdict(quantisation),
+                "calibration_rows": sum(len(batch["input_ids"]) for batch in calibration),
+                "operations": counts,
+            }
+        write_json(temporary / EXPORT_FILE, record)
     return result
 
 
-def conversion_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, batches: Sequence[Mapping[str, Tensor]]
-) -> Conversion:
-    """Return how a model of this kind is converted and compared: the place where kinds of models part."""
+def conversion_class(model: PreTrainedModel) -> type[Conversion]:
+    """Return how models of this kind are converted and compared: the place where kinds part."""
     if not model.can_generate():
-        return EncoderConversion(model, tokenizer, batches)
+        return EncoderConversion
     if model.config.is_encoder_decoder:
         raise UserError(
             f"{type(model).__name__} has an encoder and a decoder; only models of one of them can be exported"
         )
-    return CausalConversion(model, tokenizer, batches)
+    return CausalConversion
+
+
+def check_formats(model: PreTrainedModel, weight_format: str, *, quantised: bool) -> None:
+    """Raise `UserError` if a model of this kind is not exported in a weight format, or not quantised."""
+    if weight_format not in WEIGHT_FORMATS:
+        hint = near_miss(weight_format, WEIGHT_FORMATS)
+        raise UserError(f"unknown weight_format {weight_format!r}, known: {listed(WEIGHT_FORMATS)}{hint}")
+    unsuitable = conversion_class(model).unsuitable
+    for key in (f"weight_format {weight_format}", *([QUANTISED] if quantised else [])):
+        if key in unsuitable:
+            raise UserError(f"{type(model).__name__} cannot be exported with {key}: {unsuitable[key]}")
+    if quantised and weight_format in COMPRESSED:
+        raise UserError(f"quantisation makes integers of the weights too: weight_format must not be {weight_format}")
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -222,50 +297,60 @@ def _save_config(model: PreTrainedModel, directory: Path) -> None:
     write_json(directory / "config.json", config)
 
 
-def _result(
-    conversion: Conversion,
-    found: Difference,
-    directory: Path,
-    temporary: Path,
-    weight_format: str,
-    tolerance: float,
-    seconds: float,
-    tokenizer_note: str | None,
-) -> ExportResult:
-    return ExportResult(
-        directory=directory,
-        kind=conversion.kind,
-        weight_format=weight_format,
-        inputs=conversion.inputs,
-        outputs=conversion.outputs,
-        tolerance=tolerance,
-        max_abs_difference=found.absolute,
-        max_rel_difference=found.relative,
-        shapes=conversion.shapes,
-        size=(temporary / MODEL_FILE).with_suffix(".bin").stat().st_size,
-        seconds=seconds,
-        tokenizer_ir=tokenizer_note is None,
-    )
+def _check(found: Difference, tolerance: float, exact: str, name: str, directory: Path) -> None:
+    """Raise `ExportError` if an IR is further from torch than is allowed."""
+    if not found.error <= tolerance:  # so that NaN fails
+        remedy = "; use weight_format fp32 or a larger tolerance" if exact == "fp16" else ""
+        raise ExportError(
+            f"the {exact} IR of {name} differs from torch by {found.absolute:.3g} "
+            f"({found.relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
+            f"{directory} was not written{remedy}"
+        )
 
 
-def _save_result(result: ExportResult, tokenizer_note: str | None, directory: Path) -> None:
-    write_json(
-        directory / EXPORT_FILE,
-        {
-            "format": FORMAT,
-            "kind": result.kind,
-            "weight_format": result.weight_format,
-            "inputs": result.inputs,
-            "outputs": result.outputs,
-            "size": result.size,
-            "verified": {
-                "tolerance": result.tolerance,
-                "max_abs_difference": result.max_abs_difference,
-                "max_rel_difference": result.max_rel_difference,
-                "shapes": result.shapes,
-            },
-            "tokenizer_ir": result.tokenizer_ir,
-            "tokenizer_note": tokenizer_note,
-            "versions": versions(),
+def _check_drop(
+    metric: TaskMetric | None, measured: float | None, quantisation: Quantisation | None, name: str, directory: Path
+) -> None:
+    """Raise `ExportError` if the task metric has become worse than allowed."""
+    if metric is None or measured is None or quantisation is None or quantisation.max_drop is None:
+        return
+    if not metric.drop(measured) <= quantisation.max_drop:  # so that NaN fails
+        raise ExportError(
+            f"the quantised IR of {name} has {metric.name} {measured:.4f}, torch {metric.torch:.4f}: "
+            f"a drop of more than {quantisation.max_drop:g}; {directory} was not written"
+        )
+
+
+def _save(ir: Any, path: Path, directory: Path, *, half: bool) -> None:
+    import openvino as ov
+
+    with writing(directory):
+        ov.save_model(ir, path, compress_to_fp16=half)
+
+
+def _record(result: ExportResult, tokenizer_note: str | None, metric: TaskMetric | None) -> dict[str, Any]:
+    """Return what ``export.json`` says."""
+    measured = None
+    if metric is not None:
+        measured = {"name": metric.name, "torch": metric.torch, "ir": result.metric, "precision": "f32"}
+        measured |= {"split": metric.split, "rows": metric.rows}
+    return {
+        "format": FORMAT,
+        "kind": result.kind,
+        "weight_format": result.weight_format,
+        "quant_mode": result.quant_mode,
+        "inputs": result.inputs,
+        "outputs": result.outputs,
+        "size": result.size,
+        "verified": {
+            "tolerance": result.tolerance,
+            "max_abs_difference": result.max_abs_difference,
+            "max_rel_difference": result.max_rel_difference,
+            "shapes": result.shapes,
         },
-    )
+        "difference": {"precision": "f32", **asdict(result.difference)},
+        "metric": measured,
+        "tokenizer_ir": result.tokenizer_ir,
+        "tokenizer_note": tokenizer_note,
+        "versions": versions(),
+    }

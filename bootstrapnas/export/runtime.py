@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "openvino_model.xml"
 IDS, MASK, POSITIONS, BEAMS = "input_ids", "attention_mask", "position_ids", "beam_idx"
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+"""OpenVINO's properties that let it compute what torch does."""
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO's hint INFERENCE_PRECISION_HINT calls a precision: what its list of CPU capabilities calls it."""
 WEIGHT_FORMATS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
@@ -148,8 +150,19 @@ def compile_ir(
         compiled = ov.Core().compile_model(path, device, hints)
     except RuntimeError as error:
         raise UserError(f"cannot load {path}, it is damaged or no IR: {last_line(error)}") from error
+    return _wrap(compiled, Path(directory))
+
+
+def load_unsaved(ir: Any) -> IRModel:
+    """Compile an `openvino.Model` for the CPU, to compute in float32."""
+    import openvino as ov
+
+    return _wrap(ov.Core().compile_model(ir, "CPU", EXACT), Path("memory"))
+
+
+def _wrap(compiled: Any, directory: Path) -> IRModel:
     return IRModel(
-        Path(directory),
+        directory,
         compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
         tuple(port.get_any_name() for port in compiled.inputs),
         tuple(port.get_any_name() for port in compiled.outputs),

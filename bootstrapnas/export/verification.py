@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.export.runtime import IRModel
 
 
 class ExportError(UserError):
@@ -36,6 +37,41 @@ class Difference:
     relative: float
     error: float
     agreement: float
+
+
+@dataclass(frozen=True)
+class TaskMetric:
+    """What an IR is worth: the metric of its task, beside torch's on the same rows.
+
+    Attributes
+    ----------
+    name
+        Of the metric.
+    split
+        Where the rows are from.
+    rows
+        How many they are.
+    torch
+        The model's own metric, in float32.
+    batches
+        The rows, as the metric is measured on them.
+    of
+        Measures it.
+    greater_is_better
+        Whether more of it is better.
+    """
+
+    name: str
+    split: str
+    rows: int
+    torch: float
+    batches: Sequence[Mapping[str, Tensor]] = field(repr=False)
+    of: Callable[[IRModel], float] = field(repr=False)
+    greater_is_better: bool = True
+
+    def drop(self, measured: float) -> float:
+        """Return how much worse than torch's a metric is."""
+        return self.torch - measured if self.greater_is_better else measured - self.torch
 
 
 def difference(found: Sequence[Mapping[str, np.ndarray]], wanted: Sequence[Mapping[str, np.ndarray]]) -> Difference:

@@ -104,6 +104,11 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
     raise UserError(f"no task: pass --task_name or --train_file (there is none to inherit: {looked})")
 
 
+def has_task(task: TaskArguments, directory: str) -> bool:
+    """Return whether the flags name a task, or the directory has one to inherit."""
+    return task.task_name is not None or task.train_file is not None or (Path(directory) / TASK_FILE).is_file()
+
+
 def inherited_task(directory: str) -> TaskSpec:
     """Return the task of an artefact directory."""
     if not (Path(directory) / TASK_FILE).is_file():

@@ -1,4 +1,4 @@
-"""Convert a model directory to OpenVINO IR, verified against torch on real rows."""
+"""Convert a model directory to OpenVINO IR, verified against torch on real rows, and quantise it."""
 
 from __future__ import annotations
 
@@ -6,72 +6,163 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from bootstrapnas.export import export_openvino
+from bootstrapnas.errors import UserError
+from bootstrapnas.export import WEIGHT_FORMATS, ExportResult, Quantisation, export_openvino
+from bootstrapnas.export.openvino import check_formats
+from bootstrapnas.export.quantisation import PRESETS, SMOOTH_QUANT_ALPHA
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
-from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer
+from bootstrapnas.pipeline.data import data_inputs, has_task, resolve_task, task_settings
+from bootstrapnas.pipeline.export_data import ExportData, task_data, text_data
+from bootstrapnas.pipeline.models import fit_length, load_as_saved, load_for_task, load_tokenizer
 from bootstrapnas.pipeline.stages import begin
-from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TASK_FILE
+from bootstrapnas.progress import notice, warn
+from bootstrapnas.tasks import TASK_FILE, TaskSpec
 
-VERIFICATION_ROWS = 16
+# ruff: noqa: UP045
+
 TEMPORARY = ".ir."
+WORTH_A_WARNING = 0.01
+"""Drop of a metric (a fraction) from which the user is told what helps."""
 
 
 @dataclass
 class ExportArguments:
-    """What to export."""
+    """What to export, and how."""
 
     _argument_group_name = "export"
 
     model_dir: str = required("A model directory: a teacher, an extracted subnet, any fine-tuned model.")
-    weight_format: str = flag("fp32", "Of the weights: fp32 or fp16.")
+    weight_format: str = flag("fp32", f"Of the weights alone: {', '.join(WEIGHT_FORMATS)}.")
+    quant_mode: Optional[str] = flag(
+        None, "int8: quantise an encoder's weights and activations, by calibration on training rows."
+    )
+    calibration_samples: int = flag(300, "Rows to calibrate by, at their own length.")
+    calibration_file: Optional[str] = flag(
+        None,
+        "Calibrate by this instead of training rows: of a task, a file as its training file; of a model without a "
+        "task, a text a line (.txt) or a table with a column text.",
+    )
+    preset: str = flag(PRESETS[0], f"Of quant_mode: {' or '.join(PRESETS)} (symmetric activations throughout).")
+    smooth_quant_alpha: float = flag(
+        SMOOTH_QUANT_ALPHA, "Of quant_mode: how much of activations' ranges moves into weights, 0 to 1; -1: none."
+    )
+    ignored_operations: Optional[str] = flag(
+        None, "Of quant_mode: a regular expression; operations of the IR whose name it matches stay in float."
+    )
+    max_metric_drop: Optional[float] = flag(
+        None,
+        "Of quant_mode: points of the task metric (of 100) that may be lost on validation rows; activations go back to "
+        "float until no more is.",
+    )
+    no_metric: bool = flag(False, "Do not measure the task metric of the model and its IR.")
 
 
 GROUPS = (ExportArguments, TaskArguments, OutputArguments)
+OF_QUANT_MODE = ("calibration_samples", "preset", "smooth_quant_alpha", "ignored_operations", "max_metric_drop")
 
 
 def run(
     arguments: ExportArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
 ) -> Path:
     """Export; return the output directory."""
-    spec = fit_length(resolve_task(task_args, arguments.model_dir), typed, arguments.model_dir)
+    quantisation = check(arguments, typed)
+    spec: TaskSpec | None = None
+    if has_task(task_args, arguments.model_dir):
+        spec = fit_length(resolve_task(task_args, arguments.model_dir), typed, arguments.model_dir)
+    elif arguments.max_metric_drop is not None:
+        resolve_task(task_args, arguments.model_dir)  # says that there is none, and how to name one
     stage = begin(
         "export",
         output.output_dir,
         typed,
-        {"model": arguments.model_dir, **data_inputs(spec)},
+        {
+            "model": arguments.model_dir,
+            "calibration": arguments.calibration_file,
+            **(data_inputs(spec) if spec else {}),
+        },
         overwrite=output.overwrite_output_dir,
-        settings=task_settings(spec),
+        settings=task_settings(spec) if spec else None,
     )
     if stage.finished:
         return stage.directory
     for leftover in stage.directory.glob(f"{TEMPORARY}*"):  # of an export that was killed
         shutil.rmtree(leftover)
-    model = load_for_task(arguments.model_dir, spec)
     tokenizer = load_tokenizer(arguments.model_dir)
-    examples = Rows(spec, tokenizer, VERIFICATION_ROWS).batches("validation")
-    # The longest rows and the shortest: what verification should see of the lengths.
-    examples = [examples[0], examples[-1]]
+    wanted = arguments.calibration_samples if arguments.quant_mode is not None else 0
+    calibration: dict[str, Any] = {"calibration_rows": wanted, "calibration_file": arguments.calibration_file}
+    model = load_as_saved(arguments.model_dir) if spec is None else load_for_task(arguments.model_dir, spec)
+    check_formats(model, arguments.weight_format, quantised=quantisation is not None)
+    if spec is None:
+        data = text_data(model, tokenizer, length=task_args.max_seq_length, **calibration)
+        if not arguments.no_metric:
+            notice(f"export: no metric is measured: {arguments.model_dir} has no {TASK_FILE}; --task_name names a task")
+    else:
+        data = task_data(spec, model, tokenizer, measured=not arguments.no_metric, **calibration)
     with tempfile.TemporaryDirectory(dir=stage.directory, prefix=TEMPORARY) as temporary:
         result = export_openvino(
             model,
             tokenizer,
             Path(temporary) / "ir",
             weight_format=arguments.weight_format,
-            example_batches=examples,
+            quantisation=quantisation,
+            calibration=data.calibration,
+            example_batches=data.examples,
+            metric=data.metric,
         )
         for file in (Path(temporary) / "ir").iterdir():
             os.replace(file, stage.directory / file.name)
-    spec.save(stage.directory / TASK_FILE)
-    notice(
-        f"export: {arguments.weight_format}, {result.size / 1e6:.1f} MB, "
-        f"within {result.max_abs_difference:.1e} of torch (allowed {result.tolerance:.0e})"
-    )
-    figures = asdict(result)
-    stage.complete(**{name: figures[name] for name in ("weight_format", "size", "max_abs_difference", "tolerance")})
+    if spec is not None:
+        spec.save(stage.directory / TASK_FILE)
+    describe(arguments, result, data)
+    figures: dict[str, Any] = {
+        "weight_format": result.weight_format,
+        "quant_mode": result.quant_mode,
+        "size": result.size,
+    }
+    figures |= {"max_abs_difference": result.max_abs_difference, "tolerance": result.tolerance}
+    stage.complete(**figures)
     return stage.directory
+
+
+def check(arguments: ExportArguments, typed: Mapping[str, Any]) -> Quantisation | None:
+    """Return what the flags say of quantisation; raise `UserError` if they contradict each other."""
+    if arguments.quant_mode is None:
+        for name in OF_QUANT_MODE:
+            if name in typed:
+                raise UserError(f"--{name} is for --quant_mode int8")
+        return None
+    if arguments.quant_mode != "int8":
+        raise UserError(f"--quant_mode must be int8, not {arguments.quant_mode!r}")
+    if arguments.calibration_samples < 1:
+        raise UserError(f"--calibration_samples must be at least 1, not {arguments.calibration_samples}")
+    if arguments.max_metric_drop is not None and arguments.no_metric:
+        raise UserError("--max_metric_drop needs the metric that --no_metric leaves out")
+    return Quantisation(
+        preset=arguments.preset,
+        smooth_quant_alpha=arguments.smooth_quant_alpha,
+        ignored=() if arguments.ignored_operations is None else (arguments.ignored_operations,),
+        max_drop=None if arguments.max_metric_drop is None else arguments.max_metric_drop / 100,
+    )
+
+
+def describe(arguments: ExportArguments, result: ExportResult, data: ExportData) -> None:
+    """Print what came out."""
+    how = "int8 weights and activations" if result.quant_mode else result.weight_format
+    parts = [
+        f"export: {how}, {result.size / 1e6:.1f} MB",
+        f"within {result.max_abs_difference:.1e} of torch (allowed {result.tolerance:.0e})",
+    ]
+    if result.difference.absolute != result.max_abs_difference:
+        parts[-1] += f" before quantisation, {result.difference.relative:.1%} of the outputs' scale after it"
+    metric = data.metric
+    if metric is not None and result.metric is not None:
+        parts.append(f"{metric.name} {result.metric:.4f} (torch {metric.torch:.4f}) on {metric.rows} rows")
+        drop = metric.drop(result.metric)
+        if metric.greater_is_better and drop > WORTH_A_WARNING and arguments.max_metric_drop is None:
+            remedy = " (--max_metric_drop 1 bounds that)" if result.quant_mode else ""
+            warn(f"{metric.name} has dropped by {100 * drop:.1f} points{remedy}")
+    notice(", ".join(parts))

@@ -94,6 +94,18 @@ def label_settings(spec: TaskSpec) -> dict[str, Any]:
     }
 
 
+def load_as_saved(directory_or_id: str) -> PreTrainedModel:
+    """Load a model with the head that the checkpoint has, in float32; `UserError` if that is none of an auto class."""
+    import transformers
+
+    architecture = (load_config(directory_or_id).architectures or [""])[0]
+    task = "CausalLM" if architecture.endswith("LMHeadModel") else architecture.partition("For")[2]
+    auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
+    if auto_class is None or not architecture:
+        raise UserError(f"{directory_or_id}: its config names no architecture with a known head: {architecture!r}")
+    return load_model(directory_or_id, auto_class).float()
+
+
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
     """Return the task with its default length cut to what the model takes; a length that was typed stays."""
     limit = max_length(load_config(model))

@@ -10,7 +10,7 @@ import rich
 
 from bootstrapnas.artefacts import open_stage, read_json
 from bootstrapnas.costs import Costs
-from bootstrapnas.export import available_precisions, load_ir, measure_latency, predict_ir
+from bootstrapnas.export import EXPORT_FILE, available_precisions, load_ir, measure_latency, predict_ir
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.card import write_card
 from bootstrapnas.pipeline.data import Rows, inherited_task
@@ -25,11 +25,15 @@ SECONDS_A_PRECISION = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of the table: its name, its Hugging Face directory and its IR."""
+    """One line of the table: what it is called, and the Hugging Face directory and the IR of its model.
+
+    `quantised` entries are further IRs of a model that has an entry already.
+    """
 
     name: str
     model: Path
     ir: Path
+    quantised: bool = False
 
 
 def write_run_report(
@@ -44,13 +48,14 @@ def write_run_report(
 ) -> Report:
     """Measure every entry, write ``report.{json,md,html}`` and the subnets' model cards, and print the table.
 
-    The first entry is the full model. Metrics are those of the IR at float32 on `split`; latencies are measured
-    together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
+    The first entry is the full model, quantised ones come last. Metrics are those of the IR at float32 on `split`;
+    latencies are measured together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
     """
     spec = inherited_task(str(entries[0].model))
-    subnets = {entry.name: read_json(entry.model / SUBNET_FILE) for entry in entries[1:]}
+    models = [entry for entry in entries if not entry.quantised]
+    subnets = {entry.model: read_json(entry.model / SUBNET_FILE) for entry in models[1:]}
     full = Costs(**next(iter(subnets.values()))["full_costs"])
-    costs = {entries[0].name: full, **{name: Costs(**found["costs"]) for name, found in subnets.items()}}
+    costs = {entries[0].model: full, **{model: Costs(**found["costs"]) for model, found in subnets.items()}}
     rows_of_task = Rows(spec, load_tokenizer(str(entries[0].model)), 32)
     split = split if getattr(rows_of_task.data, split) is not None else "validation"
     prepared = rows_of_task.batches(split)
@@ -76,19 +81,20 @@ def write_run_report(
         [
             Row(
                 entry.name,
-                costs[entry.name],
+                costs[entry.model],
                 {spec.metric: metrics[entry.name][spec.metric]},
+                bytes_per_param=_bytes_per_param(entry, costs[entry.model]),
                 latency={precision: found[entry.name] for precision, found in latency.items()},
             )
             for entry in entries
         ],
         title=f"{spec.task_name}: the full model and its subnets",
-        notes=notes(spec, rows_of_task, split),
+        notes=notes(spec, rows_of_task, split) + quantised_notes(entries),
     )
     stage = open_stage(directory, "report", {}, {}, overwrite=True)
     write_report(report, directory, picture=search_dir / "search_progression.png")
     stage.complete()
-    for entry in entries[1:]:
+    for entry in models[1:]:
         write_card(entry.model, entry.name, report, ir=f"../../ir/{entry.ir.name}")
     rich.print(terminal_table(report))
     notice(f"report: {directory}")
@@ -97,7 +103,25 @@ def write_run_report(
 
 def notes(spec: TaskSpec, rows: Rows, split: str) -> list[str]:
     """Return what a reader of the table should know of the task and the metric."""
-    found = [f"{spec.metric} on the {len(rows.rows(split))} rows of the {split} split, by the float32 IR."]
+    found = [f"{spec.metric} on the {len(rows.rows(split))} rows of the {split} split, by the IR computed in float32."]
     if spec.is_classification:
         found.append(f"TF-IDF with logistic regression reaches {tfidf_baseline(rows.data, split):.1%} there.")
     return found
+
+
+def quantised_notes(entries: Sequence[Entry]) -> list[str]:
+    """Return what a reader should know of the quantised entries."""
+    names = [entry.name for entry in entries if entry.quantised]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: the same networks with int8 weights, and products in int8 where the export says so; the "
+        "precision of a latency is that of all else."
+    ]
+
+
+def _bytes_per_param(entry: Entry, costs: Costs) -> float:
+    """Return 4, or of what is quantised the bytes of the weights file by parameter, scales and float rests included."""
+    if not entry.quantised:
+        return 4
+    return float(read_json(entry.ir / EXPORT_FILE)["size"] / costs.params)

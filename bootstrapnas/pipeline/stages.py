@@ -20,6 +20,7 @@ _INCIDENTAL = {
     "output_dir", "overwrite_output_dir", "model_name_or_path", "kd_teacher_model", "importance_weight_dir",
     "external_importance_path", "nncf_dir", "kd_cache_dir",
     "reorg_cache_model", "nncf_config", "supernet_dir", "search_dir", "source_config", "model_dir", "ir_dir",
+    "calibration_file",
     "disable_tqdm", "log_level", "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to",
     "run_name", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "dataset_dir", "train_file", "validation_file", "test_file", "do_search",

@@ -1,0 +1,141 @@
+"""What an export is verified, calibrated and measured on: the rows of the model's task or, without a task, texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bootstrapnas.errors import UserError
+from bootstrapnas.export import IRModel, TaskMetric, predict_ir
+from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.models import evaluate_model, max_length
+from bootstrapnas.progress import notice
+from bootstrapnas.tasks import TaskSpec, batches, tokenize
+from bootstrapnas.tasks.builtin_text import find_packages, scan
+from bootstrapnas.tasks.files import SUFFIXES, read_table, texts
+
+Batch = Mapping[str, Tensor]
+
+VERIFICATION_ROWS = 16
+EVALUATION_ROWS = 32
+TEXT_LENGTH = 128
+"""Tokens to which texts without a task are cut, where the model takes so many."""
+TEXT_COLUMN, TEXT_SUFFIX = "text", ".txt"
+TEXTS_A_PACKAGE = 100
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """Batches of inputs.
+
+    Attributes
+    ----------
+    examples
+        What to verify on: long rows and short ones.
+    calibration
+        What to quantise by, a row each, not padded.
+    metric
+        The task metric of the torch model, and how to measure an IR's; None without a task, or if none is wanted.
+    """
+
+    examples: Sequence[Batch]
+    calibration: Sequence[Batch] = ()
+    metric: TaskMetric | None = None
+
+
+def task_data(
+    spec: TaskSpec,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    calibration_rows: int,
+    calibration_file: str | None,
+    measured: bool,
+) -> ExportData:
+    """Return validation rows to verify on, training rows (or a file's) to calibrate by, and the metric.
+
+    Raises
+    ------
+    UserError
+        If rows are missing, or the file is one of another task.
+    """
+    rows = Rows(spec, tokenizer, EVALUATION_ROWS)
+    validation = rows.batches("validation")
+    # The longest rows and the shortest: what verification should see of the lengths.
+    examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]
+    calibration = _calibration(rows, calibration_rows, calibration_file) if calibration_rows else ()
+    return ExportData(examples, calibration, _metric(rows, validation, model) if measured else None)
+
+
+def text_data(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int | None,
+    calibration_rows: int,
+    calibration_file: str | None,
+) -> ExportData:
+    """Return texts of a file, or of installed packages, for a model without a task; there is no metric to measure."""
+    found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
+    found = random.Random(0).sample(found, len(found))
+    longest = min(length or TEXT_LENGTH, max_length(model.config), tokenizer.model_max_length)
+
+    def batch(chosen: Sequence[str]) -> Batch:
+        return dict(
+            tokenizer(list(chosen), truncation=True, max_length=longest, padding=len(chosen) > 1, return_tensors="pt")
+        )
+
+    by_length = sorted(found, key=len, reverse=True)
+    rows = 1 if tokenizer.pad_token_id is None else VERIFICATION_ROWS
+    examples = [batch(by_length[:rows]), batch(by_length[-rows:])]
+    return ExportData(examples, [batch([text]) for text in found[:calibration_rows]])
+
+
+def file_texts(path: str) -> list[str]:
+    """Return the texts of a file: the lines of a ``.txt``, or the column ``text`` of a table."""
+    if not path.endswith(TEXT_SUFFIX):
+        if not path.endswith(SUFFIXES):
+            raise UserError(f"{path}: unknown kind of data file; give one of {TEXT_SUFFIX}, {', '.join(SUFFIXES)}")
+        return texts(read_table(path, [TEXT_COLUMN]), TEXT_COLUMN, path)
+    try:
+        found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not found:
+        raise UserError(f"{path} holds no text")
+    return found
+
+
+def builtin_texts() -> list[str]:
+    """Return docstrings of installed packages."""
+    return [row["text"] for row in scan(find_packages(), {"train": TEXTS_A_PACKAGE})["train"]]
+
+
+def _calibration(rows: Rows, count: int, file: str | None) -> list[Batch]:
+    spec, source = rows.spec, rows.rows("train")
+    if file is not None:
+        table = read_table(file, spec.columns, spec.kind.optional_columns)
+        source = spec.kind.rows(spec, table, "train", file)
+    chosen = random.Random(spec.seed).sample(range(len(source)), min(count, len(source)))
+    features = tokenize(source.select(chosen), rows.tokenizer, spec)
+    features = features.select(range(min(count, len(features))))  # a kind may make several features of a row
+    names = [name for name in features.column_names if name in (*rows.collator.inputs, "length")]
+    return list(batches(features.select_columns(names), rows.collator, 1))
+
+
+def _metric(rows: Rows, validation: Sequence[Batch], model: PreTrainedModel) -> TaskMetric:
+    spec, count = rows.spec, len(rows.rows("validation"))
+    notice(f"export: measuring {spec.metric} of the torch model on {count} rows")
+
+    def of(ir: IRModel) -> float:
+        return rows.measure("validation", predict_ir(ir, validation, spec.kind.outputs))[spec.metric]
+
+    torch = evaluate_model(model, rows, "validation", validation)[spec.metric]
+    return TaskMetric(spec.metric, "validation", count, torch, validation, of, spec.maximise)
