@@ -455,6 +455,11 @@ MISTAKES: list[tuple[str, str]] = [
         "once, so smaller weights save it no time and 4 bits cost it exactness; use weight_format int8, or quant_mode "
         "int8, which computes in int8 as well",
     ),
+    (f"{EXPORT} --format onxx", "--format must be openvino or onnx, not 'onxx'"),
+    (
+        f"{EXPORT} --format onnx --weight_format int8",
+        "--weight_format int8 is for --format openvino; ONNX is written in float32",
+    ),
     (f"{EXPORT} --quant_mode int4", "--quant_mode must be int8, not 'int4'"),
     (f"{EXPORT} --preset mixed", "--preset is for --quant_mode int8"),
     (

@@ -33,6 +33,7 @@ from bootstrapnas.export import (
     predict_ir,
     speed_up,
 )
+from bootstrapnas.export.onnx import OnnxModel, export_onnx, load_onnx
 from bootstrapnas.export.verification import probe_batches
 from bootstrapnas.outputs import INDEX, Output
 from bootstrapnas.supernet import Supernet
@@ -56,7 +57,7 @@ def build_batch(rows: int, length: int, padded: int = 0, seed: int = 0) -> dict[
     }
 
 
-def largest_difference(ir: IRModel, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> float:
+def largest_difference(ir: IRModel | OnnxModel, model: torch.nn.Module, batch: Mapping[str, Tensor]) -> float:
     with torch.inference_mode():
         wanted = model(**batch).logits.numpy()
     found = ir.run(batch)["logits"]
@@ -202,6 +203,28 @@ def test_settings_of_quantisation_are_checked(settings: dict[str, object], messa
     with pytest.raises(UserError) as caught:
         Quantisation(**settings)
     assert message in str(caught.value)
+
+
+def test_onnx_of_a_subnet_equals_torch_at_any_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Supernet(build_tiny_bert()).extract(LAST_BLOCKS_SKIPPED)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        result = export_onnx(small, None, tmp_path / "onnx", example_batches=[build_batch(3, 12)])
+    assert [str(each.message) for each in shown] == []
+    assert result.max_abs_difference <= 1e-4
+    assert names_in(tmp_path / "onnx") == ["config.json", "export.json", "model.onnx"]
+    onnx = load_onnx(tmp_path / "onnx")
+    for rows, length, padded in ((1, 1, 0), (1, 64, 0), (7, 33, 20)):
+        assert largest_difference(onnx, small, build_batch(rows, length, padded)) <= 1e-4
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"cut")
+    with pytest.raises(UserError, match="it is damaged or no ONNX model"):
+        load_onnx(tmp_path / "onnx")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"ONNX needs onnx, onnxruntime, onnxscript: pip install 'bootstrapnas\[onnx\]'"
+    ):
+        export_onnx(small, None, tmp_path / "new", example_batches=[build_batch(3, 12)])
+    assert not (tmp_path / "new").exists()
 
 
 def test_export_json_records_what_was_verified(tmp_path: Path) -> None:

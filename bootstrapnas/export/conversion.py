@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from bootstrapnas.errors import UserError, listed
-from bootstrapnas.export.runtime import IRModel, last_line
+from bootstrapnas.export.runtime import IRModel, Runner, last_line
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
 from bootstrapnas.export.verification import Difference, ExportError, difference, probe_batches
 from bootstrapnas.progress import warn
@@ -131,7 +131,7 @@ class EncoderConversion:
             port.get_tensor().set_names({name})
         return ir
 
-    def compare(self, ir: IRModel) -> Difference:
+    def compare(self, ir: Runner) -> Difference:
         return difference([ir.run(probe) for probe in self.probes], self._expected)
 
     def check(self, ir: IRModel, found: Difference) -> None:

@@ -27,7 +27,7 @@ from bootstrapnas.export.latency_table import (
     middle_subnet,
     shape_digest,
 )
-from bootstrapnas.export.openvino import conversion_of
+from bootstrapnas.export.openvino import conversion_class
 from bootstrapnas.export.runtime import MODEL_FILE, available_precisions
 from bootstrapnas.extraction import extract
 from bootstrapnas.space import SearchSpace
@@ -231,7 +231,7 @@ def export_quickly(model: PreTrainedModel, directory: Path) -> None:
     ids = torch.randint(model.config.vocab_size, (2, 8), generator=generator)
     example = {name: torch.zeros_like(ids) for name in INPUTS}
     example |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    ir = conversion_of(model, None, [example]).convert()
+    ir = conversion_class(model)(model, None, [example]).convert()
     directory.mkdir(parents=True)
     with writing(directory):
         ov.save_model(ir, directory / MODEL_FILE, compress_to_fp16=False)

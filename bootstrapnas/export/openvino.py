@@ -150,9 +150,9 @@ def export_openvino(
     check_formats(model, weight_format, quantised=quantisation is not None)
     directory = Path(directory)
     refuse_foreign(directory)
-    reference = _reference(model)
+    reference = as_reference(model)
     name = type(model).__name__
-    with _in_float32(reference), _evaluating(reference), replacing_directory(directory) as temporary:
+    with computing_in_float32(reference), replacing_directory(directory) as temporary:
         conversion = conversion_class(reference)(reference, tokenizer, example_batches)
         if quantisation is not None:
             check_calibration(quantisation, calibration, conversion.inputs, metric)
@@ -161,11 +161,12 @@ def export_openvino(
         seconds = time.perf_counter() - started
         exact = weight_format if quantisation is None and weight_format in TOLERANCES else "fp32"
         tolerance = TOLERANCES[exact] if tolerance is None else tolerance
+        remedy = "; use weight_format fp32 or a larger tolerance" if exact == "fp16" else ""
         plain: Difference | None = None
         if quantisation is not None or weight_format in COMPRESSED:
             unsaved = load_unsaved(ir)
             plain = conversion.compare(unsaved)
-            _check(plain, tolerance, exact, name, directory)
+            check_difference(plain, tolerance, f"fp32 IR of {name}", directory)
             conversion.check(unsaved, plain)
             del unsaved
             started = time.perf_counter()
@@ -180,14 +181,14 @@ def export_openvino(
         loaded = load_ir(temporary, "f32")
         found = conversion.compare(loaded)
         if plain is None:
-            _check(found, tolerance, exact, name, directory)
+            check_difference(found, tolerance, f"{exact} IR of {name}", directory, remedy)
             conversion.check(loaded, found)
         elif not math.isfinite(found.absolute):
             raise ExportError(f"the quantised IR of {name} returns {found.absolute}: {directory} was not written")
         measured = None if metric is None else metric.of(loaded)
         _check_drop(metric, measured, quantisation, name, directory)
         del loaded
-        _save_config(reference, temporary)
+        save_config(reference, temporary)
         tokenizer_note = conversion.save_tokenizer(temporary)
         verified = plain or found
         result = ExportResult(
@@ -207,7 +208,7 @@ def export_openvino(
             seconds=seconds,
             tokenizer_ir=tokenizer_note is None,
         )
-        record = _record(result, tokenizer_note, metric)
+        record = record_of(result, tokenizer_note, metric)
         if quantisation is not None:
             record["quantisation"] = {
                 **asdict(quantisation),
@@ -250,7 +251,7 @@ def refuse_foreign(directory: Path) -> None:
         raise UserError(f"{directory} is a file; choose another directory")
 
 
-def _reference(model: PreTrainedModel) -> PreTrainedModel:
+def as_reference(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model on the CPU; a copy only if it is elsewhere."""
     known = (torch.float32, *HALVES)
     other = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype not in known})
@@ -263,32 +264,28 @@ def _reference(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Turn tensors in half precision into float32, and afterwards back: exact both ways, and never two whole copies."""
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode and its tensors in half precision in float32, and afterwards all back as they were.
+
+    That is exact both ways, and there are never two whole copies.
+    """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if t.dtype in HALVES]
     before = [tensor.dtype for tensor in tensors]
+    training = [module for module in model.modules() if module.training]
     for tensor in tensors:
         tensor.data = tensor.data.float()
-    try:
-        yield
-    finally:
-        for tensor, dtype in zip(tensors, before, strict=True):
-            tensor.data = tensor.data.to(dtype)
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and afterwards each back in its own."""
-    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for tensor, dtype in zip(tensors, before, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
-def _save_config(model: PreTrainedModel, directory: Path) -> None:
+def save_config(model: PreTrainedModel, directory: Path) -> None:
+    """Write ``config.json``, and what a model that generates is asked to do by default."""
     model.config.save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
@@ -297,14 +294,12 @@ def _save_config(model: PreTrainedModel, directory: Path) -> None:
     write_json(directory / "config.json", config)
 
 
-def _check(found: Difference, tolerance: float, exact: str, name: str, directory: Path) -> None:
-    """Raise `ExportError` if an IR is further from torch than is allowed."""
+def check_difference(found: Difference, tolerance: float, what: str, directory: Path, remedy: str = "") -> None:
+    """Raise `ExportError` if what was written is further from torch than is allowed."""
     if not found.error <= tolerance:  # so that NaN fails
-        remedy = "; use weight_format fp32 or a larger tolerance" if exact == "fp16" else ""
         raise ExportError(
-            f"the {exact} IR of {name} differs from torch by {found.absolute:.3g} "
-            f"({found.relative:.2g} of the outputs' scale), more than the tolerance {tolerance:.3g}: "
-            f"{directory} was not written{remedy}"
+            f"the {what} differs from torch by {found.absolute:.3g} ({found.relative:.2g} of the outputs' scale), more "
+            f"than the tolerance {tolerance:.3g}: {directory} was not written{remedy}"
         )
 
 
@@ -328,7 +323,7 @@ def _save(ir: Any, path: Path, directory: Path, *, half: bool) -> None:
         ov.save_model(ir, path, compress_to_fp16=half)
 
 
-def _record(result: ExportResult, tokenizer_note: str | None, metric: TaskMetric | None) -> dict[str, Any]:
+def record_of(result: ExportResult, tokenizer_note: str | None, metric: TaskMetric | None) -> dict[str, Any]:
     """Return what ``export.json`` says."""
     measured = None
     if metric is not None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -100,6 +100,18 @@ class IRModel:
         run = self.compiled.create_infer_request().infer if stateful else self.compiled
         results = run({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
         return {name: results[name] for name in self.outputs}
+
+
+class Runner(Protocol):
+    """What takes a batch and returns every output of it by name: an `IRModel`, or a model in another runtime."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    def run(self, batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray]: ...
 
 
 def load_ir(directory: str | os.PathLike[str], precision: str | None = "f32", threads: int | None = None) -> IRModel:
@@ -197,7 +209,7 @@ def describe_ir(directory: str | os.PathLike[str]) -> IRDescription:
 
 
 def predict_ir(
-    model: IRModel, batches: Iterable[Mapping[str, Tensor]], outputs: Sequence[Output] = (LOGITS,)
+    model: Runner, batches: Iterable[Mapping[str, Tensor]], outputs: Sequence[Output] = (LOGITS,)
 ) -> Outputs:
     """Return outputs of an IR, row by row in the order of the data set, float32.
 

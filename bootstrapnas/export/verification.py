@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.export.runtime import IRModel
+from bootstrapnas.export.runtime import Runner
 
 
 class ExportError(UserError):
@@ -66,7 +66,7 @@ class TaskMetric:
     rows: int
     torch: float
     batches: Sequence[Mapping[str, Tensor]] = field(repr=False)
-    of: Callable[[IRModel], float] = field(repr=False)
+    of: Callable[[Runner], float] = field(repr=False)
     greater_is_better: bool = True
 
     def drop(self, measured: float) -> float:

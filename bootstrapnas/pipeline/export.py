@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.export import WEIGHT_FORMATS, ExportResult, Quantisation, export_openvino
+from bootstrapnas.export.onnx import check_encoder, check_installed, export_onnx
 from bootstrapnas.export.openvino import check_formats
 from bootstrapnas.export.quantisation import PRESETS, SMOOTH_QUANT_ALPHA
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
@@ -24,6 +25,7 @@ from bootstrapnas.tasks import TASK_FILE, TaskSpec
 
 # ruff: noqa: UP045
 
+FORMATS = ("openvino", "onnx")
 TEMPORARY = ".ir."
 WORTH_A_WARNING = 0.01
 """Drop of a metric (a fraction) from which the user is told what helps."""
@@ -36,6 +38,7 @@ class ExportArguments:
     _argument_group_name = "export"
 
     model_dir: str = required("A model directory: a teacher, an extracted subnet, any fine-tuned model.")
+    format: str = flag("openvino", "openvino or onnx (encoders in float32).")
     weight_format: str = flag("fp32", f"Of the weights alone: {', '.join(WEIGHT_FORMATS)}.")
     quant_mode: Optional[str] = flag(
         None, "int8: quantise an encoder's weights and activations, by calibration on training rows."
@@ -70,10 +73,11 @@ def run(
 ) -> Path:
     """Export; return the output directory."""
     quantisation = check(arguments, typed)
+    is_onnx = arguments.format == "onnx"
     spec: TaskSpec | None = None
     if has_task(task_args, arguments.model_dir):
         spec = fit_length(resolve_task(task_args, arguments.model_dir), typed, arguments.model_dir)
-    elif arguments.max_metric_drop is not None:
+    elif arguments.max_metric_drop is not None or not Path(arguments.model_dir).is_dir():
         resolve_task(task_args, arguments.model_dir)  # says that there is none, and how to name one
     stage = begin(
         "export",
@@ -95,6 +99,8 @@ def run(
     wanted = arguments.calibration_samples if arguments.quant_mode is not None else 0
     calibration: dict[str, Any] = {"calibration_rows": wanted, "calibration_file": arguments.calibration_file}
     model = load_as_saved(arguments.model_dir) if spec is None else load_for_task(arguments.model_dir, spec)
+    if is_onnx:
+        check_encoder(model)
     check_formats(model, arguments.weight_format, quantised=quantisation is not None)
     if spec is None:
         data = text_data(model, tokenizer, length=task_args.max_seq_length, **calibration)
@@ -103,17 +109,21 @@ def run(
     else:
         data = task_data(spec, model, tokenizer, measured=not arguments.no_metric, **calibration)
     with tempfile.TemporaryDirectory(dir=stage.directory, prefix=TEMPORARY) as temporary:
-        result = export_openvino(
-            model,
-            tokenizer,
-            Path(temporary) / "ir",
-            weight_format=arguments.weight_format,
-            quantisation=quantisation,
-            calibration=data.calibration,
-            example_batches=data.examples,
-            metric=data.metric,
-        )
-        for file in (Path(temporary) / "ir").iterdir():
+        place = Path(temporary) / "ir"
+        common: dict[str, Any] = {"example_batches": data.examples, "metric": data.metric}
+        if is_onnx:
+            result = export_onnx(model, tokenizer, place, **common)
+        else:
+            result = export_openvino(
+                model,
+                tokenizer,
+                place,
+                weight_format=arguments.weight_format,
+                quantisation=quantisation,
+                calibration=data.calibration,
+                **common,
+            )
+        for file in place.iterdir():
             os.replace(file, stage.directory / file.name)
     if spec is not None:
         spec.save(stage.directory / TASK_FILE)
@@ -130,6 +140,13 @@ def run(
 
 def check(arguments: ExportArguments, typed: Mapping[str, Any]) -> Quantisation | None:
     """Return what the flags say of quantisation; raise `UserError` if they contradict each other."""
+    if arguments.format not in FORMATS:
+        raise UserError(f"--format must be {' or '.join(FORMATS)}, not {arguments.format!r}")
+    if arguments.format == "onnx":
+        check_installed()
+        for name in ("weight_format", "quant_mode"):
+            if name in typed and typed[name] != "fp32":
+                raise UserError(f"--{name} {typed[name]} is for --format openvino; ONNX is written in float32")
     if arguments.quant_mode is None:
         for name in OF_QUANT_MODE:
             if name in typed:

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.export import IRModel, TaskMetric, predict_ir
+from bootstrapnas.export import TaskMetric, predict_ir
+from bootstrapnas.export.runtime import Runner
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import evaluate_model, max_length
 from bootstrapnas.progress import notice
@@ -134,7 +135,7 @@ def _metric(rows: Rows, validation: Sequence[Batch], model: PreTrainedModel) -> 
     spec, count = rows.spec, len(rows.rows("validation"))
     notice(f"export: measuring {spec.metric} of the torch model on {count} rows")
 
-    def of(ir: IRModel) -> float:
+    def of(ir: Runner) -> float:
         return rows.measure("validation", predict_ir(ir, validation, spec.kind.outputs))[spec.metric]
 
     torch = evaluate_model(model, rows, "validation", validation)[spec.metric]
