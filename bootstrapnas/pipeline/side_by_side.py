@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
-import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bootstrapnas.artefacts import STAGE_FILE, read_json, writing
@@ -20,6 +16,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export import available_precisions, export_openvino
 from bootstrapnas.export.latency import Latency, speed_up, time_generation, time_latency, time_throughput
 from bootstrapnas.export.openvino import EXPORT_FILE
+from bootstrapnas.export.quantisation import Quantisation, quantise
 from bootstrapnas.export.runtime import (
     MODEL_FILE,
     PRECISIONS,
@@ -384,23 +381,14 @@ def _variant(model: Model, precision: str, temporary: Path) -> Variant:
 
 def _quantise(source: Path, target: Path) -> None:
     """Write a fully quantised copy of an encoder's IR. Its ranges are those of random tokens."""
-    import nncf
     import openvino as ov
 
-    config = read_json(source / "config.json")
     ir = ov.Core().read_model(source / MODEL_FILE)
-    rng = np.random.default_rng(0)
-    rows = []
-    for _ in range(CALIBRATION_ROWS):
-        shape = 1, 16
-        arrays = {"input_ids": rng.integers(config["vocab_size"], size=shape), "attention_mask": np.ones(shape, int)}
-        arrays["token_type_ids"] = np.zeros(shape, int)
-        rows.append({port.get_any_name(): arrays[port.get_any_name()] for port in ir.inputs})
-    nncf.set_log_level(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
-        quantised = nncf.quantize(
-            ir, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_ROWS
-        )
+    calibration = [
+        _random_batch(read_json(source / "config.json")["vocab_size"], 1, row) for row in range(CALIBRATION_ROWS)
+    ]
+    inputs = describe_ir(source).inputs
+    quantised = quantise(ir, source.name, Quantisation(), calibration, inputs, None)
     with writing(target):
         target.mkdir()
         ov.save_model(quantised, target / MODEL_FILE, compress_to_fp16=False)
@@ -418,9 +406,13 @@ def _convert(source: Path, target: Path) -> None:
         raise UserError(f"{source} holds a model for {task}, which cannot be converted here: export it first")
     notice(f"{source} holds no OpenVINO IR: converting it to one in float32, for the occasion")
     model = load_model(str(source), auto_class).float()
-    ids = torch.randint(config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
-    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    export_openvino(model, None, target, example_batches=[example])
+    export_openvino(model, None, target, example_batches=[_random_batch(config.vocab_size, 2)])
+
+
+def _random_batch(vocabulary: int, rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return what encoders and language models take, of random tokens, shape [rows, 16]."""
+    ids = torch.randint(vocabulary, (rows, 16), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
 def _metric(directory: Path) -> tuple[str, float] | None:
