@@ -20,10 +20,12 @@ from transformers import AutoModelForSequenceClassification
 import bootstrapnas.pipeline.search as search_stage
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.costs import Conditions, Costs, count_costs
+from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
+from bootstrapnas.export.latency_table import Circumstances
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
+from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.objectives import objectives_of
 from bootstrapnas.search import Constraint, Objective, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
@@ -254,6 +256,27 @@ def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     assert problem.window.violation(SPACE.min_genome) == 0
 
 
+def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def stopwatch(model: Any, blueprint: Blueprint, circumstances: Circumstances) -> Iterator[Any]:
+        def measure(subnets: list[Subnet]) -> list[list[float]]:
+            return [[count_macs(blueprint, subnet, length=circumstances.length) / 1e6] * 3 for subnet in subnets]
+
+        yield measure
+
+    monkeypatch.setattr(latency_table, "openvino_timer", stopwatch)
+    search(trained, tmp_path, algorithm="NSGA2", objectives="metric,latency", num_evals=2 * POPULATION)
+    found = read_json(tmp_path / "pareto.json")
+    assert found["cost"] == "latency"
+    assert found["latency_table"]["length"] == LENGTH
+    assert found["latency_table"]["accuracy"]["mean_error"] == pytest.approx(0, abs=1e-9)
+    assert (tmp_path / "latency_table.json").is_file()
+    for entry in found["front"]:
+        assert entry["values"]["latency"] == pytest.approx(entry["values"]["macs"] / 1e6)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -266,10 +289,10 @@ def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
         ({"objectives": "metric,macs,macs"}, "--objectives names macs twice"),
         ({"objectives": "metric,params"}, "bootstrapNAS.search.aspiration_points is of MACs and the metric, but"),
         (
-            {"objectives": "metric,latency", "algorithm": "NSGA2"},
-            "a latency as objective or bound needs --latency_table",
+            {"objectives": "metric,latency", "algorithm": "NSGA2", "latency_precision": "f23"},
+            "this CPU does not compute in 'f23'",
         ),
-        ({"max_latency_ms": 5}, "a latency as objective or bound needs --latency_table"),
+        ({"max_latency_ms": 5, "latency_length": 65}, "length 65 exceeds the 64 tokens that the model takes"),
         ({"max_macs": 0.5}, "--max_macs is in units of one, not 0.5; a share of the full model's is --max_macs_ratio"),
         ({"max_params_ratio": 30}, "--max_params_ratio must lie above 0 and at most 1, not 30"),
         ({"max_macs": -4}, "--max_macs must be above 0, not -4"),

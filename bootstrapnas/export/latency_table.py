@@ -293,6 +293,11 @@ class LatencyTable:
             f"the latency table was not measured at {what}: the search space it was made for has no such size"
         )
 
+    def summary(self) -> dict[str, Any]:
+        """Return what the table is of, and how near its predictions came to measurements (JSON-able)."""
+        accuracy = None if self.accuracy is None else self.accuracy.to_json()
+        return {**asdict(self.circumstances), "accuracy": accuracy}
+
     # -- on disk -------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -29,6 +29,7 @@ from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.models import SPACE_FILE
 from bootstrapnas.progress import Ticker, notice
 from bootstrapnas.space import SearchSpace
+from bootstrapnas.supernet import Supernet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +53,23 @@ class LatencyTableArguments:
     threads: Optional[int] = flag(None, "Threads; default: OpenVINO's choice.")
 
 
+@dataclass
+class LatencyArguments:
+    """How the latencies are predicted that a search asks for."""
+
+    _argument_group_name = "latency, where it is an objective or a bound"
+
+    latency_table: Optional[str] = flag(
+        None, "Table of bootstrapnas latency-table; what it lacks is measured first. Default: one in output_dir."
+    )
+    latency_precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
+    latency_batch: int = flag(1, "Rows of the input.")
+    latency_length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
+
+
 GROUPS = (LatencyTableArguments,)
+LATENCY = "latency"
+TABLE_FILE = "latency_table.json"
 
 
 def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
@@ -108,6 +125,30 @@ def table_at(
             complete_latency_table(table, path, measure, space, ticker.update)
     notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
     return table
+
+
+def searched_table(arguments: LatencyArguments, directory: Path, supernet: Supernet, length: int) -> LatencyTable:
+    """Return the table that a search goes by, whole for the supernet's space.
+
+    Parameters
+    ----------
+    arguments
+        The flags.
+    directory
+        Where the table is if no other place is given.
+    supernet
+        In float32, on the CPU.
+    length
+        Tokens of a row, where the flags do not say.
+    """
+    circumstances = circumstances_of(
+        supernet.blueprint,
+        precision=arguments.latency_precision,
+        batch=arguments.latency_batch,
+        length=length if arguments.latency_length is None else arguments.latency_length,
+    )
+    path = directory / TABLE_FILE if arguments.latency_table is None else arguments.latency_table
+    return table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
 
 
 def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:

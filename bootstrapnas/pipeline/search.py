@@ -21,6 +21,7 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, searched_table
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.objectives import (
     ConstraintArguments,
@@ -87,12 +88,13 @@ class SearchArguments:
     eval_batch_size: int = flag(64, "Rows of a batch.")
 
 
-GROUPS = (SearchArguments, ConstraintArguments, TaskArguments, OutputArguments)
+GROUPS = (SearchArguments, ConstraintArguments, LatencyArguments, TaskArguments, OutputArguments)
 
 
 def run(
     search: SearchArguments,
     bounds: ConstraintArguments,
+    timing: LatencyArguments,
     task_args: TaskArguments,
     output: OutputArguments,
     *,
@@ -117,7 +119,11 @@ def run(
     settings = for_objectives(settings_of(search, config, typed), objectives, config)
     supernet, _ = load_supernet(search.supernet_dir, spec)
     length = sequence_length(config)
-    problem = build_problem(supernet, objectives, bounds, Conditions(length))
+    table = None
+    if LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives):
+        table = searched_table(timing, stage.directory, supernet, length)
+    conditions = Conditions(length, None if table is None else table.predict)
+    problem = build_problem(supernet, objectives, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -174,7 +180,13 @@ def run(
         result,
         best,
         describe=lambda genome: subnet_to_json(supernet.blueprint.complete(space.subnet(genome))),
-        extra={"metric": spec.metric, "cost": problem.cost.name, "full": problem.full, "length": length},
+        extra={
+            "metric": spec.metric,
+            "cost": problem.cost.name,
+            "full": problem.full,
+            "length": length,
+            "latency_table": None if table is None else table.summary(),
+        },
     )
     spec.save(stage.directory / "task.json")
     stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
