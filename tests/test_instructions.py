@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import IGNORED
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of
+from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, tokenize
 from bootstrapnas.tasks.answers import RULES, Choice, Number, rule_of
 from bootstrapnas.tasks.arithmetic import word_problems
@@ -123,6 +125,7 @@ def test_prompts() -> None:
         "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n"
         "### Response:\n"
     )
+    assert PROMPTS["short"].training.prompt("Add.") == "### Instruction:\nAdd.\n\n### Response:\n"
     for task, measuring, indent, blanks, blanks_with_input in (
         ("commonsense", False, 20, 2, 1),
         ("math", False, 20, 2, 1),
@@ -304,6 +307,22 @@ def test_scores_are_log_likelihoods(adapted_dir: Path) -> None:
     assert found["average"] == pytest.approx(np.mean([found[f"accuracy_{name}"] for name in sets]))
 
 
+def test_an_active_subnet_answers_as_the_extracted_one(adapted_dir: Path) -> None:
+    """Written with half-blocks left out and fewer heads, text by text, and scored."""
+    subnet = {Key("mha_block", 0): 0, Key("kv", 1): 1, Key("ffn", 0): 16}
+    for way in ("generate", "score"):
+        spec, model, tokenizer = load(adapted_dir, evaluate_by=way)
+        rows = Rows(spec, tokenizer, batch_size=4)
+        supernet = Supernet(model)
+        with supernet.activate(subnet):
+            active = outputs_of(model, rows, rows.batches("test"))
+        extracted = outputs_of(supernet.extract(subnet), rows, rows.batches("test"))
+        assert active.keys() == extracted.keys()
+        for name, arrays in active.items():
+            for first, second in zip(arrays, extracted[name], strict=True):
+                np.testing.assert_allclose(first, second, atol=1e-4)
+
+
 def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> None:
     """By what is written, by choices and by the loss of the responses; each with its metrics."""
     written = json.loads((adapted_dir / "eval_results.json").read_text())
@@ -337,7 +356,7 @@ def test_left_padding() -> None:
         ({}, {"output": None}, "row 0 has no text in column 'output'"),
         ({"evaluate_by": "score"}, {"source": "gsm8k", "answer": "4"}, "row 0 asks for '4', which is no choice"),
         ({"evaluate_by": "scores"}, {}, "unknown --evaluate_by 'scores'; did you mean 'score'?"),
-        ({"prompt_style": "alpaca"}, {}, "unknown --prompt_style 'alpaca'; known: default, lonas"),
+        ({"prompt_style": "alpaca"}, {}, "unknown --prompt_style 'alpaca'; known: default, lonas, short"),
         ({"num_beams": 0}, {}, "num_beams must be positive"),
         ({"doc_stride": 4}, {}, "--doc_stride is for question answering, which task commonsense is not"),
         ({"metric": "perplexity"}, {}, "has no metric 'perplexity'; it has: accuracy, average"),

@@ -94,7 +94,7 @@ class TaskArguments:
     null_score_diff_threshold: Optional[float] = flag(
         None, "Question answering: no answer where its score is more than this above the best answer's; 0."
     )
-    prompt_style: Optional[str] = flag(None, f"Instructions: {listed(PROMPTS)} (published whitespace).")
+    prompt_style: Optional[str] = flag(None, f"Instructions: {listed(PROMPTS)}; lonas has the published whitespace.")
     train_on_inputs: Optional[bool] = flag(None, "Instructions: learn the prompt too, not the response alone.")
     evaluate_by: Optional[str] = flag(
         None, "Instructions: generate (the answer that is written), score (the likeliest choice; faster), or loss."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 CAPS = {"train": 4000, "validation": 400, "test": 400}
 _SHARES = {"train": 80, "validation": 10, "test": 10}  # of the combinations of numbers, per cent
-_MOST = {"add": 40, "subtract": 40, "multiply": 10, "two_steps": 15}
+_MOST = {"add": 20, "subtract": 20, "multiply": 9, "two_steps": 9}
 _NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack", "Kate", "Leo")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "plums", "shells", "stamps")
 

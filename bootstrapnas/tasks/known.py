@@ -125,7 +125,7 @@ KNOWN: dict[str, KnownTask] = {
     ),
     "sft": _instructions((), InstructionSettings(evaluate_by=instruct.LOSS), label_column=""),
     "builtin-arithmetic": _instructions(
-        (), InstructionSettings(train_on_inputs=False), max_seq_length=128, own_files=False
+        (), InstructionSettings(prompt_style="short", train_on_inputs=False), max_seq_length=128, own_files=False
     ),
 }  # fmt: skip
 

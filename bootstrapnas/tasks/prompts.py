@@ -17,7 +17,7 @@ _REQUEST = ". Write a response that appropriately completes the request."
 
 @dataclass(frozen=True, slots=True)
 class PromptStyle:
-    """The whitespace of a prompt, which a model learns along with the words.
+    """What a prompt has besides the row's texts: a model learns it along with them, whitespace too.
 
     Attributes
     ----------
@@ -25,11 +25,14 @@ class PromptStyle:
         Blanks before each line but the first.
     after, after_with_input
         Blanks after the first line.
+    preamble
+        Whether that line is there, which says what an instruction is.
     """
 
     indent: int = 0
     after: int = 0
     after_with_input: int = 0
+    preamble: bool = True
 
     def prompt(self, instruction: str, context: str = "") -> str:
         """Return the prompt, up to where the response begins; `context` is the row's input, if it has one."""
@@ -37,6 +40,8 @@ class PromptStyle:
         sections = [("Instruction", instruction), *([("Input", context)] if context else []), ("Response", "")]
         indent = "\n" + " " * self.indent
         parts = [f"{indent}### {title}:{indent}{text}" for title, text in sections]
+        if not self.preamble:
+            return "\n".join(parts).removeprefix("\n")
         return f"{_TASK}{_INPUT if context else ''}{_REQUEST}{blanks}\n" + "\n".join(parts)
 
 
@@ -57,6 +62,7 @@ class Prompting:
 
 PROMPTS: dict[str, Prompting] = {
     "default": Prompting(PromptStyle()),
+    "short": Prompting(PromptStyle(preamble=False)),  # for small models: half the tokens of a short instruction
     # As published: the templates were indented with the code around them, differently in each place.
     "lonas": Prompting(PromptStyle(20, 2, 1), PromptStyle(24, 1, 0), {"math": PromptStyle(28, 1, 0)}),
 }
