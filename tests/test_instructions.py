@@ -337,6 +337,9 @@ def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> Non
     assert list(scored)[:3] == ["accuracy", "average", "accuracy_norm"]
     loss = json.loads(eftnas("evaluate", model_dir=adapted_dir, evaluate_by="loss").out)
     assert list(loss) == ["perplexity", "loss", "token_accuracy"]
+    spec = TaskSpec.load(adapted_dir / "task.json").without_writing()
+    assert (spec.generation, spec.metric, spec.maximise) == (None, "perplexity", False)
+    assert spec.without_writing() == spec
 
 
 def test_left_padding() -> None:

@@ -18,6 +18,7 @@ from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, resolve_task
 from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.stages import check_whole
+from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TaskSpec, write_predictions
 
 # ruff: noqa: UP045
@@ -52,6 +53,11 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         raise UserError(f"{directory} does not exist or is not a directory")
     check_whole(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
+    if arguments.ir_dir is not None and spec.generation is not None:
+        if typed.get("evaluate_by") is not None:
+            raise UserError("an IR writes no texts here; pass --evaluate_by score or loss")
+        notice("an IR writes no texts here: measuring the loss of the responses (--evaluate_by score counts choices)")
+        spec = spec.without_writing()
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
     outputs = _outputs(arguments, spec, rows)
     metrics = rows.measure(arguments.split, outputs)
@@ -66,8 +72,6 @@ def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Output
     prepared = rows.batches(arguments.split)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.ir_dir is not None:
-        if spec.generation is not None:
-            raise UserError("an IR is measured without writing texts; pass --evaluate_by score or loss")
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
         return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared, spec.kind.outputs)
     assert arguments.model_dir is not None

@@ -65,7 +65,7 @@ def task_data(
     UserError
         If rows are missing, or the file is one of another task.
     """
-    rows = Rows(spec, tokenizer, EVALUATION_ROWS)
+    rows = Rows(spec.without_writing(), tokenizer, EVALUATION_ROWS)
     validation = rows.batches("validation")
     # The longest rows and the shortest: what verification should see of the lengths.
     examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]

@@ -51,7 +51,7 @@ def write_run_report(
     The first entry is the full model, quantised ones come last. Metrics are those of the IR at float32 on `split`;
     latencies are measured together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
     """
-    spec = inherited_task(str(entries[0].model))
+    spec = inherited_task(str(entries[0].model)).without_writing()
     models = [entry for entry in entries if not entry.quantised]
     subnets = {entry.model: read_json(entry.model / SUBNET_FILE) for entry in models[1:]}
     full = Costs(**next(iter(subnets.values()))["full_costs"])
