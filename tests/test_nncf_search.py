@@ -17,17 +17,19 @@ from command_line import LENGTH, eftnas, metrics_of, succeed, write_config
 from conftest import TaskFiles, build_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
+import bootstrapnas.pipeline.finalists as finalists_module
 import bootstrapnas.pipeline.search as search_stage
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
+from bootstrapnas.export import Latency, LatencySettings
 from bootstrapnas.export.latency_table import Circumstances
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
 from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.objectives import objectives_of
-from bootstrapnas.search import Constraint, Objective, pareto_front
+from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
 
@@ -241,6 +243,86 @@ def test_a_metric_that_nothing_reaches_leaves_the_nearest(trained: Trained, tmp_
     assert {entry["values"]["macro_f1"] for entry in found["front"]} == {max(row["macro_f1"] for row in rows)}
 
 
+def test_finalists_are_exported_and_measured_side_by_side(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill, what was exported is found again."""
+    exported: list[Path] = []
+    export, calls = finalists_module.export_openvino, iter(range(1, 100))
+
+    def killed(model: Any, tokenizer: Any, directory: Path, **options: Any) -> Any:
+        if len(exported) == 1 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            raise KeyboardInterrupt
+        exported.append(directory)
+        return export(model, tokenizer, directory, **options)
+
+    monkeypatch.setattr(finalists_module, "export_openvino", killed)
+    monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
+    # The largest, the middle and the smallest come first, so that the front has all three.
+    monkeypatch.setattr(search_stage, "evaluate_model", lambda *arguments: {"macro_f1": 1 / next(calls)})
+    directory = tmp_path / "search"
+    flags = {"supernet_dir": trained.root / "supernet", "output_dir": directory, "precision": "float32"}
+    flags |= {"algorithm": "NSGA2", "num_evals": POPULATION, "measure_finalists": 2, "latency_batch": 2}
+    assert eftnas("search", **flags).status == 130
+    assert read_json(directory / "stage.json")["status"] == "running"
+    succeed("search", **flags)
+    found, front = read_json(directory / "finalists.json"), read_json(directory / "pareto.json")
+    smallest, largest = found["finalists"]
+    canonical = search_stage.canonical_of(Supernet(build_tiny_bert(), SPACE))
+    assert tuple(smallest["genome"]) == canonical(SPACE.min_genome)
+    assert tuple(largest["genome"]) == SPACE.max_genome
+    assert front["best"]["genome"] == largest["genome"]
+    assert [path.name for path in exported] == [smallest["name"], largest["name"]]
+    for entry in (smallest, largest):
+        assert front["front"][int(entry["name"])]["values"] == entry["values"]
+        assert 0 <= entry["measured"]["macro_f1"] <= 1
+        assert entry["measured"]["latency"] == entry["latency"]["median_ms"] > 0
+        settings = entry["latency"]["settings"]
+        assert (settings["precision"], settings["batch"], settings["length"]) == ("f32", 2, LENGTH)
+    assert largest["speed_up"] == 1.0
+    assert "| largest |" in (directory / "finalists" / "report.md").read_text()
+    assert not (directory / "finalists" / "ir").exists()
+
+
+def test_the_best_of_a_search_by_latency_is_the_best_as_measured() -> None:
+    """The prediction's order is wrong here, the metric of one IR as well."""
+
+    def candidate(gene: int, latency: float, f1: float) -> Candidate:
+        return Candidate((gene,), {"latency": latency, "f1": f1}, 1)
+
+    settings = LatencySettings(1, 8, "f32", 1, 0, "", "")
+    goal = Objective("f1", maximise=True)
+    found = [candidate(0, 9, 0.9), candidate(1, 5, 0.895), candidate(2, 4, 0.894), candidate(3, 3, 0.893)]
+    result = SearchResult((Objective("latency"), goal), tuple(found), tuple(found))
+    real = [
+        finalists_module.Finalist(str(each.genome[0]), each, f1, Latency((ms,), settings))
+        for each, f1, ms in zip(found, (0.9, 0.895, 0.894, 0.8), (9.0, 4.0, 5.0, 3.0), strict=True)
+    ]
+    assert search_stage.best_as_measured(result, real, goal, None, 1.0).genome == (1,)
+    assert search_stage.best_as_measured(result, real, goal, 0.5, 1.0).genome == (3,)
+
+
+@pytest.mark.parametrize(
+    ("count", "best", "names"),
+    [
+        (1, 3, ["3"]),
+        (2, 0, ["0", "9"]),
+        (3, 0, ["0", "4", "9"]),
+        (3, 5, ["0", "5", "9"]),
+        (4, 3, ["0", "3", "6", "9"]),
+        (99, 3, [str(index) for index in range(10)]),
+    ],
+)
+def test_finalists_lie_along_the_front(count: int, best: int, names: list[str]) -> None:
+    front = [Candidate((gene,), {}, 1) for gene in range(10)]
+    chosen = finalists_module.choose_finalists(front, front[best], count)
+    assert list(chosen) == names
+    assert chosen[str(best)] == front[best]
+    elsewhere = Candidate((99,), {}, 1)
+    assert finalists_module.choose_finalists(front, elsewhere, 1) == {"best": elsewhere}
+
+
 def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     """An objective of its own unit, bounded and shown as such."""
     supernet = Supernet(build_tiny_bert(), SPACE)
@@ -300,6 +382,8 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
         ({"max_metric": 10}, "--max_metric: more of macro_f1 is better; its bound is --min_metric"),
         ({"min_macs_ratio": 0.5, "max_macs_ratio": 0.4}, "the least MACs asked for exceed the largest"),
         ({"max_macs": 1000}, "no subnet was found with at most 0.00 M MACs (… of the full model's); the nearest are …"),
+        ({"measure_finalists": -1}, "--measure_finalists must not be negative, is -1"),
+        ({"keep_finalists": True}, "--keep_finalists needs --measure_finalists: none are exported without"),
         ({"max_mac": 1000}, "unknown flag --max_mac; did you mean '--max_macs'?"),
     ],
 )

@@ -21,6 +21,14 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.finalists import (
+    Finalist,
+    FinalistArguments,
+    check_finalists,
+    choose_finalists,
+    measure_finalists,
+    measured,
+)
 from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, searched_table
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.objectives import (
@@ -88,13 +96,21 @@ class SearchArguments:
     eval_batch_size: int = flag(64, "Rows of a batch.")
 
 
-GROUPS = (SearchArguments, ConstraintArguments, LatencyArguments, TaskArguments, OutputArguments)
+GROUPS = (
+    SearchArguments,
+    ConstraintArguments,
+    LatencyArguments,
+    FinalistArguments,
+    TaskArguments,
+    OutputArguments,
+)
 
 
 def run(
     search: SearchArguments,
     bounds: ConstraintArguments,
     timing: LatencyArguments,
+    finalists: FinalistArguments,
     task_args: TaskArguments,
     output: OutputArguments,
     *,
@@ -106,6 +122,7 @@ def run(
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
+    check_finalists(finalists, search.supernet_dir, spec)
     stage = begin(
         "search",
         output.output_dir,
@@ -174,6 +191,13 @@ def run(
             problem.constraints,
         )
     best = choose_best(result, objectives[-1], problem.cost, settings.ref_acc, settings.acc_delta)
+    if finalists.measure_finalists:
+        chosen = choose_finalists(result.front, best, finalists.measure_finalists)
+        found = measure_finalists(
+            stage, chosen, search.supernet_dir, spec, timing, length, problem.costs, keep=finalists.keep_finalists
+        )
+        if problem.cost.name == "latency":
+            best = best_as_measured(result, found, objectives[-1], settings.ref_acc, settings.acc_delta)
     files.write(result.candidates, best)
     write_pareto_json(
         stage.directory / PARETO,
@@ -348,6 +372,18 @@ def choose_best(
     except NothingQualifiesError as error:
         warn(f"{error}; taking the nearest to the floor, which has {cost.shown(best.values[cost.name])}")
         return best
+
+
+def best_as_measured(
+    result: SearchResult, finalists: Sequence[Finalist], metric: Objective, ref_acc: float | None, acc_delta: float
+) -> Candidate:
+    """Return the finalist that `choose_best` chooses by what was measured instead of what the search knew."""
+    real = measured(finalists, metric.name)
+    if ref_acc in (None, -1) and not result.constraints:
+        ref_acc = next(each.values[metric.name] for each in real if not any(each.genome))
+    admitted = {candidate.genome: candidate for candidate in result.admitted}
+    within = replace(result, candidates=tuple(each for each in real if each.genome in admitted))
+    return admitted[choose_best(within, metric, COSTS["latency"], ref_acc, acc_delta).genome]
 
 
 class Progression:
