@@ -61,7 +61,7 @@ class Collator:
 
         Targets are ``[batch]``, or ``[batch, tokens]`` padded by -100 (int64 or float32); a teacher's outputs,
         ``teacher_<name>``, have the axes of the output (float32, padded by 0); ``index`` is ``[batch]`` (int64). What
-        reductions read is ``[batch, most]``, padded by -100. Other columns are left out.
+        reductions read is ``[batch]``, or ``[batch, most]`` padded by -100. Other columns are left out.
         """
         import torch
 
@@ -74,7 +74,9 @@ class Collator:
         for name in self.read:
             if name in rows[0]:
                 values = [row[name] for row in rows]
-                batch[name] = self._padded(values, max(map(len, values)), IGNORED, torch.int64)
+                lists = isinstance(values[0], Sequence)
+                most = max(map(len, values)) if lists else 0
+                batch[name] = self._padded(values, most, IGNORED, torch.int64) if lists else torch.tensor(values)
         for name in (*self.targets, INDEX):
             if name not in rows[0]:
                 continue

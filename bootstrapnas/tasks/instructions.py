@@ -37,7 +37,7 @@ COLUMNS, LABEL_COLUMN = ("instruction", "output"), "answer"
 OPTIONAL_COLUMNS = ("input", "source", "answer")
 GENERATE, SCORE, LOSS = "generate", "score", "loss"
 WAYS = (GENERATE, SCORE, LOSS)
-CANDIDATES = "candidates"
+CANDIDATES, START = "candidates", "start"
 _HEAD = "the correct answer is "
 _MOST_HEAD_WORDS = 8  # of a response before its answer; a longer one works the answer out
 
@@ -317,9 +317,8 @@ def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """As of any text; and ``candidates`` [batch, candidates]: the loss of each that may come last, -100 of none."""
     import torch
 
-    assert next_token.LOGITS.reduction is not None
-    found = dict(next_token.LOGITS.reduction.function(logits, batch))
     rows = len(logits)
+    found = next_token.foretell(logits, batch["input_ids"], batch[START].tolist() if START in batch else [1] * rows)
     wanted = batch.get(CANDIDATES, torch.zeros((rows, 0), dtype=torch.int64)).to(logits.device)
     ends = batch["attention_mask"].to(logits.device).cumsum(dim=1).argmax(dim=1)
     last = torch.log_softmax(logits[torch.arange(rows, device=logits.device), ends].float(), dim=-1)
@@ -333,7 +332,7 @@ _LOGITS = Output(
     Reduction(
         _reduce,
         (Output(next_token.LOSS, TOKENS), Output(next_token.HIT, TOKENS), Output(CANDIDATES, LABELS)),
-        (CANDIDATES,),
+        (CANDIDATES, START),
     ),
 )
 

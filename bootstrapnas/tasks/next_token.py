@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,11 @@ _LARGEST_LOSS = 700.0  # exp of more is no float
 
 
 def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return of each token how badly those before it foretell it: [batch, tokens], 0 for the first.
+    return foretell(logits, batch["input_ids"], [1] * len(logits))
+
+
+def foretell(logits: Tensor, tokens: Tensor, starts: Sequence[int]) -> dict[str, Tensor]:
+    """Return of each token how badly those before it foretell it: [batch, tokens], 0 before a row's start (1 or more).
 
     ``loss`` is the negative log-likelihood in nats, ``hit`` 1 where the token was the likeliest. A row at a time: the
     float32 copies of a whole batch may not fit.
@@ -30,11 +34,12 @@ def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     import torch
     from torch.nn import functional as F
 
-    tokens = batch["input_ids"].to(logits.device)
+    tokens = tokens.to(logits.device)
     found = {name: torch.zeros(tokens.shape, device=logits.device) for name in (LOSS, HIT)}
-    for row, (said, targets) in enumerate(zip(logits[:, :-1], tokens[:, 1:], strict=True)):
-        found[LOSS][row, 1:] = F.cross_entropy(said.float(), targets, reduction="none")
-        found[HIT][row, 1:] = (said.argmax(dim=-1) == targets).float()
+    for row, start in enumerate(starts):
+        said, targets = logits[row, start - 1 : -1], tokens[row, start:]
+        found[LOSS][row, start:] = F.cross_entropy(said.float(), targets, reduction="none")
+        found[HIT][row, start:] = (said.argmax(dim=-1) == targets).float()
     return found
 
 
