@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,4 +126,6 @@ def merged(
     """Return a model with an adapter added to its weights, by peft."""
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(Path(directory), "", adapters, tensors, ranks)
-        return PeftModel.from_pretrained(base, directory).merge_and_unload()
+        with warnings.catch_warnings():  # peft reads a property that transformers deprecates
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return PeftModel.from_pretrained(base, directory).merge_and_unload()

@@ -42,6 +42,7 @@ from lonas.search_space import default_targets
 
 # ruff: noqa: UP045
 
+TASK_TYPES = ("commonsense", "math", "glue", "sft")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,6 +63,11 @@ class AdapterArguments:
     base_dtype: str = flag("float32", f"What the frozen base model is in: {listed(DTYPES)}.")
     reorder: str = flag("none", "Criterion that puts the base model's units in order first, such as wanda; or none.")
     reorder_batches: int = flag(32, "Batches of training rows that the criterion sees.")
+    task_type: Optional[str] = flag(
+        None, f"{listed(TASK_TYPES)}: what --task_name says of language models, by its published name."
+    )
+    dataset_path: Optional[str] = flag(None, "Training rows, as --train_file, by its published name.")
+    cutoff_len: Optional[int] = flag(None, "--max_seq_length by its published name.")
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
 
 
@@ -84,6 +90,7 @@ def run(
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
     if config is not None:
         report_config(config)
+    published_names(arguments, task_args, typed)
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
     metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
     settle_best(training, typed, metrics, () if spec.maximise else metrics)
@@ -133,6 +140,26 @@ def run(
         write_json(stage.directory / SPACE_FILE, config.raw)
     finish(stage, measured)
     return stage.directory
+
+
+def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:
+    """Put what the flags of the published scripts say where the project's own flags say it."""
+    kind = arguments.task_type
+    if kind is not None and kind not in TASK_TYPES:
+        raise UserError(f"unknown --task_type {kind!r} (known: {listed(TASK_TYPES)}){near_miss(kind, TASK_TYPES)}")
+    if kind == "glue" and task.task_name is None:
+        raise UserError("--task_type glue needs the --task_name of a GLUE task, such as rte")
+    same = {
+        "task_name": None if kind == "glue" else kind,
+        "train_file": arguments.dataset_path,
+        "max_seq_length": arguments.cutoff_len,
+    }
+    for name, value in same.items():
+        if value is None:
+            continue
+        if name in typed and typed[name] != value:
+            raise UserError(f"--{name} {typed[name]} contradicts {value!r}, which another flag says; pass either")
+        setattr(task, name, value)
 
 
 def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:

@@ -151,6 +151,9 @@ def test_without_a_config_it_is_an_ordinary_lora(tmp_path: Path, tiny_bert_dir: 
         (["--base_dtype", "bf16"], "unknown --base_dtype 'bf16'"),
         (["--reorder", "wnada"], "unknown importance criterion 'wnada'"),
         (["--lora_scaling", "rank"], "unknown scaling 'rank' of adapters"),
+        (["--task_type", "maths"], "unknown --task_type 'maths'"),
+        (["--task_type", "glue"], "--task_type glue needs the --task_name"),
+        (["--cutoff_len", "16"], "--max_seq_length 24 contradicts 16"),
     ],
 )
 def test_bad_flags_are_told_in_a_line(
