@@ -462,6 +462,15 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (f"{EXPORT} --quant_mode int4", "--quant_mode must be int8, not 'int4'"),
     (f"{EXPORT} --preset mixed", "--preset is for --quant_mode int8"),
+    (f"{EXPORT} --group_size 64", "--group_size is for --weight_format int4"),
+    (f"{EXPORT} --sym", "--sym is for --weight_format int8 or int4"),
+    (f"{EXPORT} --max_metric_drop 1", "--max_metric_drop is for --quant_mode int8 and --weight_format int8 or int4"),
+    (
+        f"{EXPORT} --weight_format int4 --group_size 0",
+        "group_size must be at least 2, …",
+    ),
+    (f"{EXPORT} --weight_format int4 --ratio 1.5", "ratio must lie from 0 to 1, not 1.5"),
+    (f"{EXPORT} --weight_format int4 --calibration_samples 9", "--calibration_samples is for …"),
     (
         f"{EXPORT} --quant_mode int8 --preset mixd",
         "unknown preset 'mixd', known: mixed, performance; did you mean 'mixed'?",

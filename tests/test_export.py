@@ -458,7 +458,7 @@ def test_a_model_in_half_precision_is_exported_and_left_so(tmp_path: Path) -> No
         assert tensor.dtype == before[name].dtype
         assert torch.equal(tensor, before[name])
     assert largest_difference(load_ir(tmp_path / "ir"), model.float(), build_batch(3, 14, 2)) <= 1e-4
-    with pytest.raises(UserError, match=r"bfloat16 and float16; .* has parameters in torch\.float64"):
+    with pytest.raises(UserError, match=r"bfloat16 or float16; .* has parameters in torch\.float64"):
         export_openvino(model.double(), None, tmp_path / "no", example_batches=[build_batch(2, 9)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,19 @@ from causal_models import TEXTS, build_causal, build_tokenizer
 from torch import Tensor
 
 from bootstrapnas.artefacts import read_json
+from bootstrapnas.cli import main
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
-from bootstrapnas.export import ExportError, export_openvino, load_causal_ir, load_ir, predict_ir
+from bootstrapnas.export import (
+    ExportError,
+    TaskMetric,
+    WeightCompression,
+    export_openvino,
+    load_causal_ir,
+    load_ir,
+    predict_ir,
+)
 from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.causal_runtime import describe_cache, pad_left
 from bootstrapnas.outputs import INDEX, TOKENS, VOCABULARY, Output
@@ -172,3 +182,91 @@ def test_whole_texts_are_predicted_as_by_torch_whichever_side_is_padded(irs: dic
             np.testing.assert_allclose(ours, theirs, atol=3e-3)
     with pytest.raises(UserError, match="beam_idx, input_ids, position_ids; the batch has labels"):
         ir.run({"labels": left["input_ids"]})
+
+
+ODD = {"hidden_size": 96, "intermediate_size": 176, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 8}
+"""Rows of 96, 176 and 40 weights: groups of 128 divide none; 32 divides the first."""
+
+
+@pytest.fixture(scope="module")
+def odd_qwen() -> torch.nn.Module:
+    return build_causal("qwen2", num_hidden_layers=1, tie_word_embeddings=True, **ODD)
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "settings", "stored"),
+    [
+        ("int8", WeightCompression(), {("int8_asym", -1): 8}),
+        ("int4", WeightCompression(), {("int4_asym", 32): 5, ("int8_asym", -1): 3}),
+        ("int4", WeightCompression(sym=True, group_size=16), {("int4_sym", 16): 6, ("int8_asym", -1): 2}),
+        ("int4", WeightCompression(group_size=-1, all_layers=True), {("int4_asym", -1): 8}),
+        (
+            "int4",
+            WeightCompression(ratio=0.5, awq=True, scale_estimation=True),
+            {("int4_asym", 32): 2, ("int8_asym", -1): 6},
+        ),
+    ],
+)
+def test_weights_of_any_width_are_compressed(
+    weight_format: str,
+    settings: WeightCompression,
+    stored: dict[tuple[str, int], int],
+    odd_qwen: torch.nn.Module,
+    tmp_path: Path,
+) -> None:
+    result = export_openvino(
+        odd_qwen,
+        TOKENIZER,
+        tmp_path / "ir",
+        weight_format=weight_format,
+        compression=settings,
+        calibration=[batch_of([text]) for text in TEXTS],
+        example_batches=[batch_of(TEXTS)],
+    )
+    found = read_json(tmp_path / "ir/export.json")
+    assert result.max_rel_difference < 1e-5  # before
+    weights = found["compression"]["weights"]
+    kinds = Counter((group["type"], group["group_size"]) for group in weights for _ in group["layers"])
+    assert kinds == stored
+    names = dict(odd_qwen.named_parameters())
+    assert sum(group["parameters"] for group in weights) == sum(p.numel() for p in names.values() if p.ndim == 2)
+    assert {name for group in weights for name in group["layers"]} == {n for n, p in names.items() if p.ndim == 2}
+    bytes_at_most = sum(group["parameters"] * (0.5 if "int4" in group["type"] else 1) for group in weights)
+    assert result.size < 1.25 * bytes_at_most + 6000
+    assert found["difference"]["agreement"] > (0.9 if weight_format == "int8" else 0.2)
+    ids = batch_of(TEXTS[:1])["input_ids"].numpy()
+    assert len(load_causal_ir(tmp_path / "ir").generate_greedy(ids, max_new_tokens=3)[0]) == 3
+
+
+def test_a_perplexity_that_grows_too_much_leaves_nothing(odd_qwen: torch.nn.Module, tmp_path: Path) -> None:
+    metric = TaskMetric("perplexity", "texts", 3, 4.0, (), lambda ir: 4.2, greater_is_better=False)
+    assert metric.drop(4.2) == pytest.approx(0.05)
+    with pytest.raises(ExportError, match=r"has perplexity 4\.2000, torch 4\.0000: a drop of more than 0\.04"):
+        export_openvino(
+            odd_qwen,
+            None,
+            tmp_path / "ir",
+            weight_format="int8",
+            compression=WeightCompression(max_drop=0.04),
+            example_batches=[batch_of(TEXTS)],
+            metric=metric,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports_a_language_model_without_a_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_causal("qwen2", num_hidden_layers=1, **ODD).bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    command = ["export", "--model_dir", f"{tmp_path}/model", "--calibration_file", f"{tmp_path}/texts.txt"]
+    int4 = ["--weight_format", "int4", "--awq", "--calibration_samples", "2", "--output_dir", f"{tmp_path}/ir"]
+    assert main([*command, *int4]) == 0
+    found = read_json(tmp_path / "ir/export.json")
+    assert found["compression"]["calibration_rows"] == 2
+    assert found["metric"]["name"] == "perplexity"
+    assert found["metric"]["rows"] == 3  # those that are not for calibration
+    assert found["metric"]["ir"] != found["metric"]["torch"] > 1
+    assert (tmp_path / "ir/openvino_detokenizer.xml").is_file()

@@ -1,6 +1,7 @@
 """OpenVINO IR of a model: conversion that is verified before it counts, quantisation, running, latency."""
 
 from bootstrapnas.export.causal_runtime import CausalIR, load_causal_ir
+from bootstrapnas.export.compression import WeightCompression
 from bootstrapnas.export.latency import Latency, LatencySettings, measure_latency, speed_up
 from bootstrapnas.export.openvino import EXPORT_FILE, WEIGHT_FORMATS, ExportResult, export_openvino
 from bootstrapnas.export.quantisation import Quantisation
@@ -18,6 +19,7 @@ __all__ = [
     "LatencySettings",
     "Quantisation",
     "TaskMetric",
+    "WeightCompression",
     "available_precisions",
     "export_openvino",
     "load_causal_ir",

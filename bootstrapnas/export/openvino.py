@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.causal import CausalConversion
-from bootstrapnas.export.compression import COMPRESSED, compress
+from bootstrapnas.export.compression import COMPRESSED, WeightCompression, compress, compressed_weights, warn_of_widths
 from bootstrapnas.export.conversion import Conversion, EncoderConversion
 from bootstrapnas.export.quantisation import (
     QUANTISED,
@@ -27,7 +27,7 @@ from bootstrapnas.export.quantisation import (
     count_operations,
     quantise,
 )
-from bootstrapnas.export.runtime import MODEL_FILE, load_ir, load_unsaved
+from bootstrapnas.export.runtime import MODEL_FILE, complete, load_ir, load_unsaved
 from bootstrapnas.export.verification import Difference, ExportError, TaskMetric
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def export_openvino(
     directory: str | os.PathLike[str],
     *,
     weight_format: str = "fp32",
+    compression: WeightCompression | None = None,
     quantisation: Quantisation | None = None,
     calibration: Sequence[Mapping[str, Tensor]] = (),
     example_batches: Sequence[Mapping[str, Tensor]],
@@ -125,8 +126,10 @@ def export_openvino(
     directory
         Where to write.
     weight_format
-        ``"fp32"``, or ``"fp16"`` to store weights in half the space, ``"int8"`` in a quarter; what to compute in is
-        chosen on loading.
+        ``"fp32"``, or ``"fp16"`` to store weights in half the space, ``"int8"`` in a quarter, ``"int4"`` in about an
+        eighth; what to compute in is chosen on loading.
+    compression
+        How to make integers of the weights; default: `WeightCompression` without arguments.
     quantisation
         To quantise activations as well; what is not quantised is stored in `weight_format`, fp32 or fp16.
     calibration
@@ -143,11 +146,13 @@ def export_openvino(
     ------
     ExportError
         If conversion or quantisation fails, an output differs by more than `tolerance`, or the metric drops by more
-        than ``quantisation.max_drop``.
+        than `max_drop` or ``quantisation.max_drop``.
     UserError
         If an argument is unusable, or `directory` holds something else than an export.
     """
     check_formats(model, weight_format, quantised=quantisation is not None)
+    if compression is not None and weight_format not in COMPRESSED:
+        raise UserError(f"compression is for weight_format {' and '.join(COMPRESSED)}, not {weight_format}")
     directory = Path(directory)
     refuse_foreign(directory)
     reference = as_reference(model)
@@ -159,38 +164,48 @@ def export_openvino(
         started = time.perf_counter()
         ir = conversion.convert()
         seconds = time.perf_counter() - started
-        exact = weight_format if quantisation is None and weight_format in TOLERANCES else "fp32"
-        tolerance = TOLERANCES[exact] if tolerance is None else tolerance
+        integers = quantisation is not None or weight_format in COMPRESSED
+        exact = "fp32" if integers else weight_format
         remedy = "; use weight_format fp32 or a larger tolerance" if exact == "fp16" else ""
         plain: Difference | None = None
-        if quantisation is not None or weight_format in COMPRESSED:
+        if integers or weight_format == "fp16":  # what is rounded later is compared before
             unsaved = load_unsaved(ir)
             plain = conversion.compare(unsaved)
-            check_difference(plain, tolerance, f"fp32 IR of {name}", directory)
+            check_difference(plain, _allowed(tolerance, "fp32"), f"fp32 IR of {name}", directory)
             conversion.check(unsaved, plain)
             del unsaved
-            started = time.perf_counter()
-            if quantisation is not None:
-                ir = quantise(ir, name, quantisation, calibration, conversion.inputs, metric)
-            else:
-                ir = compress(ir, name, weight_format)
-            seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        how: dict[str, Any] = {}
+        if quantisation is not None:
+            ir = quantise(ir, name, quantisation, calibration, conversion.inputs, metric)
+            rows = sum(len(batch["input_ids"]) for batch in calibration)
+            counts = count_operations(ir)
+            how["quantisation"] = {**asdict(quantisation), "calibration_rows": rows, "operations": counts}
+        elif weight_format in COMPRESSED:
+            compression = compression or WeightCompression()
+            items = [complete(batch, conversion.inputs) for batch in calibration] if compression.needs_data else []
+            ir = compress(ir, name, weight_format, compression, items)
+            weights = compressed_weights(ir)
+            warn_of_widths(weights, compression)
+            stored = [asdict(group) for group in weights]
+            how["compression"] = {**asdict(compression), "calibration_rows": len(items), "weights": stored}
+        seconds += time.perf_counter() - started
         _save(ir, temporary / MODEL_FILE, directory, half=weight_format == "fp16")
-        counts = count_operations(ir) if quantisation is not None else {}
         del ir
         loaded = load_ir(temporary, "f32")
         found = conversion.compare(loaded)
-        if plain is None:
-            check_difference(found, tolerance, f"{exact} IR of {name}", directory, remedy)
-            conversion.check(loaded, found)
+        if not integers:
+            check_difference(found, _allowed(tolerance, exact), f"{exact} IR of {name}", directory, remedy)
+            if plain is None:
+                conversion.check(loaded, found)
         elif not math.isfinite(found.absolute):
             raise ExportError(f"the quantised IR of {name} returns {found.absolute}: {directory} was not written")
         measured = None if metric is None else metric.of(loaded)
-        _check_drop(metric, measured, quantisation, name, directory)
+        _check_drop(metric, measured, quantisation or compression, name, directory)
         del loaded
         save_config(reference, temporary)
         tokenizer_note = conversion.save_tokenizer(temporary)
-        verified = plain or found
+        verified = plain if integers and plain is not None else found
         result = ExportResult(
             directory=directory,
             kind=conversion.kind,
@@ -198,7 +213,7 @@ def export_openvino(
             quant_mode=None if quantisation is None else "int8",
             inputs=conversion.inputs,
             outputs=conversion.outputs,
-            tolerance=tolerance,
+            tolerance=_allowed(tolerance, exact),
             max_abs_difference=verified.absolute,
             max_rel_difference=verified.relative,
             difference=found,
@@ -208,14 +223,7 @@ def export_openvino(
             seconds=seconds,
             tokenizer_ir=tokenizer_note is None,
         )
-        record = record_of(result, tokenizer_note, metric)
-        if quantisation is not None:
-            record["quantisation"] = {
-                **asdict(quantisation),
-                "calibration_rows": sum(len(batch["input_ids"]) for batch in calibration),
-                "operations": counts,
-            }
-        write_json(temporary / EXPORT_FILE, record)
+        write_json(temporary / EXPORT_FILE, {**record_of(result, tokenizer_note, metric), **how})
     return result
 
 
@@ -294,6 +302,11 @@ def save_config(model: PreTrainedModel, directory: Path) -> None:
     write_json(directory / "config.json", config)
 
 
+def _allowed(tolerance: float | None, exact: str) -> float:
+    """Return how far an IR of weights in the format `exact` may be from torch."""
+    return TOLERANCES[exact] if tolerance is None else tolerance
+
+
 def check_difference(found: Difference, tolerance: float, what: str, directory: Path, remedy: str = "") -> None:
     """Raise `ExportError` if what was written is further from torch than is allowed."""
     if not found.error <= tolerance:  # so that NaN fails
@@ -304,15 +317,19 @@ def check_difference(found: Difference, tolerance: float, what: str, directory: 
 
 
 def _check_drop(
-    metric: TaskMetric | None, measured: float | None, quantisation: Quantisation | None, name: str, directory: Path
+    metric: TaskMetric | None,
+    measured: float | None,
+    settings: Quantisation | WeightCompression | None,
+    name: str,
+    directory: Path,
 ) -> None:
     """Raise `ExportError` if the task metric has become worse than allowed."""
-    if metric is None or measured is None or quantisation is None or quantisation.max_drop is None:
+    if metric is None or measured is None or settings is None or settings.max_drop is None:
         return
-    if not metric.drop(measured) <= quantisation.max_drop:  # so that NaN fails
+    if not metric.drop(measured) <= settings.max_drop:  # so that NaN fails
         raise ExportError(
             f"the quantised IR of {name} has {metric.name} {measured:.4f}, torch {metric.torch:.4f}: "
-            f"a drop of more than {quantisation.max_drop:g}; {directory} was not written"
+            f"a drop of more than {settings.max_drop:g}; {directory} was not written"
         )
 
 

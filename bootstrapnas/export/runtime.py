@@ -91,14 +91,11 @@ class IRModel:
         UserError
             If an input is missing.
         """
-        stateful = BEAMS in self.inputs
-        if stateful and IDS in batch:
-            batch = _completed(batch)
-        missing = [name for name in self.inputs if name not in batch]
-        if missing:
-            raise UserError(f"the IR in {self.directory} needs {listed(missing)}; the batch has {listed(batch)}")
-        run = self.compiled.create_infer_request().infer if stateful else self.compiled
-        results = run({name: np.asarray(batch[name], dtype=np.int64) for name in self.inputs})
+        try:
+            given = complete(batch, self.inputs)
+        except UserError as error:
+            raise UserError(f"the IR in {self.directory} {error}") from None
+        results = (self.compiled.create_infer_request().infer if BEAMS in self.inputs else self.compiled)(given)
         return {name: results[name] for name in self.outputs}
 
 
@@ -239,11 +236,24 @@ def positions_of(attention_mask: np.ndarray) -> np.ndarray:
     return np.maximum(attention_mask.astype(np.int64).cumsum(axis=1) - 1, 0)
 
 
-def _completed(batch: Mapping[str, np.ndarray | Tensor]) -> dict[str, np.ndarray | Tensor]:
-    """Return the inputs of a causal language model's first call, each row going on from itself."""
-    ids = np.asarray(batch[IDS])
-    mask = np.asarray(batch[MASK]) if MASK in batch else np.ones_like(ids)
-    return {IDS: ids, MASK: mask, POSITIONS: positions_of(mask), BEAMS: np.arange(len(ids))}
+def complete(batch: Mapping[str, np.ndarray | Tensor], inputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return a batch's arrays for an IR's inputs; those of a causal language model's first call follow from its ids.
+
+    Raises
+    ------
+    UserError
+        If an input is missing.
+    """
+    given: dict[str, np.ndarray | Tensor] = dict(batch)
+    if BEAMS in inputs and IDS in batch:
+        ids = np.asarray(batch[IDS])
+        mask = np.asarray(batch[MASK]) if MASK in batch else np.ones_like(ids)
+        given |= {MASK: mask, POSITIONS: positions_of(mask), BEAMS: np.arange(len(ids))}
+    missing = [name for name in inputs if name not in given]
+    if missing:
+        raise UserError(f"needs {listed(missing)}; the batch has {listed(batch)}")
+    types = {BEAMS: np.int32}
+    return {name: np.asarray(given[name], dtype=types.get(name, np.int64)) for name in inputs}
 
 
 def available_devices() -> tuple[str, ...]:

@@ -70,8 +70,8 @@ class TaskMetric:
     greater_is_better: bool = True
 
     def drop(self, measured: float) -> float:
-        """Return how much worse than torch's a metric is."""
-        return self.torch - measured if self.greater_is_better else measured - self.torch
+        """Return how much worse than torch's a metric is: what it lost, or of perplexities, by which share it grew."""
+        return self.torch - measured if self.greater_is_better else (measured - self.torch) / self.torch
 
 
 def difference(found: Sequence[Mapping[str, np.ndarray]], wanted: Sequence[Mapping[str, np.ndarray]]) -> Difference:

@@ -7,18 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.evaluation import predict
 from bootstrapnas.export import TaskMetric, predict_ir
 from bootstrapnas.export.runtime import Runner
+from bootstrapnas.outputs import INDEX, Outputs
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import evaluate_model, max_length
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TaskSpec, batches, tokenize
 from bootstrapnas.tasks.builtin_text import find_packages, scan
 from bootstrapnas.tasks.files import SUFFIXES, read_table, texts
+from bootstrapnas.tasks.next_token import LOGITS as NEXT_TOKEN
+from bootstrapnas.tasks.next_token import foretold, measure_foretold
 
 Batch = Mapping[str, Tensor]
 
@@ -80,8 +85,12 @@ def text_data(
     length: int | None,
     calibration_rows: int,
     calibration_file: str | None,
+    measured: bool,
 ) -> ExportData:
-    """Return texts of a file, or of installed packages, for a model without a task; there is no metric to measure."""
+    """Return texts of a file, or of installed packages, for a model without a task.
+
+    If `measured`, the metric is the perplexity of those that are not for calibration: of a causal language model.
+    """
     found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
     found = random.Random(0).sample(found, len(found))
     longest = min(length or TEXT_LENGTH, max_length(model.config), tokenizer.model_max_length)
@@ -94,7 +103,9 @@ def text_data(
     by_length = sorted(found, key=len, reverse=True)
     rows = 1 if tokenizer.pad_token_id is None else VERIFICATION_ROWS
     examples = [batch(by_length[:rows]), batch(by_length[-rows:])]
-    return ExportData(examples, [batch([text]) for text in found[:calibration_rows]])
+    calibration, rest = found[:calibration_rows], found[calibration_rows:] or found
+    metric = _perplexity(model, [batch([text]) for text in rest[:EVALUATION_ROWS]]) if measured else None
+    return ExportData(examples, [batch([text]) for text in calibration], metric)
 
 
 def file_texts(path: str) -> list[str]:
@@ -138,5 +149,22 @@ def _metric(rows: Rows, validation: Sequence[Batch], model: PreTrainedModel) -> 
     def of(ir: Runner) -> float:
         return rows.measure("validation", predict_ir(ir, validation, spec.kind.outputs))[spec.metric]
 
-    torch = evaluate_model(model, rows, "validation", validation)[spec.metric]
-    return TaskMetric(spec.metric, "validation", count, torch, validation, of, spec.maximise)
+    own = evaluate_model(model, rows, "validation", validation)[spec.metric]
+    return TaskMetric(spec.metric, "validation", count, own, validation, of, spec.maximise)
+
+
+def _perplexity(model: PreTrainedModel, texts: Sequence[Batch]) -> TaskMetric:
+    """Return the perplexity of texts, a batch each, as a metric."""
+    rows = [{**text, INDEX: torch.tensor([row])} for row, text in enumerate(texts) if text["input_ids"].shape[1] > 1]
+    if not rows:
+        raise UserError("the texts hold no sequence of at least two tokens; --no_metric measures nothing of them")
+    labels = [row["input_ids"][0].tolist() for row in rows]
+
+    def measure(outputs: Outputs) -> float:
+        return measure_foretold(foretold(outputs, labels))["perplexity"]
+
+    def of(ir: Runner) -> float:
+        return measure(predict_ir(ir, rows, (NEXT_TOKEN,)))
+
+    own = measure(predict(model, rows, (NEXT_TOKEN,)))
+    return TaskMetric("perplexity", "texts", len(rows), own, rows, of, greater_is_better=False)
