@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from causal_models import build_causal
 from command_line import CONFIG, LENGTH
 from conftest import build_tiny_bert
 from families import FAMILY_ROWS, TOY, ToyConfig, ToyModel
@@ -29,13 +30,14 @@ from bootstrapnas.export.latency_build import (
     complete_latency_table,
     models_to_measure,
     open_latency_table,
+    openvino_timer,
 )
 from bootstrapnas.export.latency_table import Accuracy, Circumstances, LatencyTable, parts_of
 from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
 from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.space import SearchSpace
 
-HERE = Circumstances("a CPU", "2026.4.1", 2, "f32", 1, 32, "0123456789abcdef")
+HERE = Circumstances("a CPU", "2026.4.1", 2, "f32", 1, 32, "pass", "0123456789abcdef")
 BLUEPRINTS: dict[str, Callable[[], Blueprint]] = {
     row.name: (lambda row=row: Blueprint.of(row.build())) for row in FAMILY_ROWS
 } | {"ToyModel": lambda: Blueprint.of(ToyModel(ToyConfig()), TOY)}
@@ -203,14 +205,30 @@ def test_damaged_tables_are_refused(damage: Callable[[dict[str, Any]], Any], mes
 
 
 def test_impossible_circumstances_are_refused() -> None:
-    blueprint = Blueprint.of(build_tiny_bert())
+    model = build_tiny_bert()
+    blueprint = Blueprint.of(model)
     for settings, message in (
+        ({"step": "prefil"}, "BertForSequenceClassification has no step 'prefil', only pass"),
         ({"length": 65}, "length 65 exceeds the 64 tokens"),
         ({"batch": 0}, "batch must be at least 1, not 0"),
         ({"precision": "f23"}, "'f23'.*did you mean 'f32'"),
     ):
         with pytest.raises(UserError, match=message):
-            circumstances_of(blueprint, **{"precision": "f32", "batch": 1, "length": 32, **settings})
+            circumstances_of(model, blueprint, **{"precision": "f32", "batch": 1, "length": 32, **settings})
+
+
+def test_language_models_are_timed_from_an_empty_cache() -> None:
+    model = build_causal("llama")
+    blueprint = Blueprint.of(model)
+    for step in (None, "token"):
+        circumstances = circumstances_of(model, blueprint, precision="f32", batch=1, length=16, step=step)
+        assert circumstances.step == (step or "prefill")
+        with openvino_timer(model, blueprint, circumstances, repeats=3) as measure:
+            found = measure([{}, {Key("mha_block", 1): 0}])
+        assert [len(samples) for samples in found] == [3, 3]
+        assert all(ms > 0 for samples in found for ms in samples)
+    with pytest.raises(UserError, match="has no step 'pass', only prefill, token"):
+        circumstances_of(model, blueprint, precision="f32", batch=1, length=16, step="pass")
 
 
 def command(**flags: Any) -> tuple[int, str]:

@@ -19,8 +19,9 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.conversion import INPUTS
-from bootstrapnas.export.latency import measure_latency
+from bootstrapnas.export.latency import Latency, time_generation, time_latency
 from bootstrapnas.export.latency_table import (
+    STEPS,
     Accuracy,
     Circumstances,
     LatencyTable,
@@ -28,7 +29,7 @@ from bootstrapnas.export.latency_table import (
     shape_digest,
 )
 from bootstrapnas.export.openvino import conversion_class
-from bootstrapnas.export.runtime import MODEL_FILE, available_precisions
+from bootstrapnas.export.runtime import MODEL_FILE, available_precisions, load_ir
 from bootstrapnas.extraction import extract
 from bootstrapnas.space import SearchSpace
 
@@ -44,14 +45,23 @@ GROUP = 5
 REPEATS = 40
 MAX_SECONDS = 30.0
 """Of one group: large models get fewer repeats, each of which says more."""
+NEW_TOKENS = 8
+"""Steps of decoding that make up one sample of the time per token."""
 CHECKED = 8
 """Random subnets that a new table is checked on."""
 
 
 def circumstances_of(
-    blueprint: Blueprint, *, precision: str, batch: int, length: int, threads: int | None = None
+    model: PreTrainedModel,
+    blueprint: Blueprint,
+    *,
+    precision: str,
+    batch: int,
+    length: int,
+    step: str | None = None,
+    threads: int | None = None,
 ) -> Circumstances:
-    """Return what a table measured here and now is of.
+    """Return what a table measured here and now is of; by default the pass of an encoder, the prefill of an LM.
 
     Raises
     ------
@@ -78,6 +88,7 @@ def circumstances_of(
         precision=precision,
         batch=batch,
         length=length,
+        step=_step(model, step),
         model=shape_digest(blueprint),
     )
 
@@ -209,18 +220,24 @@ def openvino_timer(
             with tempfile.TemporaryDirectory(dir=directory) as temporary:
                 irs = [references[key]]
                 irs += [export(subnet, Path(temporary) / str(number)) for number, subnet in enumerate(others)]
-                found = measure_latency(
-                    {str(ir): ir for ir in irs},
-                    batch=circumstances.batch,
-                    length=circumstances.length,
-                    precision=circumstances.precision,
-                    threads=circumstances.threads,
-                    repeats=repeats,
-                    max_seconds=max_seconds,
-                )
-            return [latency.samples_ms for latency in found.values()]
+                found = _time(irs, circumstances, repeats, max_seconds)
+            return [latency.samples_ms for latency in found]
 
         yield measure
+
+
+def _time(irs: Sequence[Path], circumstances: Circumstances, repeats: int, max_seconds: float) -> list[Latency]:
+    """Load IRs and time them side by side."""
+    models = {ir: load_ir(ir, circumstances.precision, circumstances.threads) for ir in irs}
+    batch, length = circumstances.batch, circumstances.length
+    if circumstances.step == "pass":
+        found = time_latency(models, batch=batch, length=length, repeats=repeats, max_seconds=max_seconds)
+        return list(found.values())
+    new_tokens = NEW_TOKENS if circumstances.step == "token" else 1
+    generations = time_generation(
+        models, batch=batch, length=length, new_tokens=new_tokens, repeats=repeats, max_seconds=max_seconds
+    ).values()
+    return [each.token if circumstances.step == "token" else each.prefill for each in generations]
 
 
 def export_quickly(model: PreTrainedModel, directory: Path) -> None:
@@ -243,6 +260,14 @@ def _beside(measure: Measure, reference: Subnet, subnets: Mapping[K, Subnet]) ->
     base, *others = measure([reference, *subnets.values()])
     ratios = [float(np.median(np.divide(samples, base))) for samples in others]
     return float(np.median(base)), dict(zip(subnets, ratios, strict=True))
+
+
+def _step(model: PreTrainedModel, step: str | None) -> str:
+    """Return what to time of a model; `UserError` if it has no such step."""
+    known = STEPS[1:] if model.can_generate() else STEPS[:1]
+    if step is not None and step not in known:
+        raise UserError(f"{type(model).__name__} has no step {step!r}, only {listed(known)}{near_miss(step, known)}")
+    return step or known[0]
 
 
 def _threads(threads: int | None) -> int:

@@ -23,6 +23,8 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.space import SearchSpace
 
 KIND = "latency table"
+STEPS = ("pass", "prefill", "token")
+"""What a run is: of an encoder the one pass, of a causal language model reading the prompt, or one more token."""
 State: TypeAlias = tuple[int, ...]
 """Sizes of a part's dimensions, in the order of `Part.dims`."""
 
@@ -109,7 +111,9 @@ class Circumstances:
     precision
         What is computed in.
     batch, length
-        Shape of the input.
+        Shape of the input; of the prompt, for a causal language model.
+    step
+        What is timed, one of `STEPS`.
     model
         Digest of the model's architecture and shapes; how many classes a head has does not matter.
     """
@@ -120,6 +124,7 @@ class Circumstances:
     precision: str
     batch: int
     length: int
+    step: str
     model: str
 
 

@@ -50,6 +50,9 @@ class LatencyTableArguments:
     precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
     batch: int = flag(1, "Rows of the input.")
     length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
+    step: Optional[str] = flag(
+        None, "Causal language models: prefill (reading length tokens, the default) or token (one more after them)."
+    )
     threads: Optional[int] = flag(None, "Threads; default: OpenVINO's choice.")
 
 
@@ -65,6 +68,7 @@ class LatencyArguments:
     latency_precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
     latency_batch: int = flag(1, "Rows of the input.")
     latency_length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
+    latency_step: Optional[str] = flag(None, "Causal language models: prefill (the default) or token.")
 
 
 GROUPS = (LatencyTableArguments,)
@@ -79,10 +83,12 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
     model = random_model(source)
     blueprint = Blueprint.of(model)
     circumstances = circumstances_of(
+        model,
         blueprint,
         precision=arguments.precision,
         batch=arguments.batch,
         length=sequence_length(config) if arguments.length is None else arguments.length,
+        step=arguments.step,
         threads=arguments.threads,
     )
     table_at(arguments.output_file, model, blueprint, build_space(config, blueprint), circumstances)
@@ -142,10 +148,12 @@ def searched_table(arguments: LatencyArguments, directory: Path, supernet: Super
         Tokens of a row, where the flags do not say.
     """
     circumstances = circumstances_of(
+        supernet.model,
         supernet.blueprint,
         precision=arguments.latency_precision,
         batch=arguments.latency_batch,
         length=length if arguments.latency_length is None else arguments.latency_length,
+        step=arguments.latency_step,
     )
     path = directory / TABLE_FILE if arguments.latency_table is None else arguments.latency_table
     return table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
