@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
+    BloomConfig,
     Cache,
     DistilBertConfig,
     ElectraConfig,
@@ -94,6 +95,14 @@ def skip_in_llama(layer: nn.Module, block: str) -> None:
         layer.mlp.forward = torch.zeros_like
 
 
+def skip_in_bloom(layer: nn.Module, block: str) -> None:
+    """Skip a half-block that adds its residual, its second argument, itself."""
+    if block == "mha_block":
+        layer.self_attention.forward = lambda x, residual, **_: (residual, None)
+    else:
+        layer.mlp.forward = lambda x, residual: residual
+
+
 def tell_nothing(layer: nn.Module, units: int) -> None:
     """Code that reads its sizes from tensors needs not be told how many units of attention there are."""
 
@@ -111,8 +120,9 @@ class Row:
 
     `sizes` are config attributes of the family that have other names than BERT's; `skip` is the oracle that skips a
     block of a layer without the engine, `tell` the one that tells a layer's code its units of attention; `ordered` are
-    dimensions whose order has a meaning (rotary positions); `unit` is the unit of attention, and `embeddings` the path
-    of all embeddings in the base model.
+    dimensions whose order has a meaning (rotary positions); `unit` is the unit of attention (none: its heads are
+    fixed), `expressed` are dimensions of which a config expresses any size, and `embeddings` the paths of all
+    embeddings in the base model.
     """
 
     model_class: type[PreTrainedModel]
@@ -123,7 +133,8 @@ class Row:
     tell: Callable[[nn.Module, int], None] = tell_nothing
     ordered: tuple[str, ...] = ()
     unit: str = "head"
-    embeddings: str = "embeddings"
+    expressed: tuple[str, ...] = ("ffn",)
+    embeddings: tuple[str, ...] = ("embeddings",)
 
     @property
     def name(self) -> str:
@@ -133,14 +144,24 @@ class Row:
     def head(self) -> str:
         return self.name.partition("For")[2]
 
-    def build(self, attention: str = "sdpa", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The elastic widths of a layer."""
+        return (self.unit, "ffn") if self.unit else ("ffn",)
+
+    @property
+    def attention(self) -> str:
+        """The implementation of attention that models have by themselves."""
+        return "sdpa" if self.model_class._supports_sdpa else "eager"
+
+    def build(self, attention: str = "", seed: int = 0, **changes: Any) -> PreTrainedModel:
         """Build the tiny model in evaluation mode, with biases and norms that are not trivial."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             labels = 2 if "QuestionAnswering" in self.name else SIZES["num_labels"]
             sizes = {**SIZES, **dict(self.sizes), "num_labels": labels, **changes}
             sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in sizes.items()}
-            model = self.model_class(self.config_class(**sizes, attn_implementation=attention))
+            model = self.model_class(self.config_class(**sizes, attn_implementation=attention or self.attention))
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -195,7 +216,10 @@ ALTERNATING = {**MIXED, "layer_types": ("sliding_attention", "full_attention", "
 
 
 def decoder_rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str], **sizes: Any) -> list[Row]:
-    """Return rows of a decoder with LLaMA's layers: two groups of a key-value head and two query heads."""
+    """Return rows of a decoder with LLaMA's layers: two groups of a key-value head and two query heads.
+
+    Gemma's config scales the embeddings by the root of its hidden size, so a smaller one would be another model.
+    """
     return rows(
         stem,
         config_class,
@@ -204,7 +228,23 @@ def decoder_rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequenc
         skip=skip_in_llama,
         ordered=("hd",),
         unit="kv",
-        embeddings="embed_tokens",
+        expressed=("ffn", "kv") if stem == "Gemma" else ("ffn", "kv", "hidden"),
+        embeddings=("embed_tokens",),
+    )
+
+
+def bloom_rows(heads: Sequence[str]) -> list[Row]:
+    """Return rows of BLOOM, whose heads have slopes by their numbers."""
+    return rows(
+        "Bloom",
+        BloomConfig,
+        heads,
+        sizes=(("n_layer", 3), ("n_head", 4), ("hidden_dropout", 0.1), ("attention_dropout", 0.1)),
+        skip=skip_in_bloom,
+        ordered=("head",),
+        unit="",
+        expressed=(),
+        embeddings=("word_embeddings", "word_embeddings_layernorm"),
     )
 
 
@@ -222,6 +262,7 @@ ROWS = (
     *decoder_rows("Qwen2", Qwen2Config, ["CausalLM"], tie_word_embeddings=True),
     *decoder_rows("Qwen3", Qwen3Config, ["CausalLM"], head_dim=16, attention_bias=True, **ALTERNATING),
     *decoder_rows("Gemma", GemmaConfig, ["CausalLM"], head_dim=8),
+    *bloom_rows(["CausalLM", "SequenceClassification", "", "TokenClassification"]),
     *(replace(row, tell=tell_phi3) for row in decoder_rows("Phi3", Phi3Config, ["CausalLM"])),
 )
 FAMILY_ROWS = tuple(

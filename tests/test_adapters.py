@@ -33,6 +33,7 @@ from bootstrapnas.supernet import Supernet
 TARGETS = {
     "bert": ("query", "value", "intermediate.dense", "output.dense"),
     "llama": ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"),
+    "bloom": ("query_key_value", "dense_h_to_4h", "dense_4h_to_h"),
 }
 ADAPTED = [
     row for row in ROWS if row.config_class.model_type in TARGETS and row.head in ("SequenceClassification", "CausalLM")

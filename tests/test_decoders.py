@@ -50,6 +50,12 @@ SUBNETS: dict[str, dict[Key, int]] = {
 }
 
 
+def of_row(row: Row, subnet: Subnet) -> Subnet:
+    """Return a subnet with a row's own units of attention in the place of key-value heads."""
+    units = {key: key._replace(dim=row.unit) if key.dim == "kv" else key for key in subnet}
+    return {units[key]: size for key, size in subnet.items() if units[key].dim}
+
+
 @lru_cache
 def supernet_of(row: Row) -> Supernet:
     return Supernet(row.build())
@@ -69,7 +75,7 @@ def generate(model: nn.Module, **settings: object) -> Tensor:
 @every_decoder
 @pytest.mark.parametrize("subnet", SUBNETS.values(), ids=SUBNETS)
 def test_generation_with_a_cache_is_that_without(row: Row, subnet: Subnet) -> None:
-    supernet = supernet_of(row)
+    supernet, subnet = supernet_of(row), of_row(row, subnet)
     small = supernet.extract(subnet)
     expected = generate(small, use_cache=False)
     assert torch.equal(generate(small), expected)
@@ -83,7 +89,7 @@ def test_generation_with_a_cache_is_that_without(row: Row, subnet: Subnet) -> No
 def test_a_saved_subnet_generates_the_same(row: Row, tmp_path: Path) -> None:
     supernet = supernet_of(row)
     supernet.model.generation_config.repetition_penalty = 1.5
-    small = supernet.extract(SUBNETS["first"])
+    small = supernet.extract(of_row(row, SUBNETS["first"]))
     save_subnet(small, tmp_path)
     for again in (
         load_model(str(tmp_path), row.auto_class),
@@ -176,18 +182,16 @@ UNIFORM: dict[str, dict[Key, int]] = {
 @every_decoder
 @pytest.mark.parametrize("subnet", UNIFORM.values(), ids=UNIFORM)
 def test_alike_layers_are_an_ordinary_checkpoint(row: Row, subnet: Subnet, tmp_path: Path) -> None:
-    """The head size stays, whatever the hidden size and the number of heads; so do the rotary frequencies.
-
-    Gemma's config scales the embeddings by the root of its hidden size, so a smaller one would be another model.
-    """
-    supernet = supernet_of(row)
+    """If the config expresses the sizes. The head size stays, whatever the hidden size and the number of heads."""
+    supernet, subnet = supernet_of(row), of_row(row, subnet)
     small = supernet.extract(subnet)
-    ordinary = row.name != "GemmaForCausalLM" or Key("hidden") not in subnet
+    ordinary = {key.dim for key in subnet} <= {*row.expressed, "layer_block"}
     assert (type(small) is row.model_class) == ordinary
     save_subnet(small, tmp_path)
     again = row.auto_class.from_pretrained(tmp_path, trust_remote_code=not ordinary)
     assert type(again).__name__ == type(small).__name__
-    assert again.config.head_dim == supernet.blueprint.full[Key("hd", 0)]
+    if "head_dim" in supernet.blueprint.family.attributes:
+        assert again.config.head_dim == supernet.blueprint.full[Key("hd", 0)]
     assert torch.equal(generate(again), generate(small))
     with torch.no_grad(), supernet.activate(subnet):
         torch.testing.assert_close(outputs(again, row.batch()), outputs(supernet.model, row.batch()), rtol=0, atol=1e-6)

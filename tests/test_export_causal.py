@@ -44,6 +44,12 @@ def llama_subnet() -> torch.nn.Module:
     return Supernet(build_causal("llama")).extract(sizes)
 
 
+def bloom_subnet() -> torch.nn.Module:
+    """Return a BLOOM of which the layers have no attention and no FFN."""
+    sizes = {Key("mha_block", 0): 0, Key("ffn", 0): 20, Key("ffn_block", 1): 0, Key("hidden"): 24}
+    return Supernet(build_causal("bloom", n_layer=2, n_head=4, num_hidden_layers=2)).extract(sizes)
+
+
 def torch_greedy(model: torch.nn.Module, batch: dict[str, Tensor], tokens: int = NEW) -> list[list[int]]:
     found = model.generate(**batch, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=1)
     return found[:, batch["input_ids"].shape[1] :].tolist()
@@ -53,7 +59,7 @@ MODELS = {
     "subnet": llama_subnet,
     "tied": lambda: build_causal("qwen2", tie_word_embeddings=True, num_hidden_layers=2),
     "sliding": lambda: build_causal("mistral", sliding_window=6, num_hidden_layers=2),
-    "bloom": lambda: build_causal("bloom", n_layer=2, n_head=4, num_hidden_layers=2),
+    "bloom": bloom_subnet,
 }
 
 

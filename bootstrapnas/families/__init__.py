@@ -5,6 +5,7 @@ from typing import Any
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families.base import Family
 from bootstrapnas.families.bert import BERT
+from bootstrapnas.families.bloom import BLOOM
 from bootstrapnas.families.distilbert import DISTILBERT
 from bootstrapnas.families.electra import ELECTRA
 from bootstrapnas.families.gemma import GEMMA
@@ -14,7 +15,7 @@ from bootstrapnas.families.phi3 import PHI3
 from bootstrapnas.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MODERNBERT)
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3, BLOOM)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
 
 

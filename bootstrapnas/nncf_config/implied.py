@@ -35,7 +35,8 @@ _BERT: Final = {
 
 def _widths(family: Family) -> dict[str, str]:
     """Return the linear layers of a layer whose outputs are one dimension, with the config attribute of its size."""
-    sources = {dim.name: dim.source for dim in family.dims if isinstance(dim.source, str)}
+    # A size that follows from others in a type of model is called as most others call it.
+    sources = {"ffn": "intermediate_size"} | {d.name: d.source for d in family.dims if isinstance(d.source, str)}
     outputs = {
         name.removesuffix(".weight"): labels.axes.split(",")[0]
         for name, labels in family.layer.items()
@@ -61,11 +62,6 @@ LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
         "mlp.Wo": "hidden_size",
     },
     **{family.model_type: _widths(family) for family in DECODERS},
-    "bloom": {
-        "self_attention.dense": "hidden_size",
-        "mlp.dense_h_to_4h": "intermediate_size",
-        "mlp.dense_4h_to_h": "hidden_size",
-    },
 }
 """Model type -> linear layer of a layer of the stack -> the size that its number of outputs is."""
 
@@ -125,6 +121,7 @@ _LLAMA: Final = {
     "head_dim": 128,
     **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings"), 0),
 }
+_BLOOM: Final = {"vocab_size": 250880, "tie_word_embeddings": 1}
 KNOWN: Final = (
     _known("BERT-base", "google-bert/bert-base-uncased", "bert", "12 768 12 3072", **_UNCASED),
     _known("BERT-large", "google-bert/bert-large-uncased", "bert", "24 1024 16 4096", **_UNCASED),
@@ -149,7 +146,7 @@ KNOWN: Final = (
     _known("ModernBERT-large", "answerdotai/ModernBERT-large", "modernbert", "28 1024 16 2624", **_MODERN),
     _known("LLaMA-7B", "huggyllama/llama-7b", "llama", "32 4096 32 11008", num_key_value_heads=32, **_LLAMA),
     _known("LLaMA-13B", "huggyllama/llama-13b", "llama", "40 5120 40 13824", num_key_value_heads=40, **_LLAMA),
-    _known("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", "30 4096 32 16384"),
+    _known("BLOOMZ-7B1", "bigscience/bloomz-7b1", "bloom", "30 4096 32 16384", **_BLOOM),
 )
 
 
