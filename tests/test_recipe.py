@@ -125,7 +125,7 @@ def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task
 
 def test_subnets_may_be_fine_tuned(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
     """Without an NNCF config, too."""
-    changes = {"subnets": {"least": {"subnet": "min"}}, "nncf_config": None}
+    changes = {"subnets": {"least": {"subnet": "min"}}, "nncf_config": None, "quantise": {}}
     recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **changes)
     plain = yaml.safe_load(recipe.read_text())
     plain["stages"]["finetune-subnet"] = {**BRIEF, "num_train_epochs": 1}
