@@ -20,9 +20,11 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GemmaConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     ModernBertConfig,
+    OPTConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
@@ -103,8 +105,29 @@ def skip_in_bloom(layer: nn.Module, block: str) -> None:
         layer.mlp.forward = lambda x, residual: residual
 
 
+def skip_in_gpt_neox(layer: nn.Module, block: str) -> None:
+    if block == "mha_block":
+        layer.attention.forward = lambda x, **_: (torch.zeros_like(x), None)
+    else:
+        layer.mlp.forward = torch.zeros_like
+
+
+def skip_in_opt(layer: nn.Module, block: str) -> None:
+    """Skip a half-block with its norm, which may come after it."""
+    if block == "mha_block":
+        layer.self_attn.forward = lambda hidden_states, **_: (torch.zeros_like(hidden_states), None)
+        layer.self_attn_layer_norm.forward = lambda x: x
+    else:
+        layer.fc2.forward = lambda x: x.new_zeros(())
+        layer.final_layer_norm.forward = lambda x: x
+
+
 def tell_nothing(layer: nn.Module, units: int) -> None:
     """Code that reads its sizes from tensors needs not be told how many units of attention there are."""
+
+
+def tell_opt(layer: nn.Module, units: int) -> None:
+    layer.self_attn.num_heads = units
 
 
 def tell_phi3(layer: nn.Module, units: int) -> None:
@@ -248,6 +271,36 @@ def bloom_rows(heads: Sequence[str]) -> list[Row]:
     )
 
 
+def gpt_neox_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
+    """Return rows of GPT-NeoX, of whose heads a quarter of the channels is rotated."""
+    dropout = {"hidden_dropout": 0.1, "attention_dropout": 0.1, "eos_token_id": None}
+    return rows(
+        "GPTNeoX",
+        GPTNeoXConfig,
+        heads,
+        sizes=tuple({**dropout, **sizes}.items()),
+        skip=skip_in_gpt_neox,
+        ordered=("hd",),
+        embeddings=("embed_in",),
+    )
+
+
+def opt_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
+    """Return rows of OPT, whose code reads its number of heads from an attribute."""
+    return rows(
+        "OPT",
+        OPTConfig,
+        heads,
+        sizes=tuple({"ffn_dim": 24, "eos_token_id": None, **sizes}.items()),
+        skip=skip_in_opt,
+        tell=tell_opt,
+        ordered=("hidden",),
+        embeddings=("decoder.embed_tokens", "decoder.embed_positions"),
+    )
+
+
+POST_NORM = {"do_layer_norm_before": False, "word_embed_proj_dim": 16}
+"""OPT-350m: norms after their halves of a layer, embeddings of another size."""
 ROWS = (
     *rows("Bert", BertConfig),
     *rows("Roberta", RobertaConfig),
@@ -263,6 +316,11 @@ ROWS = (
     *decoder_rows("Qwen3", Qwen3Config, ["CausalLM"], head_dim=16, attention_bias=True, **ALTERNATING),
     *decoder_rows("Gemma", GemmaConfig, ["CausalLM"], head_dim=8),
     *bloom_rows(["CausalLM", "SequenceClassification", "", "TokenClassification"]),
+    *gpt_neox_rows(["CausalLM", "SequenceClassification"]),
+    *gpt_neox_rows(["", "TokenClassification"], use_parallel_residual=False, attention_bias=False),
+    *opt_rows(["CausalLM"]),
+    *opt_rows([""], **POST_NORM),
+    *opt_rows(["SequenceClassification"], layer_norm_elementwise_affine=False, enable_bias=False),
     *(replace(row, tell=tell_phi3) for row in decoder_rows("Phi3", Phi3Config, ["CausalLM"])),
 )
 FAMILY_ROWS = tuple(

@@ -51,9 +51,9 @@ SUBNETS: dict[str, dict[Key, int]] = {
 
 
 def of_row(row: Row, subnet: Subnet) -> Subnet:
-    """Return a subnet with a row's own units of attention in the place of key-value heads."""
-    units = {key: key._replace(dim=row.unit) if key.dim == "kv" else key for key in subnet}
-    return {units[key]: size for key, size in subnet.items() if units[key].dim}
+    """Return a subnet with a row's own units of attention in the place of key-value heads, without what is fixed."""
+    own = {key._replace(dim=row.unit) if key.dim == "kv" else key: size for key, size in subnet.items()}
+    return {key: size for key, size in own.items() if key in supernet_of(row).blueprint.elastic}
 
 
 @lru_cache
