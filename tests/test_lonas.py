@@ -169,6 +169,35 @@ def test_bad_flags_are_told_in_a_line(
     assert message in capsys.readouterr().err
 
 
+def test_an_adapter_of_old_peft_is_taken_over(
+    trained: Path, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    source = tmp_path / "published"
+    source.mkdir()
+    torch.save(load_file(trained / "super" / "adapter_model.safetensors"), source / "adapter_model.bin")
+    old = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], "lora_dropout": 0.1}
+    (source / "adapter_config.json").write_text(json.dumps(old))
+    data = ["--train_file", tiny_task_files.train, "--validation_file", tiny_task_files.validation]
+    flags = ["--adapter_dir", source, "--nncf_config", trained / "config.json", "--max_seq_length", 24, *data]
+    run("import-adapter", *flags, "--model_name_or_path", tiny_bert_dir, "--output_dir", tmp_path / "taken")
+    spec = inherited_task(str(tmp_path / "taken"))
+    taken, _ = load_supernet(str(tmp_path / "taken"), spec)
+    ours, _ = load_supernet(str(trained / "super"), spec)
+    torch.testing.assert_close(logits(taken.model, tmp_path / "taken"), logits(ours.model, trained / "super"))
+    assert taken.space == ours.space
+    for change, message in (
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', not LORA"),
+        ({"target_modules": ".*query"}, "target_modules must list layers by name"),
+        ({"r": 2}, "is of another base: bert.encoder.layer.0.attention.self.query.lora_A.default.weight has shape (4,"),
+        ({"rank_pattern": {"query": 2}}, "one rank and one scale, but rank_pattern is set"),
+    ):
+        (source / "adapter_config.json").write_text(json.dumps(old | change))
+        arguments = [*flags[:2], *flags[4:], "--model_name_or_path", tiny_bert_dir, "--output_dir", tmp_path / "no"]
+        assert main(["import-adapter", *map(str, arguments)]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        shutil.rmtree(tmp_path / "no", ignore_errors=True)
+
+
 def test_a_changed_base_is_refused(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any) -> None:
     shutil.copytree(tiny_bert_dir, tmp_path / "base")
     train(tmp_path / "lora", tmp_path / "base", tiny_task_files, "--max_steps", 1)

@@ -1,0 +1,110 @@
+"""Take over a super-adapter that LoNAS's own code trained (PEFT 0.5), or any LoRA, as one of this project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from bootstrapnas.artefacts import read_json, write_json
+from bootstrapnas.errors import UserError, listed
+from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.nncf_config import read_config
+from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
+from bootstrapnas.pipeline.data import data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, load_tokenizer
+from bootstrapnas.pipeline.stages import begin, report_config
+from bootstrapnas.pipeline.supernets import (
+    ADAPTER_CONFIG,
+    SuperAdapter,
+    build_super_adapter,
+    put_adapter,
+    read_adapter,
+    save_super_adapter,
+)
+from bootstrapnas.tasks import TASK_FILE
+from lonas.train import local_path
+
+# ruff: noqa: UP045
+
+
+@dataclass
+class ImportArguments:
+    """What is taken over."""
+
+    _argument_group_name = "adapter"
+
+    adapter_dir: str = required("Directory with adapter_config.json and adapter_model.safetensors or .bin.")
+    nncf_config: Optional[str] = flag(None, "The config that it was trained with; without one, an ordinary LoRA.")
+    model_name_or_path: Optional[str] = flag(None, "The base model; default: what adapter_config.json names.")
+
+
+GROUPS = (ImportArguments, TaskArguments, OutputArguments)
+
+
+def run(
+    arguments: ImportArguments, task_args: TaskArguments, output: OutputArguments, *, typed: Mapping[str, Any]
+) -> Path:
+    """Import; return the output directory."""
+    path = Path(arguments.adapter_dir) / ADAPTER_CONFIG
+    if not path.is_file():
+        raise UserError(f"{arguments.adapter_dir} holds no adapter: it has no {ADAPTER_CONFIG}")
+    adapters, base = adapters_of(read_json(path), path)
+    source = arguments.model_name_or_path or base
+    if not source:
+        raise UserError(f"{path} names no base model; pass --model_name_or_path")
+    config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
+    if config is not None:
+        report_config(config)
+    spec = fit_length(resolve_task(task_args, source), typed, source)
+    stage = begin(
+        "train",
+        output.output_dir,
+        typed,
+        {"model": source, "nncf_config": arguments.nncf_config, **data_inputs(spec)},
+        overwrite=output.overwrite_output_dir,
+        settings=task_settings(spec),
+    )
+    if stage.finished:
+        return stage.directory
+    supernet = build_super_adapter(load_for_task(source, spec), adapters, config, {})
+    put_adapter(supernet.model, read_adapter(arguments.adapter_dir), arguments.adapter_dir)
+    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), {})
+    load_tokenizer(source).save_pretrained(stage.directory)
+    spec.save(stage.directory / TASK_FILE)
+    if config is not None:
+        write_json(stage.directory / SPACE_FILE, config.raw)
+    stage.complete()
+    return stage.directory
+
+
+def adapters_of(found: Mapping[str, Any], path: Path) -> tuple[Adapters, str]:
+    """Return the adapters that a PEFT config describes, and the base model that it names.
+
+    Raises
+    ------
+    UserError
+        If it is no plain LoRA with one rank, or its layers are named by a pattern.
+    """
+    if found.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {found.get('peft_type')!r}, not LORA")
+    special = [name for name in ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora") if found.get(name)]
+    if special:
+        raise UserError(f"{path}: a super-adapter has one rank and one scale, but {listed(special)} is set")
+    targets = found.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise UserError(f"{path}: target_modules must list layers by name, not {targets!r}")
+    within = tuple(dict.fromkeys(_within_layer(target) for target in targets))
+    try:
+        adapters = Adapters(within, int(found["r"]), float(found["lora_alpha"]), float(found.get("lora_dropout", 0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: r and lora_alpha must be numbers ({error})") from None
+    return adapters, found.get("base_model_name_or_path") or ""
+
+
+def _within_layer(target: str) -> str:
+    """Return what is left of a module's path after the number of its layer; a name without one stays."""
+    parts = target.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[number + 1 :])
