@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
+from bootstrapnas.distillation import Distillation, LargestSubnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
@@ -68,6 +69,7 @@ class AdapterArguments:
     )
     dataset_path: Optional[str] = flag(None, "Training rows, as --train_file, by its published name.")
     cutoff_len: Optional[int] = flag(None, "--max_seq_length by its published name.")
+    kd_own: bool = flag(False, "Distil every subnet from the largest one as it is at each step, instead of a teacher.")
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
 
 
@@ -84,6 +86,10 @@ def run(
     typed: Mapping[str, Any],
 ) -> Path:
     """Train the super-adapter; return the output directory."""
+    if arguments.kd_own and kd.kd_teacher_model is not None:
+        raise UserError("--kd_own and --kd_teacher_model both name a teacher; pass either")
+    if arguments.kd_own and arguments.nncf_config is None:
+        raise UserError("--kd_own needs --nncf_config: an ordinary LoRA has no smaller subnets to teach")
     source = model_args.model_name_or_path
     adapters = adapters_of(arguments, source)
     dtype = dtype_of(arguments.base_dtype)
@@ -115,7 +121,11 @@ def run(
     model = load_student(model_args, spec, training, tokenizer, dtype)
     found = orders_of(arguments, model, rows, training)
     supernet = build_super_adapter(model, adapters, config, found)
-    lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
+    lesson = (
+        own_lesson(rows, supernet, kd)
+        if arguments.kd_own
+        else prepare_lesson(rows, rows.split("train"), kd, training, model)
+    )
     trainer = (
         build_lora_trainer(supernet, training, rows, lesson)
         if config is None
@@ -197,6 +207,15 @@ def orders_of(
     scores = criterion(model, blueprint, inputs, lambda scored, batch: scored(**batch).loss)
     found = orders(order_scores(blueprint, scores, default_rule(arguments.reorder)))
     return {key: order.cpu() for key, order in found.items() if len(order) > 1}
+
+
+def own_lesson(rows: Rows, supernet: Supernet, kd: DistillationArguments) -> Lesson:
+    """Return the training rows with the largest subnet as the teacher of all."""
+    outputs = rows.spec.kind.outputs
+    distillation = Distillation(kd.kd_temperature, kd.kd_task_weight, kd.kd_teacher_weight, outputs)
+    largest = supernet.space.subnet(supernet.space.max_genome)
+    teacher = LargestSubnet(supernet, largest, rows.tokenizer.model_input_names, outputs)
+    return Lesson(rows.split("train"), distillation, teacher)
 
 
 def build_lora_trainer(

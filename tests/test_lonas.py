@@ -15,9 +15,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bootstrapnas.artefacts import read_json
+from bootstrapnas.dims import Key
+from bootstrapnas.distillation import LargestSubnet
+from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.space import Gene, SearchSpace
+from bootstrapnas.supernet import Supernet
 from lonas.cli import main
 
 LAYERS = range(2)
@@ -133,6 +138,37 @@ def test_a_merged_subnet_is_exported_and_evaluated(trained: Path, tmp_path: Path
     expected = json.loads(capsys.readouterr().out)["accuracy"]
     run("evaluate", "--ir_dir", tmp_path / "ir")
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(expected)
+
+
+def test_the_largest_subnet_teaches_in_place(tiny_bert_dir: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=3).train()
+    supernet = Supernet(model, SearchSpace((Gene((Key("ffn", 0),), (128, 32)),)))
+    batch = {"input_ids": torch.arange(10, 26).view(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
+    teacher = LargestSubnet(supernet, {}, ["input_ids", "attention_mask"], (LOGITS,))
+    with supernet.activate({Key("ffn", 0): 32}):
+        said = teacher({**batch, "labels": torch.tensor([0, 1])})["logits"]
+        assert all(module.training for module in model.modules())
+        assert supernet.active == {Key("ffn", 0): 32}
+    assert not said.requires_grad
+    with torch.no_grad():
+        assert torch.equal(said, model.eval()(**batch).logits)
+
+
+def test_training_with_the_largest_subnet_as_teacher(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    flags = ["--nncf_config", space_config(tmp_path / "c.json"), "--kd_own", "True"]
+    train(tmp_path / "own", tiny_bert_dir, tiny_task_files, *flags)
+    assert read_json(tmp_path / "own" / "stage.json")["settings"]["kd_own"] is True
+    same = {"model_name_or_path": tiny_bert_dir, "train_file": tiny_task_files.train, "output_dir": tmp_path / "no",
+            "validation_file": tiny_task_files.validation, "kd_own": True}  # fmt: skip
+    for more, message in (
+        ({}, "--kd_own needs --nncf_config"),
+        ({"kd_teacher_model": tiny_bert_dir}, "--kd_own and --kd_teacher_model both name a teacher"),
+    ):
+        given = [str(part) for name, value in {**same, **more}.items() for part in (f"--{name}", value)]
+        assert main(["train", *given]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_without_a_config_it_is_an_ordinary_lora(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any) -> None:
