@@ -18,6 +18,7 @@ from conftest import SIGNALS, tiny_bert_config
 from published_spaces import SPACES, PublishedSpace
 from transformers import (
     BertConfig,
+    BloomConfig,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     ElectraConfig,
@@ -259,6 +260,12 @@ MEDIUM_CONFIG = {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_head
             BertConfig(num_hidden_layers=6),
             "attention.self.query of layer 6 (bootstrapNAS.training.elasticity.width.overwrite_groups[6]) is beyond "
             "the model's 6 layers",
+        ),
+        (
+            published_configs.lonas_bloomz(),
+            BloomConfig(hidden_size=1024, n_layer=30, n_head=16),
+            "mlp.dense_h_to_4h.base_layer of layer 0 (bootstrapNAS.training.elasticity.width.overwrite_groups[30]) has "
+            "16384 channels in the config, 4096 in the model",
         ),
         (published(BASE), RobertaConfig(), "is of another type; the config is for BERT-base: 12 layers"),
         (

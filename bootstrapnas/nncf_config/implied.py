@@ -20,8 +20,6 @@ from bootstrapnas.families.adapted import Adapters, adapted_family
 from bootstrapnas.nncf_config.node_names import EVERY_LAYER, module_path
 from bootstrapnas.nncf_config.reading import NNCFConfig
 
-"""Stands in a node name for the number of every layer (Shears)."""
-
 _ADAPTERS: Final = re.compile(r"\.(base_layer|lora_A|lora_B)(\.\w+)?$")
 _BERT: Final = {
     "attention.self.query": "hidden_size",
@@ -32,11 +30,22 @@ _BERT: Final = {
     "output.dense": "hidden_size",
 }
 
+OTHER_NAMES: Final = {
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "ffn_dim": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_layers": "num_hidden_layers",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
+"""What some types of model call an attribute -> what most do."""
+
 
 def _widths(family: Family) -> dict[str, str]:
     """Return the linear layers of a layer whose outputs are one dimension, with the config attribute of its size."""
-    # A size that follows from others in a type of model is called as most others call it.
-    sources = {"ffn": "intermediate_size"} | {d.name: d.source for d in family.dims if isinstance(d.source, str)}
+    named = {dim.name: OTHER_NAMES.get(dim.source, dim.source) for dim in family.dims if isinstance(dim.source, str)}
+    sources = {"ffn": "intermediate_size", **named}  # also where a type of model derives it from its hidden size
     outputs = {
         name.removesuffix(".weight"): labels.axes.split(",")[0]
         for name, labels in family.layer.items()
@@ -64,16 +73,6 @@ LAYOUTS: Final[Mapping[str, Mapping[str, str]]] = {
     **{family.model_type: _widths(family) for family in DECODERS},
 }
 """Model type -> linear layer of a layer of the stack -> the size that its number of outputs is."""
-
-OTHER_NAMES: Final = {
-    "dim": "hidden_size",
-    "hidden_dim": "intermediate_size",
-    "n_heads": "num_attention_heads",
-    "n_layers": "num_hidden_layers",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-}
-"""What some types of model call an attribute -> what most do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +295,13 @@ def check_model(config: NNCFConfig, given: Any, whose: str) -> None:
     layers = getattr(given, "num_hidden_layers", None)
     layout = LAYOUTS.get(given.model_type, {})
     here = f"{implied.known.name if implied.known else implied.architecture}: {shape_of(implied.sizes)}"
-    shape = {name: size for name in _SHAPE if (size := getattr(given, name, None)) is not None}
+    shape = {name: size for name in _SHAPE if (size := size_of(given, name)) is not None}
     there = f"{given.model_type}: {shape_of(shape)}"
     for index, group in enumerate(groups_of(config)):
         member = next((member for member in group.members if not member.is_rank), group.members[0])
         name = member.module if member.layer in (None, -1) else f"{member.module} of layer {member.layer}"
         attribute = layout.get(member.adapted)
-        size = None if attribute is None or member.is_rank else getattr(given, attribute, None)
+        size = None if attribute is None or member.is_rank else size_of(given, attribute)
         if implied.model_type not in (None, given.model_type):
             difference = "is of another type"
         elif layers is not None and member.layer is not None and member.layer >= layers:
@@ -316,6 +315,18 @@ def check_model(config: NNCFConfig, given: Any, whose: str) -> None:
             f"{config.path} does not fit {whose}: {name} (bootstrapNAS.training.elasticity.width.overwrite_groups"
             f"[{index}]) {difference}; the config is for {here}, the model is {there}"
         )
+
+
+def size_of(given: Any, attribute: str) -> int | None:
+    """Return a size by its usual name from a model's config, which may derive that of the FFN; `None` if it cannot."""
+    try:
+        if attribute == "intermediate_size" and given.model_type in FAMILIES:
+            for dim in FAMILIES[given.model_type].dims:
+                if dim.name == "ffn":
+                    return dim.size(given)
+        return int(getattr(given, attribute))
+    except AttributeError:
+        return None
 
 
 _SHAPE: Final = {

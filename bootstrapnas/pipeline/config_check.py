@@ -36,6 +36,7 @@ from bootstrapnas.nncf_config.implied import (
     labels_of,
     labels_with,
     named_config,
+    size_of,
 )
 from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
 from bootstrapnas.pipeline.config_facts import (
@@ -176,7 +177,7 @@ class _Explainer:
             name=model,
             architecture=architecture,
             model_type=given.model_type,
-            sizes={name: size for name in _SIZES if (size := getattr(given, name, None)) is not None},
+            sizes={name: size for name in _SIZES if (size := size_of(given, name)) is not None},
             vocabulary_of=model if self.blueprint is not None else None,
             labels=labels,
         )
