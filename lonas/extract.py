@@ -5,50 +5,39 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bootstrapnas.adapters import base_subnet, extract_adapters
-from bootstrapnas.artefacts import FORMAT, read_stage, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import FULL, count_costs
-from bootstrapnas.dims import subnet_to_json
-from bootstrapnas.extraction import SUBNET_FILE, extract
+from bootstrapnas.extraction import extract
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import sequence_length
-from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
+from bootstrapnas.pipeline.arguments import OutputArguments, flag
+from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
-from bootstrapnas.pipeline.extract import ExtractArguments, choose, words_of
+from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, task_head
 from bootstrapnas.progress import notice
 from bootstrapnas.reorder import reorder
-
-# ruff: noqa: UP045
 
 BASE, ADAPTER = "base", "adapter"
 
 
 @dataclass
-class AdapterExtractArguments:
+class AdapterExtractArguments(ExtractArguments):
     """Which subnet of which super-adapter."""
 
     _argument_group_name = "subnet"
 
-    supernet_dir: str = required("Output of lonas train.")
-    search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best, an index or bounds.")
-    subnet: Optional[str] = flag(
-        None,
-        "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer. Instead, "
-        "bounds: the subnet on the front with the best metric that keeps them; with min_metric the cheapest.",
-    )
     merge: bool = flag(False, "Add the adapter to the base's weights: one model instead of two directories.")
 
 
@@ -64,22 +53,13 @@ def run(
 ) -> Path:
     """Extract; return the output directory."""
     chosen_by = words_of(arguments.subnet, bounds)
-    read_stage(arguments.supernet_dir, "train")
-    subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
-    stage = begin(
-        "extract",
-        output.output_dir,
-        typed,
-        {"supernet": arguments.supernet_dir, "search": arguments.search_dir, "subnet": subnet_file},
-        overwrite=output.overwrite_output_dir,
-    )
+    stage = begin_extraction(arguments, output, typed)
     if stage.finished:
         return stage.directory
     spec, about = inherited_task(arguments.supernet_dir), read_super_adapter(arguments.supernet_dir)
     supernet, config = load_supernet(arguments.supernet_dir, spec)
     length = sequence_length(config)
-    chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
-    subnet, values = choose(chosen, bounds, supernet, length)
+    subnet, values = choose(arguments, bounds, supernet, length)
 
     tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
     head = task_head(supernet.model)
@@ -99,19 +79,11 @@ def run(
     costs, full = (count_costs(supernet.blueprint, each, length=length) for each in (subnet, FULL))
     small = count_costs(blueprint, base_subnet(supernet.blueprint, subnet), length=length)
     whole = count_costs(blueprint, FULL, length=length)
-    write_json(
-        stage.directory / SUBNET_FILE,
-        {
-            "format": FORMAT,
-            "sizes": subnet_to_json(supernet.blueprint.complete(subnet)),
-            "costs": asdict(small if arguments.merge else costs),
-            "full_costs": asdict(whole if arguments.merge else full),
-            "search_values": values,
-            "chosen_by": chosen_by,
-            "supernet": stage.inputs["supernet"],
-            "search": stage.inputs.get("search"),
-        },
-    )
+    kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
+    write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by)
+    if arguments.merge:
+        measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
+        write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
     notice(
         f"extract: {small.macs / whole.macs:.1%} of the base model's MACs, {small.params / whole.params:.1%} of its "
         f"parameters; adapters of {costs.params - small.params:,} parameters, of {full.params - whole.params:,}"

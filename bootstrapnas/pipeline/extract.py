@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from bootstrapnas.artefacts import FORMAT, digest, read_json, read_stage, write_json
-from bootstrapnas.costs import COSTS, FULL, Conditions, count_costs
-from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
+from bootstrapnas.artefacts import FORMAT, Stage, digest, read_json, read_stage, write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import COSTS, FULL, Conditions, Costs, count_costs
+from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.nncf_config import sequence_length
@@ -60,15 +61,7 @@ def run(
 ) -> Path:
     """Extract; return the output directory."""
     chosen_by = words_of(arguments.subnet, bounds)
-    read_stage(arguments.supernet_dir, "train")
-    subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
-    stage = begin(
-        "extract",
-        output.output_dir,
-        typed,
-        {"supernet": arguments.supernet_dir, "search": arguments.search_dir, "subnet": subnet_file},
-        overwrite=output.overwrite_output_dir,
-    )
+    stage = begin_extraction(arguments, output, typed)
     if stage.finished:
         return stage.directory
     spec = inherited_task(arguments.supernet_dir)
@@ -79,19 +72,7 @@ def run(
     full = count_costs(supernet.blueprint, FULL, length=length)
     model = supernet.extract(subnet)
     save_artefact(stage.directory, model, load_tokenizer(arguments.supernet_dir), spec)
-    write_json(
-        stage.directory / SUBNET_FILE,
-        {
-            "format": FORMAT,
-            "sizes": subnet_to_json(supernet.blueprint.complete(subnet)),
-            "costs": asdict(costs),
-            "full_costs": asdict(full),
-            "search_values": values,
-            "chosen_by": chosen_by,
-            "supernet": stage.inputs["supernet"],
-            "search": stage.inputs.get("search"),
-        },
-    )
+    write_subnet(stage, supernet.blueprint, subnet, costs, full, values, chosen_by)
     measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
     write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
     notice(
@@ -100,6 +81,44 @@ def run(
     )
     stage.complete(macs=costs.macs, params=costs.params)
     return stage.directory
+
+
+def begin_extraction(arguments: ExtractArguments, output: OutputArguments, typed: Mapping[str, Any]) -> Stage:
+    """Open the stage that writes a subnet of a supernet."""
+    read_stage(arguments.supernet_dir, "train")
+    subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
+    return begin(
+        "extract",
+        output.output_dir,
+        typed,
+        {"supernet": arguments.supernet_dir, "search": arguments.search_dir, "subnet": subnet_file},
+        overwrite=output.overwrite_output_dir,
+    )
+
+
+def write_subnet(
+    stage: Stage,
+    blueprint: Blueprint,
+    subnet: Subnet,
+    costs: Costs,
+    full: Costs,
+    values: Mapping[str, float] | None,
+    chosen_by: str,
+) -> None:
+    """Write ``subnet.json``: what was cut out, what it and the full model cost, what a search measured of it."""
+    write_json(
+        stage.directory / SUBNET_FILE,
+        {
+            "format": FORMAT,
+            "sizes": subnet_to_json(blueprint.complete(subnet)),
+            "costs": asdict(costs),
+            "full_costs": asdict(full),
+            "search_values": values,
+            "chosen_by": chosen_by,
+            "supernet": stage.inputs["supernet"],
+            "search": stage.inputs.get("search"),
+        },
+    )
 
 
 def words_of(subnet: str | None, bounds: ConstraintArguments) -> str:
