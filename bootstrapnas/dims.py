@@ -44,12 +44,15 @@ class Dim:
         Whether every layer of the stack has a size of its own.
     elastic
         Whether subnets may be smaller than the full size along it.
+    ordered
+        Whether the order of its units has a meaning (channels that rotary positions pair, heads with a slope each).
     """
 
     name: str
     source: str | Callable[[Any], int]
     per_layer: bool = True
     elastic: bool = True
+    ordered: bool = False
 
     def size(self, config: Any) -> int:
         """Return the full size, in units."""

@@ -39,13 +39,15 @@ def reorder(
     Raises
     ------
     UserError
-        If the model has no such key, an order is not a permutation of the key's units, or the optimiser keeps something
-        that is not shaped as its parameter; nothing is changed then.
+        If the model has no such key, an order is not a permutation of the key's units, these have no other order, or
+        the optimiser keeps something that is not shaped as its parameter; nothing is changed then.
     """
     for key, order in orders.items():
         blueprint.check({key: blueprint.full.get(key, 1)})
         if order.sort().values.tolist() != list(range(blueprint.full[key])):
             raise UserError(f"the order of {key} is not a permutation of its {blueprint.full[key]} units")
+        if blueprint.dims[key.dim].ordered:
+            raise UserError(f"the units of {key} have no other order in family {blueprint.family.model_type!r}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     moments = {name: _moments(name, tensor, optimizer) for name, tensor in parameters.items()} if optimizer else {}
     for key, order in orders.items():

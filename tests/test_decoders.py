@@ -10,7 +10,16 @@ import pytest
 import torch
 from families import ENCODER_ROWS, FAMILY_ROWS, LENGTH, MIXED, Row, decoder_rows, outputs
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs, count_params
@@ -251,6 +260,22 @@ def test_movement_scores_lead_to_a_space_of_key_value_groups_and_channels() -> N
     units = width_scores(blueprint, control.scores(), "prefix")
     assert units.keys() == set(blueprint.widths)
     assert all(scores.isfinite().all() and len(scores.unique()) > 1 for scores in units.values())
+
+
+PYTHIA = {"vocab_size": 50432, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 16384}
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "params"),
+    [
+        (BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32), "BloomForCausalLM", 7_069_016_064),
+        (OPTConfig(), "OPTForCausalLM", 125_239_296),
+        (GPTNeoXConfig(**PYTHIA, num_attention_heads=32), "GPTNeoXForCausalLM", 6_857_302_016),
+    ],
+    ids=["BLOOM-7B1", "OPT-125M", "Pythia-6.9B"],
+)
+def test_parameters_are_the_published_ones(config: PreTrainedConfig, architecture: str, params: int) -> None:
+    assert count_params(Blueprint(config, architecture)) == params
 
 
 def test_counts_of_llama_7b_are_the_published_ones() -> None:

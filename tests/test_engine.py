@@ -128,6 +128,10 @@ def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed
     if blueprint.architecture == family.bare:
         dims.discard("hidden")  # the order of a base model's output
     orders = {key: torch.randperm(size, generator=generator) for key, size in blueprint.full.items() if key.dim in dims}
+    for key in blueprint.full:
+        if key.dim in row.ordered:
+            with pytest.raises(ValueError, match="have no other order in family"):
+                reorder(model, blueprint, {**orders, key: torch.arange(blueprint.full[key]).flip(0)})
     expected, old = outputs(model, batch).detach(), gradients(model, batch)
     carrier = copy.deepcopy(model)
     with torch.no_grad():

@@ -42,7 +42,7 @@ BLOOM = Family(
         Dim("hidden", "hidden_size", per_layer=False),
         Dim("vocab", "vocab_size", per_layer=False, elastic=False),
         Dim("label", "num_labels", per_layer=False, elastic=False),
-        Dim("head", "n_head", elastic=False),
+        Dim("head", "n_head", elastic=False, ordered=True),
         Dim("three", lambda _: 3, elastic=False),
         Dim("hd", lambda config: config.hidden_size // config.n_head, elastic=False),
         Dim("ffn", lambda config: 4 * config.hidden_size),

@@ -23,7 +23,7 @@ GPT_NEOX = Family(
         Dim("label", "num_labels", per_layer=False, elastic=False),
         Dim("head", "num_attention_heads"),
         Dim("three", lambda _: 3, elastic=False),
-        Dim("hd", lambda config: config.hidden_size // config.num_attention_heads, elastic=False),
+        Dim("hd", lambda config: config.hidden_size // config.num_attention_heads, elastic=False, ordered=True),
         Dim("ffn", "intermediate_size"),
     ),
     embeddings=embedding("embed_in", "vocab", "hidden"),

@@ -25,7 +25,7 @@ DIMS = (
     Dim("label", "num_labels", per_layer=False, elastic=False),
     Dim("kv", "num_key_value_heads"),
     Dim("rep", lambda config: config.num_attention_heads // config.num_key_value_heads, elastic=False),
-    Dim("hd", head_dim, elastic=False),
+    Dim("hd", head_dim, elastic=False, ordered=True),
     Dim("ffn", "intermediate_size"),
 )
 FINAL_NORM = norm("norm", "hidden", bias=False)

@@ -41,7 +41,7 @@ MODERNBERT = Family(
         Dim("label", "num_labels", per_layer=False, elastic=False),
         Dim("one", lambda _: 1, per_layer=False, elastic=False),
         Dim("head", "num_attention_heads"),
-        Dim("hd", lambda config: config.hidden_size // config.num_attention_heads, elastic=False),
+        Dim("hd", lambda config: config.hidden_size // config.num_attention_heads, elastic=False, ordered=True),
         Dim("ffn", "intermediate_size"),
     ),
     embeddings={

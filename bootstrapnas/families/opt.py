@@ -43,7 +43,7 @@ OPT = Family(
     stack="decoder.layers",
     num_layers="num_hidden_layers",
     dims=(
-        Dim("hidden", "hidden_size", per_layer=False, elastic=False),
+        Dim("hidden", "hidden_size", per_layer=False, elastic=False, ordered=True),
         Dim("embedding", "word_embed_proj_dim", per_layer=False, elastic=False),
         Dim("vocab", "vocab_size", per_layer=False, elastic=False),
         Dim("position", lambda config: config.max_position_embeddings + 2, per_layer=False, elastic=False),
