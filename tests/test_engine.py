@@ -43,7 +43,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertModel, CamembertConfig, PreTrainedModel
+from transformers import BertModel, Cache, CamembertConfig, PreTrainedModel
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_linear_macs, count_macs, count_nncf_flops, count_params
@@ -243,7 +243,10 @@ def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.D
         with supernet.activate(subnet):
             elastic = supernet.model(**batch)
     for name, value in found.items():
-        torch.testing.assert_close(tensors(elastic[name]), tensors(value), rtol=0, atol=1e-6)
+        wanted, ours = tensors(value), tensors(elastic[name])
+        if isinstance(value, Cache):  # in other places, where layers without attention leave theirs
+            wanted, ours = (sorted(kept, key=lambda kept: float(kept.sum())) for kept in (wanted, ours))
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
 
 
 @every_row
