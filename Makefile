@@ -22,8 +22,9 @@ check: install
 	$(BIN)/mypy bootstrapnas
 	$(BIN)/lint-imports
 
+# A process a core, each with whole files, which share what is slow to make.
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 # What NNCF computes goes to build/parity; tests/golden/nncf.json is a copy of its nncf.json.
 parity: install $(PARITY_VENV)/.installed
