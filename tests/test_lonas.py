@@ -23,6 +23,7 @@ from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.training import StageTrainer
 from lonas.cli import main
 
 LAYERS = range(2)
@@ -232,6 +233,57 @@ def test_an_adapter_of_old_peft_is_taken_over(
         assert main(["import-adapter", *map(str, arguments)]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         shutil.rmtree(tmp_path / "no", ignore_errors=True)
+
+
+@pytest.mark.parametrize("kind", ["super-adapter", "LoRA, best epoch"])
+def test_an_interrupted_training_ends_with_the_same_tensors(
+    kind: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    flags = ["--per_device_train_batch_size", 16, "--save_strategy", "steps", "--save_steps", 4, "--seed", 3]
+    if kind == "super-adapter":
+        flags += ["--nncf_config", space_config(tmp_path / "c.json"), "--reorder", "l1"]
+    else:
+        flags += ["--num_train_epochs", 2, "--learning_rate", 2e-2, "--load_best_model_at_end", "True"]
+        flags += ["--eval_strategy", "steps", "--eval_steps", 4]
+    whole = train(tmp_path / "whole", tiny_bert_dir, tiny_task_files, *flags)
+    step = StageTrainer.training_step
+
+    def interrupted(self: StageTrainer, *arguments: Any, **settings: Any) -> torch.Tensor:
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        return step(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", interrupted)
+        with pytest.raises(AssertionError, match="130"):
+            train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
+    (checkpoint,) = (tmp_path / "cut").glob("checkpoint-*")
+    kept = load_file(checkpoint / "trained.safetensors")
+    assert kept
+    assert all("lora_" in name or name.startswith("classifier.") for name in kept)
+    assert not (checkpoint / "model.safetensors").exists()
+    torch.manual_seed(99)  # what the process did before does not count
+    cut = train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
+    assert "train: resuming from checkpoint-4" in capsys.readouterr().err
+    found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))
+    assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
+    assert (cut / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
+    assert not list(cut.glob("checkpoint-*"))
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # by its name in all of transformers 5
+def test_checkpointed_activations_give_the_same_adapter(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any
+) -> None:
+    flags = ["--nncf_config", space_config(tmp_path / "c.json"), "--lora_dropout", 0, "--dropout", 0]
+    flags += ["--max_train_samples", 64]
+    plain, checked = (
+        load_file(train(tmp_path / name, tiny_bert_dir, tiny_task_files, *flags, *more) / "adapter_model.safetensors")
+        for name, more in (("plain", []), ("checked", ["--gradient_checkpointing", "True"]))
+    )
+    assert any(tensor.count_nonzero() for name, tensor in plain.items() if "lora_B" in name)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(checked[name], tensor, rtol=1e-5, atol=1e-7)
 
 
 def test_a_changed_base_is_refused(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any) -> None:
