@@ -212,7 +212,8 @@ def describe(arguments: ExportArguments, result: ExportResult, data: ExportData)
     how = "int8 weights and activations" if result.quant_mode else result.weight_format
     parts = [
         f"export: {how}, {result.size / 1e6:.1f} MB",
-        f"within {result.max_abs_difference:.1e} of torch (allowed {result.tolerance:.0e})",
+        f"within {result.max_abs_difference:.1e} of torch, {result.max_rel_difference:.1e} of the outputs' scale "
+        f"(allowed {result.tolerance:.0e}, of scales above 1)",
     ]
     if result.difference.absolute != result.max_abs_difference:
         parts[-1] += f" before rounding, {result.difference.relative:.1%} of the outputs' scale after it"
