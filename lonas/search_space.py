@@ -81,7 +81,7 @@ def space_config(
     blueprint = Blueprint.of(model, add_adapters(model, adapters))
     space = adapter_space(blueprint, ranks=ranks, ffn_shares=ffn_shares, head_shares=head_shares)
     raw = one_stage_config(["width"], length, {"algorithm": "NSGA2", "num_evals": 200, "population": 8})
-    raw["bootstrapNAS"]["training"] |= {"sandwich_rule": False, "frozen_layers_allowed": True}
+    raw["bootstrapNAS"]["training"]["sandwich_rule"] = False
     full, least = (count_macs(blueprint, space.subnet(g), length=length) for g in (space.max_genome, space.min_genome))
     notice(f"search-space: {len(space)} groups, {space.num_subnets:.2g} subnets from {least / full:.0%} of the MACs")
     return config_with_space(raw, blueprint, NodeNames.of(model), space)

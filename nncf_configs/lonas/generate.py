@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from string import Template
 from textwrap import wrap
+from typing import Any
 
 import torch
 import transformers
@@ -17,7 +18,6 @@ from bootstrapnas.adapters import add_adapters
 from bootstrapnas.artefacts import write_text
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
-from bootstrapnas.families import FAMILIES
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import NodeNames, config_with_space, format_config, one_stage_config
 from bootstrapnas.space import Gene, SearchSpace
@@ -32,8 +32,6 @@ def files() -> dict[Path, str]:
     """Return every file and its text."""
     found = {}
     for run in RUNS:
-        if MODELS[run.model].config["model_type"] not in FAMILIES:
-            continue
         found[config_path(run)] = config(run)
         found[recipe_path(run)] = recipe(run)
     return found
@@ -50,24 +48,23 @@ def config(run: PublishedRun) -> str:
     """Return the config of a run."""
     model = MODELS[run.model]
     blueprint, names = model_of(model)
-    length, search = 256, {"algorithm": "NSGA2", "num_evals": 200, "population": 8, "ref_acc": 0.45, "acc_delta": 0.01}
-    indicator, space = (
-        5,
-        adapter_space(blueprint, ranks=model.ranks, ffn_shares=FFN_SHARES, head_shares=model.head_shares),
-    )
+    search: dict[str, Any] = {"algorithm": "NSGA2"}
     if run.is_glue:
         length, indicator, space = 128, 4, bert_space(blueprint)
-        search |= {"num_evals": 1000, "population": 40, "ref_acc": 0.85}
-    if run.model in CURRENT:
-        search |= {"ref_acc": -1, "acc_delta": 1}
+        search |= {"num_evals": 1000, "population": 40, "ref_acc": 0.85, "acc_delta": 0.01}
+    else:
+        length, indicator = 256, 5
+        space = adapter_space(blueprint, ranks=model.ranks, ffn_shares=FFN_SHARES, head_shares=model.head_shares)
+        held = {"ref_acc": 0.45, "acc_delta": 0.01} if model.published else {"ref_acc": -1, "acc_delta": 1}
+        search |= {"num_evals": 200, "population": 8, **held}
     raw = one_stage_config(["width"], length, search)
     stage = {"train_dims": ["width"], "epochs": run.epochs, "init_lr": run.lr, "epochs_lr": run.epochs}
     stage |= {"width_indicator": indicator, "sample_rate": 1}
     training = raw["bootstrapNAS"]["training"]
-    training |= {"sandwich_rule": False, "frozen_layers_allowed": True}
+    training["sandwich_rule"] = False
     training["schedule"]["list_stage_descriptions"] = [stage]
     comments = [
-        f"LoNAS on {title(run)}: {'in the manner of ' if run.model in CURRENT else ''}the published search space and "
+        f"LoNAS on {title(run)}: {'' if model.published else 'in the manner of '}the published search space and "
         "its settings.",
         "Written by generate.py from published_adapters.py; docs/nncf_config.md explains the keys.",
     ]
@@ -78,10 +75,6 @@ def config(run: PublishedRun) -> str:
         )
     lines = [line for comment in comments for line in wrap(comment, width=117)]
     return "".join(f"// {line}\n" for line in lines) + format_config(config_with_space(raw, blueprint, names, space))
-
-
-CURRENT = tuple(name for name in MODELS if name not in ("llama_7b", "llama_13b", "bloomz_7b1", "bert_base"))
-"""Models that no published space is for."""
 
 
 def bert_space(blueprint: Blueprint) -> SearchSpace:

@@ -47,6 +47,11 @@ class AdapterModel:
     ranks: tuple[int, ...] = (32, 28)
     head_shares: tuple[float, ...] = (1.0,)
 
+    @property
+    def published(self) -> bool:
+        """Whether a published space is for it."""
+        return self.title in ("LLaMA-7B", "LLaMA-13B", "BLOOMZ-7B1", "BERT-base")
+
 
 def _llama(hidden: int, layers: int, heads: int, ffn: int, **more: Any) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
