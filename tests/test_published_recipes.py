@@ -23,6 +23,7 @@ import pytest
 from command_line import call
 from conftest import FILLERS, VOCABULARY
 from published_spaces import CONFIGS, HUB_IDS, SPACES, TASKS, PublishedSpace
+from recipe_scripts import calls_of, flags_of, write_stand_in
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -99,31 +100,13 @@ def test_a_template_has_every_head_and_block(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with an ``eftnas`` that appends its arguments to the file $CALLS as a line, separated by tabs."""
-    directory = tmp_path_factory.mktemp("stand_in")
-    program = directory / "eftnas"
-    program.write_text('#!/usr/bin/env bash\nIFS=$\'\\t\'\necho "$*" >>"$CALLS"\n')
-    program.chmod(0o755)
-    return directory
-
-
-def calls_of(published: PublishedSpace, stand_in: Path, directory: Path, **variables: str | Path) -> list[list[str]]:
-    """Return the commands that a recipe gives when `variables` are set."""
-    noted = directory / "calls"
-    noted.unlink(missing_ok=True)
-    environment = {"PATH": f"{stand_in}:{os.environ['PATH']}", "CALLS": str(noted)}
-    environment |= {name: str(value) for name, value in variables.items()}
-    subprocess.run(["bash", str(generate.recipe_path(published))], env=environment, check=True)
-    return [line.split("\t") for line in noted.read_text().splitlines()]
-
-
-def flags_of(arguments: list[str]) -> dict[str, str]:
-    return dict(zip(arguments[::2], arguments[1::2], strict=True))
+    """A directory with an ``eftnas`` that notes its arguments."""
+    return write_stand_in(tmp_path_factory.mktemp("stand_in"), "eftnas")
 
 
 @BY_NAME
 def test_a_recipe_uses_what_is_published_by_default(published: PublishedSpace, stand_in: Path, tmp_path: Path) -> None:
-    calls = calls_of(published, stand_in, tmp_path)
+    calls = calls_of(generate.recipe_path(published), stand_in, tmp_path)
     evaluations = 2 if published.task == "mnli" else 1
     stages = ["importance", "train", "search", "extract", "export", *["evaluate"] * evaluations]
     assert [name for name, *_ in calls] == stages
@@ -141,9 +124,8 @@ def test_a_recipe_uses_what_is_published_by_default(published: PublishedSpace, s
 @BY_NAME
 def test_a_recipe_hands_over_what_it_writes(published: PublishedSpace, stand_in: Path, tmp_path: Path) -> None:
     """Every flag exists, and a path that a stage reads was written by one before it."""
-    calls = calls_of(
-        published, stand_in, tmp_path, SPACE="generated", FINETUNE="1", TRAINING="--bf16 True", OUTPUT_DIR="o"
-    )
+    recipe, changes = generate.recipe_path(published), {"SPACE": "generated", "FINETUNE": "1", "OUTPUT_DIR": "o"}
+    calls = calls_of(recipe, stand_in, tmp_path, **changes, TRAINING="--bf16 True")
     assert [name for name, *_ in calls][:7] == [
         "importance", "search-space", "train", "search", "extract", "finetune", "export",
     ]  # fmt: skip
@@ -275,7 +257,8 @@ def test_a_recipe_runs(
 ) -> None:
     """Export and evaluation are the same commands in all recipes: they run where the head or the splits are others."""
     metrics = []
-    for arguments in calls_of(published, stand_in, tmp_path, **variables_of(published, tiny, tiny_data, tmp_path)):
+    variables = variables_of(published, tiny, tiny_data, tmp_path)
+    for arguments in calls_of(generate.recipe_path(published), stand_in, tmp_path, **variables):
         if arguments[0] in ("export", "evaluate") and published.name not in EXPORTED:
             continue
         outcome = call(arguments)
