@@ -23,6 +23,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MobileBertConfig,
     ModernBertConfig,
     OPTConfig,
     Phi3Config,
@@ -79,6 +80,17 @@ def skip_in_distilbert(layer: nn.Module, block: str) -> None:
         return layer.output_layer_norm(x if "ffn_block" in layer.skipped else layer.ffn(x) + x)
 
     layer.forward = forward
+
+
+def skip_in_mobilebert(layer: nn.Module, block: str) -> None:
+    """Skip a half-block: attention returns its residual, a stacked FFN its input, the last one keeps what follows."""
+    if block == "mha_block":
+        layer.attention.forward = lambda query, key, value, residual, *_, **__: (residual, None)
+    elif block == "ffn_block":
+        output = layer.output
+        output.forward = lambda _, inner, outer: output.bottleneck(output.LayerNorm(inner), outer)
+    else:
+        layer.ffn[int(block[4])].forward = lambda x: x
 
 
 def skip_in_modernbert(layer: nn.Module, block: str) -> None:
@@ -144,8 +156,8 @@ class Row:
     `sizes` are config attributes of the family that have other names than BERT's; `skip` is the oracle that skips a
     block of a layer without the engine, `tell` the one that tells a layer's code its units of attention; `ordered` are
     dimensions whose order has a meaning (rotary positions); `unit` is the unit of attention (none: its heads are
-    fixed), `expressed` are dimensions of which a config expresses any size, and `embeddings` the paths of all
-    embeddings in the base model.
+    fixed), `ffns` are the widths of FFNs, `expressed` are dimensions of which a config expresses any size, and
+    `embeddings` the paths of all embeddings in the base model.
     """
 
     model_class: type[PreTrainedModel]
@@ -156,6 +168,7 @@ class Row:
     tell: Callable[[nn.Module, int], None] = tell_nothing
     ordered: tuple[str, ...] = ()
     unit: str = "head"
+    ffns: tuple[str, ...] = ("ffn",)
     expressed: tuple[str, ...] = ("ffn",)
     embeddings: tuple[str, ...] = ("embeddings",)
 
@@ -170,7 +183,7 @@ class Row:
     @property
     def units(self) -> tuple[str, ...]:
         """The elastic widths of a layer."""
-        return (self.unit, "ffn") if self.unit else ("ffn",)
+        return (self.unit, *self.ffns) if self.unit else self.ffns
 
     @property
     def attention(self) -> str:
@@ -216,6 +229,7 @@ def rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] =
 
 
 MODERNBERT = {"bos_token_id": 1, "cls_token_id": 1, "eos_token_id": 2, "sep_token_id": 2, "local_attention": 4}
+MOBILEBERT = {"embedding_size": 8, "intra_bottleneck_size": 16, "attention_probs_dropout_prob": 0.1}
 BIASES = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), True)
 
 
@@ -306,6 +320,14 @@ ROWS = (
     *rows("Roberta", RobertaConfig),
     *rows("DistilBert", DistilBertConfig, sizes=(("hidden_dim", 24),), skip=skip_in_distilbert),
     *rows("Electra", ElectraConfig, sizes=(("embedding_size", 16),)),
+    *rows(
+        "MobileBert",
+        MobileBertConfig,
+        sizes=tuple(MOBILEBERT.items()),
+        skip=skip_in_mobilebert,
+        ffns=("ffn_0", "ffn_1", "ffn_2", "ffn"),
+        expressed=(),  # one attribute is the width of all four
+    ),
     *rows("XLMRoberta", XLMRobertaConfig, ["SequenceClassification"]),  # RoBERTa's code under other names
     *modernbert_rows(["SequenceClassification", ""]),
     *modernbert_rows(["TokenClassification", "QuestionAnswering", "MaskedLM"], **BIASES),

@@ -66,6 +66,8 @@ def tiny(model_type: str, num_labels: int = 2) -> SimpleNamespace:
         intermediate_size=128,
         vocab_size=120,
         max_position_embeddings=64,
+        embedding_size=32,
+        intra_bottleneck_size=32,
         type_vocab_size=2,
         num_labels=num_labels,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
