@@ -62,7 +62,7 @@ def test_terms_do_not_mind_the_order_of_units(row: Row, term: Term) -> None:
     halves = {key: size // 2 for key, size in supernet.blueprint.full.items() if key in orders}
     with supernet.activate(halves):
         half = held(term, recorded(supernet.model, inputs), teacher, inputs)
-    assert float(half) > 1e-4
+    assert float(half) > 1e-5
 
 
 @every_row
@@ -90,6 +90,9 @@ def test_a_subnet_and_its_extraction_say_the_same(row: Row, term: Term) -> None:
 def test_padding_and_batch_do_not_count(row: Row, term: Term) -> None:
     """A term is a mean over rows of a mean over real tokens."""
     inputs, model, teacher = inputs_of(row), row.build(), row.build(seed=1)
+    for module in (*model.modules(), *teacher.modules()):
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])  # as trained ones are: MobileBERT's embeddings see beside
 
     def loss(inputs: dict[str, Tensor]) -> Tensor:
         return held(term, recorded(model, inputs), recorded(teacher, inputs), inputs)
