@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,16 @@ def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> Pre
     if small.can_generate():
         small.generation_config = copy.deepcopy(model.generation_config)
     return small.eval()
+
+
+def extracted_name(small: PreTrainedModel, blueprint: Blueprint, subnet: Subnet, name: str) -> str:
+    """Return what a module or parameter of the full model is called in `small`, which is `subnet` extracted.
+
+    `name` must lie in what the subnet keeps.
+    """
+    if small.config.to_dict().get("subnet") is not None:
+        return name
+    return _renumbered(blueprint, name, blueprint.kept_layers(subnet).index)
 
 
 def subnet_config(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig:
@@ -273,11 +284,16 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
 
 def _origin(blueprint: Blueprint, subnet: Subnet, name: str) -> str:
     """Return the name in the full model of what is called `name` where the layers that are left are numbered anew."""
+    return _renumbered(blueprint, name, blueprint.kept_layers(subnet).__getitem__)
+
+
+def _renumbered(blueprint: Blueprint, name: str, number: Callable[[int], int]) -> str:
+    """Return a name with another number of its layer, if it lies in one."""
     stack = blueprint.layer_path(0, "").removesuffix("0")
-    number, dot, rest = name.removeprefix(stack).partition(".")
-    if not name.startswith(stack) or not number.isdecimal():
+    layer, dot, rest = name.removeprefix(stack).partition(".")
+    if not name.startswith(stack) or not layer.isdecimal():
         return name
-    return f"{stack}{blueprint.kept_layers(subnet)[int(number)]}{dot}{rest}"
+    return f"{stack}{number(int(layer))}{dot}{rest}"
 
 
 def _fill(small: PreTrainedModel, tensors: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from bootstrapnas.adapters import base_subnet, extract_adapters
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import FULL, count_costs
-from bootstrapnas.extraction import extract
+from bootstrapnas.extraction import extract, extracted_name
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
@@ -67,17 +68,22 @@ def run(
     blueprint = Blueprint.of(plain)
     reorder(plain, blueprint, load_orders(arguments.supernet_dir))
     plain.load_state_dict(head, strict=False)
-    base = extract(plain, blueprint, base_subnet(supernet.blueprint, subnet))
+    smaller = base_subnet(supernet.blueprint, subnet)
+    base = extract(plain, blueprint, smaller)
+    name_of = partial(extracted_name, base, blueprint, smaller)
+    tensors = {name_of(name): tensor for name, tensor in tensors.items()}
+    ranks = {name_of(module): rank for module, rank in ranks.items()}
+    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in head}
     tokenizer = load_tokenizer(arguments.supernet_dir)
     if arguments.merge:
-        save_artefact(stage.directory, merged(base, about.adapters, {**tensors, **head}, ranks), tokenizer, spec)
+        save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
     else:
         save_artefact(stage.directory / BASE, base, tokenizer, spec)
         where = stage.directory / BASE
-        save_adapter(stage.directory / ADAPTER, str(where), about.adapters, {**tensors, **head}, ranks)
+        save_adapter(stage.directory / ADAPTER, str(where), about.adapters, tensors, ranks)
 
     costs, full = (count_costs(supernet.blueprint, each, length=length) for each in (subnet, FULL))
-    small = count_costs(blueprint, base_subnet(supernet.blueprint, subnet), length=length)
+    small = count_costs(blueprint, smaller, length=length)
     whole = count_costs(blueprint, FULL, length=length)
     kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
     write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from causal_models import build_causal, build_tokenizer
 from peft import PeftModel
 from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from bootstrapnas.artefacts import read_json
-from bootstrapnas.dims import Key
+from bootstrapnas.dims import Key, subnet_from_json
 from bootstrapnas.distillation import LargestSubnet
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
@@ -117,6 +118,32 @@ def test_extracted_and_merged_compute_what_the_supernet_computes(trained: Path, 
     assert costs["params"] == sum(p.numel() for p in merged.parameters())
     both = read_json(tmp_path / "parts" / "subnet.json")["costs"]
     assert both["params"] == sum(p.numel() for name, p in parts.named_parameters() if "original_module" not in name)
+
+
+def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_task_files: Any) -> None:
+    """Layers that are left are numbered anew, a head loses what the hidden size loses; the adapter follows both."""
+    build_causal("llama", pad_token_id=1).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    targets = ["--lora_r", 4, "--target_modules", "q_proj,down_proj"]
+    space = tmp_path / "space.json"
+    run("search-space", "--model_name_or_path", tmp_path / "base", "--target_config", space, *targets)
+    train(tmp_path / "super", tmp_path / "base", tiny_task_files, *targets, "--nncf_config", space,
+          "--learning_rate", 3e-2, "--num_train_epochs", 1, "--max_train_samples", 64)  # fmt: skip
+    sizes = {"hidden": 24, "layer_block": [1, 0, 1]}
+    (tmp_path / "subnet.json").write_text(json.dumps(sizes))
+    flags = ["--supernet_dir", tmp_path / "super", "--subnet", tmp_path / "subnet.json"]
+    run("extract", *flags, "--output_dir", tmp_path / "parts")
+    run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
+    supernet, _ = load_supernet(str(tmp_path / "super"), inherited_task(str(tmp_path / "super")))
+    with supernet.activate(subnet_from_json(sizes)):
+        expected = logits(supernet.model, tmp_path / "super")
+    auto = AutoModelForSequenceClassification
+    base = auto.from_pretrained(tmp_path / "parts" / "base")
+    assert base.config.num_hidden_layers == 2
+    assert (logits(base, tmp_path / "super") - expected).abs().max() > 0.1
+    parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
+    for model in (parts, auto.from_pretrained(tmp_path / "merged")):
+        torch.testing.assert_close(logits(model, tmp_path / "super"), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
