@@ -766,18 +766,23 @@ def test_select_best_needs_the_maximum_subnet_for_a_default_reference() -> None:
 
 @pytest.mark.parametrize(("budget", "genome"), [(1e9, (0,)), (99, (1,)), (50, (2,)), (20, (4,))])
 def test_select_by_budget(budget: float, genome: Genome) -> None:
-    assert select_by_budget(FOUND, "accuracy", "macs", budget).genome == genome
+    assert select_by_budget(FOUND, OBJECTIVES[1], "macs", budget).genome == genome
 
 
 def test_select_by_budget_prefers_the_cheaper_of_equals() -> None:
     found = [candidate(9, 0.5, (0,)), candidate(7, 0.5, (1,)), candidate(8, 0.5, (2,))]
-    assert select_by_budget(found, "accuracy", "macs", 10).genome == (1,)
+    assert select_by_budget(found, OBJECTIVES[1], "macs", 10).genome == (1,)
+
+
+def test_select_by_budget_takes_the_least_where_less_is_better() -> None:
+    found = [Candidate((number,), {"macs": 9 - number, "perplexity": 20.0 + number}, number) for number in range(3)]
+    assert select_by_budget(found, Objective("perplexity"), "macs", 8).genome == (1,)
 
 
 def test_select_by_budget_names_the_nearest_when_none_qualifies() -> None:
     found = [candidate(5_600_000_000, 0.9), candidate(4_400_000_000, 0.8)]
     with pytest.raises(NothingQualifiesError, match="macs <= 1,000,000,000; the smallest has 4,400,000,000"):
-        select_by_budget(found, "accuracy", "macs", 1e9)
+        select_by_budget(found, OBJECTIVES[1], "macs", 1e9)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

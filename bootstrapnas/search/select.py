@@ -57,7 +57,7 @@ def select_best(
     return min(qualified, key=lambda each: (each.values[cost], metric.minimised(each.values)))
 
 
-def select_by_budget(candidates: Sequence[Candidate], metric: str, cost: str, budget: float) -> Candidate:
+def select_by_budget(candidates: Sequence[Candidate], metric: Objective, cost: str, budget: float) -> Candidate:
     """Return the candidate with the best metric among those that cost at most `budget`; of equals the cheapest.
 
     Raises
@@ -69,7 +69,7 @@ def select_by_budget(candidates: Sequence[Candidate], metric: str, cost: str, bu
     if not qualified:
         nearest = min(candidate.values[cost] for candidate in candidates)
         raise NothingQualifiesError(f"no subnet found has {cost} <= {budget:,.10g}; the smallest has {nearest:,.10g}")
-    return max(qualified, key=lambda candidate: (candidate.values[metric], -candidate.values[cost]))
+    return min(qualified, key=lambda candidate: (metric.minimised(candidate.values), candidate.values[cost]))
 
 
 def _maximum_metric(candidates: Sequence[Candidate], metric: str) -> float:
