@@ -20,6 +20,7 @@ from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import IGNORED
 from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.export_data import task_data
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, tokenize
@@ -228,6 +229,15 @@ def test_rows_of_a_group_of_data_sets(files: Path) -> None:
     )
     spec = build_task_spec("commonsense", train_file=files / "train.json", dataset_dir=files)
     assert load_task(spec).test is not None, "as LLM-Adapters has them: one file to train on, a directory a data set"
+
+
+def test_a_file_in_its_own_format_calibrates(files: Path, adapted_dir: Path) -> None:
+    spec, model, tokenizer = load(adapted_dir)
+    file = files / "hellaswag" / "validation.jsonl"
+    data = task_data(spec, model, tokenizer, calibration_rows=2, calibration_file=str(file), measured=False)
+    texts = [tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True) for batch in data.calibration]
+    assert len(texts) == 2
+    assert all("Please choose the correct ending to complete the given sentence: He runs" in text for text in texts)
 
 
 def test_what_is_learnt(adapted_dir: Path) -> None:

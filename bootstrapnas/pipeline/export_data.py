@@ -19,7 +19,7 @@ from bootstrapnas.outputs import INDEX, Outputs
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import evaluate_model, max_length
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TaskSpec, batches, tokenize
+from bootstrapnas.tasks import TaskSpec, batches, load_file, tokenize
 from bootstrapnas.tasks.builtin_text import find_packages, scan
 from bootstrapnas.tasks.files import SUFFIXES, read_table, texts
 from bootstrapnas.tasks.next_token import LOGITS as NEXT_TOKEN
@@ -131,10 +131,8 @@ def builtin_texts() -> list[str]:
 
 
 def _calibration(rows: Rows, count: int, file: str | None) -> list[Batch]:
-    spec, source = rows.spec, rows.rows("train")
-    if file is not None:
-        table = read_table(file, spec.columns, spec.kind.optional_columns)
-        source = spec.kind.rows(spec, table, "train", file)
+    spec = rows.spec
+    source = rows.rows("train") if file is None else load_file(spec, file)
     chosen = random.Random(spec.seed).sample(range(len(source)), min(count, len(source)))
     features = tokenize(source.select(chosen), rows.tokenizer, spec)
     features = features.select(range(min(count, len(features))))  # a kind may make several features of a row

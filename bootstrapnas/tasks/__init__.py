@@ -13,7 +13,7 @@ from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec, changed_settin
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
 from bootstrapnas.tasks.generation import Generation, generate
 from bootstrapnas.tasks.kind import Head, Kind
-from bootstrapnas.tasks.loading import TaskData, data_files, load_task, why_no_rows
+from bootstrapnas.tasks.loading import TaskData, data_files, load_file, load_task, why_no_rows
 from bootstrapnas.tasks.metrics import METRICS
 from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
@@ -42,6 +42,7 @@ __all__ = [
     "data_files",
     "export_builtin",
     "generate",
+    "load_file",
     "load_task",
     "predictions",
     "tfidf_baseline",

@@ -69,8 +69,7 @@ def load_task(spec: TaskSpec) -> TaskData:
         tables = _from_hub(spec)
         sources = {split: f"{' '.join(KNOWN[spec.task_name].hub)} ({split})" for split in tables}
 
-    if spec.kind.arrange is not None:
-        tables = {split: spec.kind.arrange(spec, table) for split, table in tables.items()}
+    tables = {split: _arranged(spec, table) for split, table in tables.items()}
     if "validation" not in tables:
         tables["train"], tables["validation"] = _hold_out(tables["train"], spec, sources["train"])
         sources["validation"] = f"{sources['train']}, held out"
@@ -93,6 +92,20 @@ def load_task(spec: TaskSpec) -> TaskData:
     return TaskData(
         spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
     )
+
+
+def load_file(spec: TaskSpec, path: str | Path) -> Dataset:
+    """Load the rows of one more file of a task, as rows to train on.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, is one of another task or holds no rows.
+    """
+    table = _arranged(spec, _read(spec, path))
+    if not table[spec.columns[-1]]:
+        raise UserError(f"{path} holds no rows for the task {spec.task_name}")
+    return spec.kind.rows(spec, table, "train", str(path))
 
 
 def data_files(spec: TaskSpec) -> dict[str, Path]:
@@ -163,6 +176,10 @@ def _read(spec: TaskSpec, path: str | Path) -> Table:
     if spec.kind.read is not None:
         return spec.kind.read(spec, Path(path))
     return read_table(path, spec.columns, spec.kind.optional_columns)
+
+
+def _arranged(spec: TaskSpec, table: Table) -> Table:
+    return table if spec.kind.arrange is None else spec.kind.arrange(spec, table)
 
 
 def _from_hub(spec: TaskSpec) -> dict[str, Table]:
