@@ -94,3 +94,16 @@ def test_tiny_bert_loads_from_its_directory_and_reads_the_tiny_task(
     assert tokenizer.unk_token_id not in batch["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).logits, tiny_bert(**batch).logits)
+
+
+def test_commands_send_no_telemetry(tmp_path: Path) -> None:
+    script = (
+        "from eftnas.cli import main; assert main(['evaluate', '--model_dir', 'nowhere']) == 2\n"
+        "from openvino.tools.ovc import convert_impl, utils; from nncf.telemetry.wrapper import telemetry\n"
+        "print(convert_impl.tm.__name__, utils.tm.__name__, type(telemetry).__name__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["openvino.tools.ovc.telemetry_stub"] * 2 + ["MagicMock"]  # nncf's stub

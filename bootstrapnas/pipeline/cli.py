@@ -72,6 +72,7 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
     if name not in commands:
         raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    without_telemetry()
     module, first = commands[name].load(), commands[name].first
     if first and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{first}", *arguments]
@@ -84,6 +85,14 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
         if output is not None and not existed:
             _delete_unused(output)
         raise
+
+
+def without_telemetry() -> None:
+    """Keep OpenVINO and nncf from telling Intel what was converted: without the package that does, they use a stub.
+
+    A consent file in the user's home would do as well, but that is the user's; and there is no variable for it.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def _delete_unused(directory: Path) -> None:
