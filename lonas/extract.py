@@ -24,7 +24,7 @@ from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
-from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact, settle_padding
 from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, task_head
 from bootstrapnas.progress import notice
@@ -64,7 +64,9 @@ def run(
 
     tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
     head = task_head(supernet.model)
+    tokenizer = load_tokenizer(arguments.supernet_dir)
     plain = load_for_task(about.base, spec)
+    settle_padding(plain, tokenizer)
     blueprint = Blueprint.of(plain)
     reorder(plain, blueprint, load_orders(arguments.supernet_dir))
     plain.load_state_dict(head, strict=False)
@@ -74,7 +76,6 @@ def run(
     tensors = {name_of(name): tensor for name, tensor in tensors.items()}
     ranks = {name_of(module): rank for module, rank in ranks.items()}
     tensors |= {name: parameter for name, parameter in base.named_parameters() if name in head}
-    tokenizer = load_tokenizer(arguments.supernet_dir)
     if arguments.merge:
         save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
     else:

@@ -122,13 +122,14 @@ def test_extracted_and_merged_compute_what_the_supernet_computes(trained: Path, 
 
 def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_task_files: Any) -> None:
     """Layers that are left are numbered anew, a head loses what the hidden size loses; the adapter follows both."""
-    build_causal("llama", pad_token_id=1).save_pretrained(tmp_path / "base")
+    build_causal("llama").save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     targets = ["--lora_r", 4, "--target_modules", "q_proj,down_proj"]
     space = tmp_path / "space.json"
     run("search-space", "--model_name_or_path", tmp_path / "base", "--target_config", space, *targets)
     train(tmp_path / "super", tmp_path / "base", tiny_task_files, *targets, "--nncf_config", space,
           "--learning_rate", 3e-2, "--num_train_epochs", 1, "--max_train_samples", 64)  # fmt: skip
+    run("eval", "--supernet_dir", tmp_path / "super")
     sizes = {"hidden": 24, "layer_block": [1, 0, 1]}
     (tmp_path / "subnet.json").write_text(json.dumps(sizes))
     flags = ["--supernet_dir", tmp_path / "super", "--subnet", tmp_path / "subnet.json"]
@@ -139,7 +140,7 @@ def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_tas
         expected = logits(supernet.model, tmp_path / "super")
     auto = AutoModelForSequenceClassification
     base = auto.from_pretrained(tmp_path / "parts" / "base")
-    assert base.config.num_hidden_layers == 2
+    assert (base.config.num_hidden_layers, base.config.pad_token_id) == (2, 1)  # its checkpoint names no padding
     assert (logits(base, tmp_path / "super") - expected).abs().max() > 0.1
     parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
     for model in (parts, auto.from_pretrained(tmp_path / "merged")):
@@ -296,6 +297,22 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
     assert (cut / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
     assert not list(cut.glob("checkpoint-*"))
+
+
+def test_a_base_in_half_precision(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any) -> None:
+    """Adapters and the head, which follows what the base computes, are trained and kept in float32."""
+    flags = ["--nncf_config", space_config(tmp_path / "c.json"), "--lora_dropout", 0, "--dropout", 0, "--reorder", "l1"]
+    flags += ["--max_train_samples", 64]
+    whole, half = (
+        load_file(train(tmp_path / name, tiny_bert_dir, tiny_task_files, *flags, *more) / "adapter_model.safetensors")
+        for name, more in (("whole", []), ("half", ["--base_dtype", "bfloat16"]))
+    )
+    assert {tensor.dtype for tensor in half.values()} == {torch.float32}
+    ups = [
+        torch.cat([tensor.flatten() for name, tensor in found.items() if "lora_B" in name]) for found in (whole, half)
+    ]
+    assert not torch.equal(*ups)
+    assert torch.cosine_similarity(*ups, dim=0) > 0.95  # from zero, along the same way
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # by its name in all of transformers 5

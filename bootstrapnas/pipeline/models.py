@@ -178,12 +178,19 @@ def load_student(
         model = load_for_task(source, spec, training.seed, dtype, **settings)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(f"{source} knows {model.config.vocab_size} tokens, its tokenizer {len(tokenizer)}")
+    settle_padding(model, tokenizer)
     if training.freeze_embeddings:
         labelled = tuple(family_of(model.config).embeddings)
         for name, parameter in model.named_parameters():
             if name.endswith(labelled):
                 parameter.requires_grad_(False)
     return model
+
+
+def settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a decoder with a classifier what rows are padded with, unless it knows: it reads the last other token."""
+    if model.config.pad_token_id is None and not model.can_generate():
+        model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def _model_from_scratch(

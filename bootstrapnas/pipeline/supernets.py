@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, lora_config
@@ -28,7 +29,7 @@ from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families.adapted import NAME, Adapters
 from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
-from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task
+from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task, load_tokenizer, settle_padding
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
@@ -92,10 +93,18 @@ def build_super_adapter(
         parameter.requires_grad_(parameter.requires_grad or name in head)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for path in {name.rpartition(".")[0] for name in head}:
+        model.get_submodule(path).register_forward_pre_hook(_in_own_dtype)
     space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
     supernet = adapter_supernet(model, family, adapters, space)
     supernet.reorder(orders)
     return supernet
+
+
+def _in_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hand a module of a head, in float32, what a base model in another dtype computes; adapters do so themselves."""
+    dtype = next(module.parameters()).dtype
+    return tuple(value.to(dtype) if torch.is_tensor(value) else value for value in inputs)
 
 
 def task_head(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -181,6 +190,7 @@ def load_super_adapter(
     about = read_super_adapter(directory)
     check_base(directory, about.base)
     model = load_for_task(about.base, spec, dtype=dtype)
+    settle_padding(model, load_tokenizer(directory))
     supernet = build_super_adapter(model, about.adapters, config, {})
     put_adapter(supernet.model, read_adapter(directory), directory)
     supernet.reorder(load_orders(directory))
