@@ -56,23 +56,27 @@ def add_adapters(model: PreTrainedModel, adapters: Adapters) -> Family:
 
 
 def lora_config(adapters: Adapters, modules: Sequence[str], ranks: Mapping[str, int] | None = None) -> LoraConfig:
-    """Return peft's config of adapters on `modules`, with the ranks of a subnet by module.
+    """Return peft's config of adapters on `modules`, with the ranks of a subnet by module; default: the full one.
 
-    A rank below the full one is scaled as the supernet scaled it.
+    Every rank is scaled as the supernet scaled it. The config's one rank is that of most modules, for programs that
+    know no other; what differs has patterns.
     """
     from peft import LoraConfig
 
-    ranks = ranks or {}
-    smaller = {module: rank for module, rank in ranks.items() if rank != adapters.rank}
-    return LoraConfig(
-        r=adapters.rank,
-        lora_alpha=adapters.alpha,
+    found = [(ranks or {}).get(module, adapters.rank) for module in modules]
+    most = max(found, key=found.count, default=adapters.rank)
+    others = {_pattern(module): rank for module, rank in zip(modules, found, strict=True) if rank != most}
+    config = LoraConfig(
+        r=most,
+        lora_alpha=adapters.factor(most) * most,
         lora_dropout=adapters.dropout,
         target_modules=list(modules),
-        rank_pattern={_pattern(module): rank for module, rank in smaller.items()},
-        alpha_pattern={_pattern(module): adapters.factor(rank) * rank for module, rank in smaller.items()},
+        rank_pattern=others,
+        alpha_pattern={pattern: adapters.factor(rank) * rank for pattern, rank in others.items()},
         bias="none",
     )
+    config.target_modules = list(modules)  # peft makes a set of them, which has another order in every process
+    return config
 
 
 def _pattern(module: str) -> str:

@@ -29,6 +29,7 @@ from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, task_head
 from bootstrapnas.progress import notice
 from bootstrapnas.reorder import reorder
+from lonas.train import local_path
 
 BASE, ADAPTER = "base", "adapter"
 
@@ -80,8 +81,8 @@ def run(
         save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
     else:
         save_artefact(stage.directory / BASE, base, tokenizer, spec)
-        where = stage.directory / BASE
-        save_adapter(stage.directory / ADAPTER, str(where), about.adapters, tensors, ranks)
+        where = local_path(str(stage.directory / BASE))
+        save_adapter(stage.directory / ADAPTER, where, blueprint.architecture, about.adapters, tensors, ranks)
 
     costs, full = (count_costs(supernet.blueprint, each, length=length) for each in (subnet, FULL))
     small = count_costs(blueprint, smaller, length=length)
@@ -104,7 +105,7 @@ def merged(
 ) -> PreTrainedModel:
     """Return a model with an adapter added to its weights, by peft."""
     with tempfile.TemporaryDirectory() as directory:
-        save_adapter(Path(directory), "", adapters, tensors, ranks)
+        save_adapter(Path(directory), "", "", adapters, tensors, ranks)
         with warnings.catch_warnings():  # peft reads a property that transformers deprecates
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
             return PeftModel.from_pretrained(base, directory).merge_and_unload()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from causal_models import build_causal, build_tokenizer
-from peft import PeftModel
+from peft import AutoPeftModelForSequenceClassification, PeftModel
 from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -108,16 +108,25 @@ def test_extracted_and_merged_compute_what_the_supernet_computes(trained: Path, 
     genomes = {"heuristic": supernet.space.heuristic_genome, "min": supernet.space.min_genome, "best": chosen}
     with supernet.activate(supernet.space.subnet(genomes[subnet])):
         expected = logits(supernet.model, trained / "super")
-    auto = AutoModelForSequenceClassification
-    base = auto.from_pretrained(tmp_path / "parts" / "base", trust_remote_code=True)
-    parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
+    parts = AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "parts" / "adapter", trust_remote_code=True
+    )
     torch.testing.assert_close(logits(parts, trained / "super"), expected, rtol=1e-4, atol=1e-5)
-    merged = auto.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", trust_remote_code=True)
     torch.testing.assert_close(logits(merged, tmp_path / "merged"), expected, rtol=1e-4, atol=1e-4)
     costs = read_json(tmp_path / "merged" / "subnet.json")["costs"]
     assert costs["params"] == sum(p.numel() for p in merged.parameters())
     both = read_json(tmp_path / "parts" / "subnet.json")["costs"]
     assert both["params"] == sum(p.numel() for name, p in parts.named_parameters() if "original_module" not in name)
+
+
+def test_an_adapter_of_one_rank_needs_no_patterns(trained: Path, tmp_path: Path) -> None:
+    """Programs that read one rank and one scale of an adapter get the right ones."""
+    run("extract", "--supernet_dir", trained / "super", "--subnet", "heuristic", "--output_dir", tmp_path / "parts")
+    config = read_json(tmp_path / "parts" / "adapter" / "adapter_config.json")
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (2, 4, {}, {})
+    places = [f"bert.encoder.layer.{layer}.attention.self" for layer in LAYERS]
+    assert config["target_modules"] == [f"{place}.{name}" for place in places for name in ("query", "value")]
 
 
 def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_task_files: Any) -> None:

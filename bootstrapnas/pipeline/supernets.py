@@ -38,6 +38,12 @@ ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors
 ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
 SUPER_ADAPTER_FILE, ORDERS_FILE = "super_adapter.json", "orders.safetensors"
 _PEFT_PREFIX = "base_model.model."
+_TASK_TYPES = {
+    "ForCausalLM": "CAUSAL_LM",
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}  # what peft's auto classes go by
 
 
 def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
@@ -123,7 +129,8 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
     """
     supernet.reorder({key: order.argsort() for key, order in orders.items()})
     tensors = {name: p for name, p in supernet.model.named_parameters() if p.requires_grad}
-    save_adapter(directory, about.base, about.adapters, tensors, dict.fromkeys(adapter_modules(supernet.blueprint)))
+    ranks = dict.fromkeys(adapter_modules(supernet.blueprint), about.adapters.rank)
+    save_adapter(directory, about.base, supernet.blueprint.architecture, about.adapters, tensors, ranks)
     supernet.reorder(orders)
     if orders:
         save_tensors(directory / ORDERS_FILE, {str(key): order for key, order in orders.items()}, {})
@@ -135,9 +142,10 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
 def save_adapter(
     directory: Path,
     base: str,
+    architecture: str,
     adapters: Adapters,
     tensors: Mapping[str, Tensor],
-    ranks: Mapping[str, int | None],
+    ranks: Mapping[str, int],
 ) -> None:
     """Write an adapter that stock peft loads.
 
@@ -147,15 +155,17 @@ def save_adapter(
         Where to.
     base
         Hub id or directory of the model it is for.
+    architecture
+        Class name of that model.
     adapters
         As what it was trained.
     tensors
         Adapter matrices, and parameters of a head that was trained, by their names in the model.
     ranks
-        Rank by adapted module; None is the full one.
+        Rank by adapted module.
     """
-    smaller = {module: rank for module, rank in ranks.items() if rank is not None}
-    config = lora_config(adapters, list(ranks), smaller)
+    config = lora_config(adapters, list(ranks), ranks)
+    config.task_type = next((task for suffix, task in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
     config.base_model_name_or_path = base
     heads = {name.rpartition(".")[0] for name in tensors if "lora_" not in name}
     config.modules_to_save = sorted(heads) or None
