@@ -33,7 +33,13 @@ from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_set
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, student_tokenizer
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
-from bootstrapnas.pipeline.supernets import SuperAdapter, build_super_adapter, save_super_adapter
+from bootstrapnas.pipeline.supernets import (
+    SuperAdapter,
+    build_super_adapter,
+    load_orders,
+    save_orders,
+    save_super_adapter,
+)
 from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
 from bootstrapnas.progress import notice
 from bootstrapnas.supernet import Supernet
@@ -119,7 +125,9 @@ def run(
     tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
     model = load_student(model_args, spec, training, tokenizer, dtype)
-    found = orders_of(arguments, model, rows, training)
+    # Kept for a run that resumes: computed again, on another machine, an order might not be that of the checkpoint.
+    found = load_orders(stage.directory) or orders_of(arguments, model, rows, training)
+    save_orders(stage.directory, found)
     supernet = build_super_adapter(model, adapters, config, found)
     lesson = (
         own_lesson(rows, supernet, kd)

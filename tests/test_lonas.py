@@ -300,6 +300,7 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     assert all("lora_" in name or name.startswith("classifier.") for name in kept)
     assert not (checkpoint / "model.safetensors").exists()
     torch.manual_seed(99)  # what the process did before does not count
+    monkeypatch.setattr("lonas.train.find_criterion", None)  # on another machine it might find other orders
     cut = train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
     assert "train: resuming from checkpoint-4" in capsys.readouterr().err
     found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))

@@ -132,8 +132,7 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
     ranks = dict.fromkeys(adapter_modules(supernet.blueprint), about.adapters.rank)
     save_adapter(directory, about.base, supernet.blueprint.architecture, about.adapters, tensors, ranks)
     supernet.reorder(orders)
-    if orders:
-        save_tensors(directory / ORDERS_FILE, {str(key): order for key, order in orders.items()}, {})
+    save_orders(directory, orders)
     write_json(
         directory / SUPER_ADAPTER_FILE, {"format": FORMAT, "base": about.base, "adapters": asdict(about.adapters)}
     )
@@ -215,6 +214,12 @@ def check_base(directory: str, base: str) -> None:
         raise UserError(f"{base} is not the base model that the adapter in {directory} was trained on: it has changed")
     if trained_on is not None and not Path(base).exists():
         raise UserError(f"the base model of the adapter in {directory} is gone: there is no {base}")
+
+
+def save_orders(directory: Path, orders: Mapping[Key, Tensor]) -> None:
+    """Write the orders of units that a super-adapter's subnets need, if there are any."""
+    if orders:
+        save_tensors(directory / ORDERS_FILE, {str(key): order for key, order in orders.items()}, {})
 
 
 def load_orders(directory: str | Path) -> dict[Key, Tensor]:
