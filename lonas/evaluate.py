@@ -13,7 +13,7 @@ import torch
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.evaluation import evaluation_dtype
-from bootstrapnas.nncf_config import read_config
+from bootstrapnas.nncf_config import read_config, sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
@@ -48,7 +48,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     path = Path(arguments.supernet_dir) / SPACE_FILE
     config = read_config(path) if path.is_file() else None
     supernet = load_super_adapter(arguments.supernet_dir, spec, config)
-    length = spec.max_seq_length
+    length = spec.max_seq_length if config is None else sequence_length(config)
     subnet = {}
     if config is not None:
         chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)

@@ -34,7 +34,7 @@ class SpaceArguments:
 
     model_name_or_path: str = required("Hub id, or a local directory; its config is enough.")
     target_config: str = required("The file to write.")
-    lora_r: int = flag(32, "The largest rank.")
+    lora_r: int = flag(8, "The largest rank.")
     target_modules: str = flag("", "Linear layers with adapters, separated by commas; default: see docs/lonas.md.")
     ranks: Optional[str] = flag(None, "Ranks to choose from; default: all and 7/8 of --lora_r.")
     ffn_shares: str = flag("1,0.875,0.75,0.625,0.5", "Shares of the feed-forward width to choose from.")
@@ -52,12 +52,16 @@ def run(arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
     if path.exists() and not arguments.overwrite:
         raise UserError(f"{path} exists; pass --overwrite True, or choose another --target_config")
     targets = tuple(part.strip() for part in arguments.target_modules.split(",") if part.strip())
-    chosen = f"{arguments.lora_r},{arguments.lora_r * 7 // 8}" if arguments.ranks is None else arguments.ranks
+    ranks = [arguments.lora_r, max(1, arguments.lora_r * 7 // 8)]
+    if arguments.ranks is not None:
+        ranks = [int(rank) if rank.is_integer() else 0 for rank in numbers("ranks", arguments.ranks)]
+    if not all(1 <= rank <= arguments.lora_r for rank in ranks):
+        raise UserError(f"--ranks must be whole numbers from 1 to --lora_r {arguments.lora_r}, not {arguments.ranks}")
     config = load_config(arguments.model_name_or_path)
     raw = space_config(
         config,
         Adapters(targets or default_targets(family_of(config)), arguments.lora_r),
-        ranks=[int(rank) for rank in numbers("ranks", chosen)],
+        ranks=ranks,
         ffn_shares=shares("ffn_shares", arguments.ffn_shares),
         head_shares=shares("head_shares", arguments.head_shares),
         length=arguments.max_seq_length,

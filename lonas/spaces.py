@@ -54,7 +54,9 @@ def adapter_space(
         if key in heads:
             sizes = _descending(max(1, int(share * full + 1e-9)) for share in head_shares)
         else:
-            sizes = _descending(max(1, int(share * full / multiple + 1e-9)) * multiple for share in ffn_shares)
+            rounded = (max(1, int(share * full / multiple + 1e-9)) * multiple for share in ffn_shares if share < 1)
+            whole = [full for share in ffn_shares if share == 1]
+            sizes = _descending([*whole, *(min(full, size) for size in rounded)])
         if sizes != (full,):
             genes.append(Gene((key,), sizes))
     space = SearchSpace(tuple(genes))

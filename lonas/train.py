@@ -41,7 +41,7 @@ from bootstrapnas.pipeline.supernets import (
     save_super_adapter,
 )
 from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
-from bootstrapnas.progress import notice
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
@@ -49,6 +49,12 @@ from lonas.search_space import default_targets
 
 # ruff: noqa: UP045
 
+WITHOUT_EFFECT = {
+    "lora": "adapters are all that is trained",
+    "do_test": "lonas eval measures a subnet",
+    "do_search": "lonas search searches",
+}
+"""Flags of the published scripts that change nothing here, and why."""
 TASK_TYPES = ("commonsense", "math", "glue", "sft")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,6 +81,9 @@ class AdapterArguments:
     )
     dataset_path: Optional[str] = flag(None, "Training rows, as --train_file, by its published name.")
     cutoff_len: Optional[int] = flag(None, "--max_seq_length by its published name.")
+    lora: bool = flag(False, f"No effect: {WITHOUT_EFFECT['lora']}.")
+    do_test: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_test']}.")
+    do_search: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_search']}.")
     kd_own: bool = flag(False, "Distil every subnet from the largest one as it is at each step, instead of a teacher.")
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
 
@@ -161,7 +170,10 @@ def run(
 
 
 def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:
-    """Put what the flags of the published scripts say where the project's own flags say it."""
+    """Put what the flags of the published scripts say where the project's own flags say it; warn of the others."""
+    for name, reason in WITHOUT_EFFECT.items():
+        if name in typed:
+            warn(f"--{name} has no effect: {reason}")
     kind = arguments.task_type
     if kind is not None and kind not in TASK_TYPES:
         raise UserError(f"unknown --task_type {kind!r} (known: {listed(TASK_TYPES)}){near_miss(kind, TASK_TYPES)}")

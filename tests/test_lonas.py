@@ -156,6 +156,20 @@ def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_tas
         torch.testing.assert_close(logits(model, tmp_path / "super"), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_search_space_contains_the_full_model(tmp_path: Path, capsys: Any) -> None:
+    """Widths are rounded to multiples of 8, which the full one need not be; the ranks fit what train defaults to."""
+    build_causal("llama", intermediate_size=44).config.save_pretrained(tmp_path)
+    flags = ["--model_name_or_path", str(tmp_path), "--target_config", str(tmp_path / "space.json")]
+    run("search-space", *flags)
+    width = read_json(tmp_path / "space.json")["bootstrapNAS"]["training"]["elasticity"]["width"]
+    assert width["overwrite_groups_widths"] == [*[[44, 32, 24, 16]] * 3, *[[8, 7]] * 6]
+    run("search-space", *flags, "--overwrite", "True", "--lora_r", 1)
+    for ranks, rank in (("8,4.5", 8), ("16,8", 8), ("4,0", 4)):
+        assert main(["search-space", *flags, "--overwrite", "True", "--lora_r", str(rank), "--ranks", ranks]) == 2
+        message = f"--ranks must be whole numbers from 1 to --lora_r {rank}, not {ranks}"
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {}
     for subnet in ("max", "min"):
@@ -163,6 +177,9 @@ def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixtu
         run("eval", "--supernet_dir", trained / "super", "--subnet", subnet)
         found[subnet] = json.loads(capsys.readouterr().out)
     assert found["min"]["costs"]["params"] < found["max"]["costs"]["params"]
+    capsys.readouterr()
+    run("eval", "--supernet_dir", trained / "super", "--max_seq_length", 20)  # the config counts costs for 24 tokens
+    assert json.loads(capsys.readouterr().out)["costs"]["length"] == 24
     results = read_json(trained / "super" / "eval_results.json")
     assert results == {f"accuracy_{name}": pytest.approx(found[name]["accuracy"]) for name in ("max", "min")}
 
@@ -209,8 +226,12 @@ def test_training_with_the_largest_subnet_as_teacher(
         assert message in capsys.readouterr().err
 
 
-def test_without_a_config_it_is_an_ordinary_lora(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any) -> None:
-    train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, "--num_train_epochs", 1, "--learning_rate", 1e-3)
+def test_without_a_config_it_is_an_ordinary_lora(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    flags = ["--num_train_epochs", 1, "--learning_rate", 1e-3, "--lora", "--do_test", "True"]
+    train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, *flags)
+    assert "--do_test has no effect: lonas eval measures a subnet" in capsys.readouterr().err
     assert set(read_json(tmp_path / "lora" / "eval_results.json")) >= {"accuracy"}
     run("eval", "--supernet_dir", tmp_path / "lora")
     assert main(["search", "--supernet_dir", str(tmp_path / "lora"), "--output_dir", str(tmp_path / "s")]) == 2

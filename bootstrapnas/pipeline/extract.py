@@ -44,8 +44,8 @@ class ExtractArguments:
 
     _argument_group_name = "subnet"
 
-    supernet_dir: str = required("Output of eftnas train.")
-    search_dir: Optional[str] = flag(None, "Output of eftnas search; needed for best, an index or bounds.")
+    supernet_dir: str = required("Output of train.")
+    search_dir: Optional[str] = flag(None, "Output of search; needed for best, an index or bounds.")
     subnet: Optional[str] = flag(
         None,
         "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer. Instead, "

@@ -74,7 +74,7 @@ class SearchArguments:
 
     _argument_group_name = "search (default: the config's bootstrapNAS.search)"
 
-    supernet_dir: str = required("Output of eftnas train.")
+    supernet_dir: str = required("Output of train.")
     objectives: str = flag(
         "metric,macs",
         f"What to improve, separated by commas: metric and any of {', '.join(COSTS)}; pictures show the first cost.",
