@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(stderr=True, highlight=False)
 """Where progress and notices go; results that a program may read go to standard output."""
 
+SILENCE = 60.0
+"""Seconds that a log stays silent at most while a stage is young; later a fifth of the time that it has taken."""
+
 
 def notice(text: str) -> None:
     """Print a line about what is happening."""
@@ -23,8 +26,16 @@ def warn(text: str) -> None:
     console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
+def duration(seconds: float) -> str:
+    """Return a time as a person would say it: ``95 s``, ``25 min``, ``2 h 5 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Ticker:
-    """A progress bar (or, without a terminal, about ten lines) over `total` steps.
+    """A progress bar over `total` steps; without a terminal a line per tenth, and more where a tenth takes minutes.
 
     Use as a context manager and call `update` with the number of steps done and a few words on the state.
     """
@@ -32,6 +43,7 @@ class Ticker:
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total = title, max(total, 1)
         self._started = time.monotonic()
+        self._told = self._started
         self._last_decile = -1
         self._first: int | None = None  # where a resumed stage sets in: its pace is that of the steps since
         self._progress: Progress | None = None
@@ -63,9 +75,11 @@ class Ticker:
         if self._progress is not None:
             self._progress.update(self._task, completed=done, state=state)
             return
-        decile = 10 * done // self.total
-        if decile > self._last_decile:
-            self._last_decile = decile
+        decile, now = 10 * done // self.total, time.monotonic()
+        # The first tenth of a long stage may take an hour: the log shows before that that it moves, and its pace.
+        silent = now - self._told > max(SILENCE, (now - self._started) / 5)
+        if decile > self._last_decile or silent:
+            self._last_decile, self._told = decile, now
             parts = [f"{self.title}: {done}/{self.total}", *self._times(done), *([state] if state else [])]
             notice(", ".join(parts))
 
@@ -74,7 +88,7 @@ class Ticker:
         seconds, first = time.monotonic() - self._started, self._first
         if first is None:
             first = self._first = done
-        found = [f"{seconds:.0f} s"]
+        found = [duration(seconds)]
         if first < done < self.total:
-            found.append(f"{seconds * (self.total - done) / (done - first):.0f} s left")
+            found.append(f"{duration(seconds * (self.total - done) / (done - first))} left")
         return found

@@ -196,7 +196,8 @@ def train_scores(
     if movement.first_step == 0 and settings.init_importance_threshold is None:
         raise UserError(
             f"{config.path}: compression.params.warmup_start_epoch {settings.warmup_start_epoch:g} begins the warm-up "
-            "with untrained scores, all 0, which would mask every weight; begin later or set init_importance_threshold"
+            f"at step 0 ({steps_per_epoch} a whole epoch) with untrained scores, all 0, which would mask every weight; "
+            "begin later or set init_importance_threshold"
         )
     trainer = StageTrainer(
         model=model,

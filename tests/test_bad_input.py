@@ -332,8 +332,8 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         IMPORTANCE.replace("config.json", "early.json"),
-        "early.json: compression.params.warmup_start_epoch 0 begins the warm-up with untrained scores, all 0, which "
-        "would mask every weight; begin later or set init_importance_threshold",
+        "early.json: compression.params.warmup_start_epoch 0 begins the warm-up at step 0 (… a whole epoch) with "
+        "untrained scores, all 0, which would mask every weight; begin later or set init_importance_threshold",
     ),
     (
         f"{IMPORTANCE} --num_train_epochs 5",
@@ -346,8 +346,9 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{IMPORTANCE.replace('--nncf_config config.json ', '')} --num_train_epochs 0.5",
-        "default for 0.5 epochs: compression.params.warmup_start_epoch 0.166667 begins the warm-up with untrained "
-        "scores, all 0, which would mask every weight; begin later or set init_importance_threshold",
+        "default for 0.5 epochs: compression.params.warmup_start_epoch 0.166667 begins the warm-up at step 0 "
+        "(… a whole epoch) with untrained scores, all 0, which would mask every weight; begin later or set "
+        "init_importance_threshold",
     ),
     (f"{IMPORTANCE} --criterion external", "--criterion external needs --external_importance_path"),
     (

@@ -309,7 +309,6 @@ def movement(**values: Any) -> Callable[[Any], None]:
         (search(ref_acc=20, acc_delta=50), "not above 0"),
         (search(ref_acc=0.9, acc_delta=0.5), "acc_delta 0.5 beside ref_acc 0.9 is a fraction, 50 points of a percent"),
         (search(num_evals=500), "the space has 16 subnets, fewer than the 500 evaluations of the search"),
-        (search(algorithm="NSGA3"), "there is no search algorithm 'NSGA3'"),
         (movement(warmup_start_epoch=0), "compression.params.warmup_start_epoch 0 begins with untrained scores"),
         (lambda raw: raw["bootstrapNAS"]["training"].pop("schedule"), "list_stage_descriptions is missing: NNCF's"),
     ],
@@ -336,6 +335,22 @@ def test_settings_of_the_search(tmp_path: Path) -> None:
     found = explain(write(tmp_path / "c.json", raw)).search
     assert (found.generations, found.evaluations, found.rounded_away) == (5, 100, 5)
     assert found.floor == pytest.approx(0.9132)
+
+
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [
+        ({}, "the largest subnet's own less 1 point (acc_delta)"),
+        ({"acc_delta": 0}, "the largest subnet's own"),
+        ({"ref_acc": 92.5, "acc_delta": 0.5}, "92.00% (ref_acc 92.5 less acc_delta 0.5 points)"),
+    ],
+)
+def test_the_floor_of_the_best_subnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: Any, floor: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    found = words(capsys, write(tmp_path / "c.json", tiny(search=settings)))
+    assert f"  - the best subnet: the fewest MACs with a metric of at least {floor}\n" in found
 
 
 def test_a_teacher_a_metric_and_points_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,7 +430,8 @@ def test_words_fit_in_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "c.json", raw)
-    found = [line.rstrip() for line in words(capsys, "c.json").splitlines()]
+    found = words(capsys, "c.json").splitlines()
+    assert found == [line.rstrip() for line in found]
     assert max(map(len, found)) <= 80
     assert len(found) < 90
     for line in lines:
@@ -429,11 +445,13 @@ def test_words_fit_in_80_columns(
         (["config", "check", "cut.json"], "cut.json is not JSON at line 1: "),
         (["config", "check", "typo.json"], "typo.json: unknown key bootstrapNAS.serch; did you mean 'search'?"),
         (["config", "check", "acc.json"], "acc.json: bootstrapNAS.search: ref_acc must be a fraction, a percentage"),
+        (["config", "check", "nsga3.json"], "nsga3.json: bootstrapNAS.search: there is no algorithm 'NSGA3'; did you"),
         (["config", "check", "good.json", "--model_name_or_path", "."], "config.json does not exist"),
         (["config", "check", "good.json", "--model_name_or_path", "subnet"], "subnet is an extracted subnet; give"),
-        (["config", "check", "good.json", "--jsn"], "unknown flag '--jsn'"),
+        (["config", "check", "good.json", "--jsn"], "unknown flag --jsn; did you mean '--json'?; see"),
+        (["config", "check", "good.json", "more"], "unexpected argument 'more'; see bootstrapnas config check --help"),
         (["config", "check"], "the following arguments are required: FILE; see bootstrapnas config check --help"),
-        (["confg"], "invalid choice: 'confg'"),
+        (["confg"], "unknown command 'confg'; did you mean 'config'?; see bootstrapnas --help"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
@@ -450,6 +468,7 @@ def test_mistakes_are_told_in_one_line(
     (tmp_path / "cut.json").write_text('{"a"', encoding="utf-8")
     write(tmp_path / "typo.json", {"bootstrapNAS": {"serch": {}}})
     write(tmp_path / "acc.json", {"bootstrapNAS": {"search": {"ref_acc": 120}}})
+    write(tmp_path / "nsga3.json", {"bootstrapNAS": {"search": {"algorithm": "NSGA3"}}})
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -469,6 +488,27 @@ def test_neither_torch_nor_transformers_is_imported(tmp_path: Path, tiny_bert_di
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """``bootstrapnas config schema | head``."""
+    program = "import sys; from bootstrapnas.cli import main; sys.exit(main(['config', 'schema']))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    listed = capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == listed
+    assert all(
+        f"\n  {name:<13}  " in listed for name in ("export", "benchmark", "latency-table", "import-nncf", "config")
+    )
 
 
 def test_the_package_runs_as_a_module() -> None:

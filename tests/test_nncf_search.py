@@ -117,7 +117,7 @@ def test_files_are_written_during_the_search_and_after_a_kill_are_as_if_it_had_n
     assert found["metric"] == "macro_f1"
     assert all("accuracy" not in entry["values"] for entry in found["front"])
     # No subnet reaches the floor: the run is kept, and the nearest to it is taken, not the largest.
-    assert "no subnet found has macro_f1 >= 0.9890 (ref_acc 0.9990 less acc_delta 1 points)" in told
+    assert "no subnet found has macro_f1 >= 0.9890 (ref_acc 0.9990 less acc_delta 1 point)" in told
     assert "taking the nearest to the floor, which has" in told
     rows = [json.loads(line) for line in (tmp_path / "whole" / "evaluations.jsonl").read_text().splitlines()[1:]]
     best = max(rows, key=lambda row: (row["values"]["macro_f1"], -row["values"]["macs"]))

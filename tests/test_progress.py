@@ -73,3 +73,28 @@ def test_time_left_goes_by_the_steps_since_the_start(capsys: pytest.CaptureFixtu
         "work: 60/100, 30 s, 120 s left, loss 1",
         "work: 100/100, 30 s",
     ]
+
+
+def test_a_log_moves_before_the_first_tenth_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    def later(seconds: float) -> None:
+        ticker._started -= seconds
+        ticker._told -= seconds
+
+    with Ticker("work", 1000) as ticker:
+        ticker.update(0)
+        later(50)
+        ticker.update(1)
+        later(50)
+        ticker.update(2)
+        later(900)
+        ticker.update(20)
+        later(150)
+        ticker.update(23)
+        later(150)
+        ticker.update(26)
+    assert capsys.readouterr().err.splitlines() == [
+        "work: 0/1000, 0 s",
+        "work: 2/1000, 100 s, 13 h 52 min left",
+        "work: 20/1000, 17 min, 13 h 37 min left",
+        "work: 26/1000, 22 min, 13 h 32 min left",
+    ]

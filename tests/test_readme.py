@@ -29,12 +29,12 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def commands(path: Path) -> Iterator[list[str]]:
-    """Yield the words of every ``eftnas`` command of a guide."""
+def commands(path: Path, program: str = "eftnas") -> Iterator[list[str]]:
+    """Yield the words of every command of a guide that runs a program."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["eftnas"]:
+            if words[:1] == [program]:
                 yield words[1:]
 
 
@@ -93,14 +93,18 @@ def test_the_example_finds_and_extracts_a_subnet(
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_commands_have_the_flags_that_guides_pass(path: Path) -> None:
+    from bootstrapnas.cli import STAGES
     from bootstrapnas.pipeline.cli import parse
-    from eftnas.cli import COMMANDS
+    from eftnas.commands import COMMANDS as EFTNAS
+    from lonas.commands import COMMANDS as LONAS
 
-    found = list(commands(path))
-    assert found or path.name != "README.md"
-    for name, *arguments in found:
-        module = COMMANDS[name].load()
-        parse(f"eftnas {name}", "", module.GROUPS, arguments)
+    assert path.name != "README.md" or (list(commands(path)) and list(commands(path, "lonas")))
+    for program, known in (("eftnas", EFTNAS), ("lonas", LONAS), ("bootstrapnas", STAGES)):
+        for name, *arguments in commands(path, program):
+            module, first = known[name].load(), known[name].first
+            if first and not arguments[0].startswith("--"):
+                arguments = [f"--{first}", *arguments]
+            parse(f"{program} {name}", "", module.GROUPS, arguments)
 
 
 def test_the_stages_hand_over_what_they_write() -> None:

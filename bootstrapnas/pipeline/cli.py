@@ -7,8 +7,9 @@ import dataclasses
 import importlib
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,15 +44,22 @@ def main(program: str, description: str, commands: Commands, argv: Sequence[str]
     """Run one subcommand; return the exit status: 0, or 2 after a user's mistake (told in one line)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(program, description, commands))
+        print(overview(program, description, {name: command.summary for name, command in commands.items()}))
         return 0 if arguments else 2
     return guarded(program, lambda: execute(program, commands, arguments[0], arguments[1:]))
 
 
 def guarded(program: str, action: Callable[[], object]) -> int:
-    """Run an action; return the exit status: 0, or 2 after a user's mistake (told in one line)."""
+    """Run an action; return the exit status: 0, or 2 after a user's mistake (told in one line).
+
+    As a shell has it, it is 130 after Ctrl-C, and 141 when standard output was closed by its reader.
+    """
     try:
         action()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return 128 + signal.SIGPIPE
     except UserError as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -69,8 +77,7 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
     UserError
         For an unknown command or flag, a missing or malformed value, or whatever the stage finds wrong.
     """
-    if name not in commands:
-        raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
+    check_command(program, commands, name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     without_telemetry()
     module, first = commands[name].load(), commands[name].first
@@ -93,6 +100,12 @@ def without_telemetry() -> None:
     A consent file in the user's home would do as well, but that is the user's; and there is no variable for it.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+def check_command(program: str, commands: Iterable[str], name: str) -> None:
+    """Raise `UserError` if a program has no such command."""
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
 
 
 def _delete_unused(directory: Path) -> None:
@@ -155,8 +168,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         chosen, left = self.parse_known_args(args, namespace)
         if left:
-            kind = "unknown flag" if left[0].startswith("-") else "unexpected argument"
-            raise UserError(f"{kind} {left[0]!r}; see {self.prog} --help")
+            parser = getattr(chosen, "parser", self)  # that of the subcommand
+            if left[0].startswith("-"):
+                near = near_miss(left[0], parser._option_string_actions)
+                raise UserError(f"unknown flag {left[0]}{near}; see {parser.prog} --help")
+            raise UserError(f"unexpected argument {left[0]!r}; see {parser.prog} --help")
         return chosen
 
     def error(self, message: str) -> NoReturn:
@@ -167,6 +183,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.option_strings and action.option_strings[0].startswith("--no_") and action.const is False:
+            return f"The same as --{action.dest} False."  # made by Hugging Face's parser, which repeats the help
         return action.help if action.default is None else super()._get_help_string(action)
 
 
@@ -180,9 +198,10 @@ def _parser() -> Any:
     return Parser
 
 
-def _overview(program: str, description: str, commands: Commands) -> str:
-    width = max(map(len, commands))
+def overview(program: str, description: str, summaries: Mapping[str, str]) -> str:
+    """Return what a program prints about itself: its commands, a line each."""
+    width = max(map(len, summaries))
     lines = [f"usage: {program} COMMAND [flags]", "", description, "", "commands:"]
-    lines += [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    lines += [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
     lines += ["", f"{program} COMMAND --help lists a command's flags."]
     return "\n".join(lines)

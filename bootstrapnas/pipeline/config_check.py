@@ -51,7 +51,7 @@ from bootstrapnas.pipeline.config_facts import (
     StageFacts,
     SubnetCosts,
 )
-from bootstrapnas.search import ALGORITHMS, SearchSettings
+from bootstrapnas.search import SearchSettings, named_algorithm
 from bootstrapnas.space import Gene, SearchSpace
 
 
@@ -334,6 +334,7 @@ class _Explainer:
     def _search(self, space: SearchSpace | None) -> SearchFacts:
         try:
             settings = SearchSettings(**search_settings(self.config))
+            named_algorithm(settings.algorithm)
         except UserError as error:
             raise UserError(f"{self.config.path}: bootstrapNAS.{error}") from None
         floor = None
@@ -342,8 +343,6 @@ class _Explainer:
             fraction = settings.ref_acc / 100 if settings.ref_acc > 1 else settings.ref_acc
             floor = fraction - settings.acc_delta / 100
             self._warn_of_floor(settings, floor)
-        if settings.algorithm not in ALGORITHMS:
-            self.warnings.append(f"there is no search algorithm {settings.algorithm!r} (known: {listed(ALGORITHMS)})")
         if space is not None and 1 < space.num_subnets < settings.budget:
             self.warnings.append(
                 f"the space has {space.num_subnets} subnets, fewer than the {settings.budget} evaluations of the search"

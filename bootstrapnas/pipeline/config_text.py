@@ -29,11 +29,14 @@ UNKNOWN = "unknown"
 
 def show(explanation: Explanation, console: Console) -> None:
     """Print an explanation."""
-    console.print(Text(explanation.file, style="bold"), soft_wrap=True)
-    for title, body in _sections(explanation):
-        console.print()
-        console.print(Text(title, style="bold"))
-        console.print(Padding(body, (0, 0, 0, 2)))
+    with console.capture() as capture:
+        console.print(Text(explanation.file, style="bold"), soft_wrap=True)
+        for title, body in _sections(explanation):
+            console.print()
+            console.print(Text(title, style="bold"))
+            console.print(Padding(body, (0, 0, 0, 2)))
+    for line in capture.get().splitlines():  # tables are padded to the width of the terminal
+        print(line.rstrip(), file=console.file)
 
 
 def _sections(found: Explanation) -> Iterator[tuple[str, RenderableType]]:
@@ -245,7 +248,8 @@ def _stage(stage: StageFacts, overall: bool) -> str:
         all_widths = stage.width_indicator == -1
         parts.append("all widths" if all_widths else f"the largest {_count(stage.width_indicator, 'width')} of a group")
     if "depth" in stage.train_dims:
-        parts.append(f"the last {_count(stage.depth_indicator, 'block')} of a chain may be skipped")
+        last = "block" if stage.depth_indicator == 1 else f"{stage.depth_indicator:,} blocks"
+        parts.append(f"of blocks that follow each other the last {last} may be skipped")
     if stage.sample_rate > 1:
         parts.append(f"new subnets every {stage.sample_rate} steps")
     if stage.reorders:
@@ -276,10 +280,16 @@ def _search(search: SearchFacts) -> Iterator[str]:
     if search.metric is not None:
         yield f"metric: {search.metric}"
     if search.floor is None:
-        floor = f"{settings['acc_delta']:g} points of a percent below the largest subnet's own"
+        floor = "the largest subnet's own"
+        if settings["acc_delta"]:
+            floor += f" less {_points(settings['acc_delta'])} (acc_delta)"
     else:
-        floor = f"{search.floor:.2%} (ref_acc {settings['ref_acc']:g} less acc_delta {settings['acc_delta']:g} points)"
+        floor = f"{search.floor:.2%} (ref_acc {settings['ref_acc']:g} less acc_delta {_points(settings['acc_delta'])})"
     yield f"the best subnet: the fewest MACs with a metric of at least {floor}"
+
+
+def _points(delta: float) -> str:
+    return f"{delta:g} {'point' if delta == 1 else 'points'}"
 
 
 def _movement(movement: MovementFacts) -> Iterator[str]:

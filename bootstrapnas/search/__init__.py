@@ -48,6 +48,15 @@ ALGORITHMS: dict[str, Builder] = {
 """The search algorithms by the name that configs give them."""
 
 
+def named_algorithm(name: str) -> Builder:
+    """Return what builds the algorithm of a name; `UserError` if none has it."""
+    if name not in ALGORITHMS:
+        raise UserError(
+            f"search: there is no algorithm {name!r}{near_miss(name, ALGORITHMS)}; known are {listed(ALGORITHMS)}"
+        )
+    return ALGORITHMS[name]
+
+
 def build_algorithm(
     cardinalities: Sequence[int],
     settings: SearchSettings,
@@ -72,11 +81,7 @@ def build_algorithm(
     UserError
         If the algorithm is unknown, the space has no genes, or the seeds do not fit into the space or a generation.
     """
-    if settings.algorithm not in ALGORITHMS:
-        raise UserError(
-            f"search: there is no algorithm {settings.algorithm!r}{near_miss(settings.algorithm, ALGORITHMS)}; "
-            f"known are {listed(ALGORITHMS)}"
-        )
+    build = named_algorithm(settings.algorithm)
     if not cardinalities or min(cardinalities) < 1:
         raise UserError(f"search: a space needs genes with at least one choice each, got {list(cardinalities)}")
     for genome in seeds:
@@ -89,7 +94,7 @@ def build_algorithm(
             f"search: population must be at least {len(seeds)}, the number of given subnets that the search starts "
             f"from, not {settings.population}"
         )
-    return ALGORITHMS[settings.algorithm](cardinalities, settings, seeds, window)
+    return build(cardinalities, settings, seeds, window)
 
 
 __all__ = [
@@ -108,6 +113,7 @@ __all__ = [
     "Window",
     "build_algorithm",
     "hypervolume",
+    "named_algorithm",
     "pareto_front",
     "run_search",
     "select_best",

@@ -48,10 +48,11 @@ def select_best(
     qualified = [each for each in candidates if metric.minimised(each.values) <= metric.sign * threshold + TOLERANCE]
     if not qualified:
         nearest = min(candidates, key=lambda each: metric.minimised(each.values)).values[metric.name]
+        unit = "percent" if not metric.maximise else "point" if acc_delta == 1 else "points"
         asked, tolerated, change = (">=", "less", "lower") if metric.maximise else ("<=", "plus", "raise")
         raise NothingQualifiesError(
             f"no subnet found has {metric.name} {asked} {threshold:.4f} (ref_acc {reference:.4f} {tolerated} acc_delta "
-            f"{acc_delta:g} {'points' if metric.maximise else 'percent'}); the best has {nearest:.4f}: "
+            f"{acc_delta:g} {unit}); the best has {nearest:.4f}: "
             f"{change} ref_acc or raise acc_delta"
         )
     return min(qualified, key=lambda each: (each.values[cost], metric.minimised(each.values)))
