@@ -1,7 +1,8 @@
 """Generated arithmetic word problems in LLM-Adapters' format: a task that a very small model can learn.
 
 A problem is a story with two or three numbers; its response works it out in a sentence and ends in "The answer is N."
-The numbers of a story are those of one split only: what validates or tests was never seen with other names.
+No story is in two splits, but the sums are few and recur in all of them, told of other people and things: what is
+measured is whether a model reads a story and knows its tables, not whether it computes what it has never seen.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import random
 from dataclasses import dataclass
 
 CAPS = {"train": 4000, "validation": 400, "test": 400}
-_SHARES = {"train": 80, "validation": 10, "test": 10}  # of the combinations of numbers, per cent
-_MOST = {"add": 20, "subtract": 20, "multiply": 9, "two_steps": 9}
+_SHARES = {"train": 80, "validation": 10, "test": 10}  # of the stories, per cent
+_MOST = {"add": 9, "subtract": 9, "multiply": 9, "two_steps": 5}
 _NAMES = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo", "Ines", "Jack", "Kate", "Leo")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "marbles", "pens", "plums", "shells", "stamps")
 
@@ -45,15 +46,15 @@ def word_problems(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     rows: dict[str, list[dict[str, str]]] = {split: [] for split in CAPS}
     seen: set[str] = set()
     while any(len(rows[split]) < most for split, most in CAPS.items()):
-        row, split = _row(generator)
+        row = _row(generator)
+        split = _split(row["instruction"])
         if len(rows[split]) < CAPS[split] and row["instruction"] not in seen:
             seen.add(row["instruction"])
             rows[split].append(row)
     return rows
 
 
-def _row(generator: random.Random) -> tuple[dict[str, str], str]:
-    """Return a problem, and the split that its numbers belong to."""
+def _row(generator: random.Random) -> dict[str, str]:
     story = generator.choice(_STORIES)
     most = _MOST[story.operation]
     a, b = generator.randint(2, most), generator.randint(2, most)
@@ -64,19 +65,17 @@ def _row(generator: random.Random) -> tuple[dict[str, str], str]:
     result = results[story.operation]
     n, m = generator.sample(_NAMES, 2)
     words = {"n": n, "m": m, "t": generator.choice(_THINGS), "a": a, "b": b, "c": c, "s": a + b, "r": result}
-    numbers = (story.operation, *sorted((a, b)), c if story.operation == "two_steps" else 0)
-    row = {
+    return {
         "instruction": story.problem.format(**words),
         "input": "",
         "output": f"{story.working.format(**words)}. The answer is {result}.",
         "answer": str(result),
         "source": story.operation,
     }
-    return row, _split(numbers)
 
 
-def _split(numbers: tuple[object, ...]) -> str:
-    place = int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest(), "big") % 100
+def _split(story: str) -> str:
+    place = int.from_bytes(hashlib.blake2b(story.encode(), digest_size=4).digest(), "big") % 100
     for split, share in _SHARES.items():
         if place < share:
             return split
