@@ -40,6 +40,12 @@ class ImportArguments:
     model_name_or_path: Optional[str] = flag(None, "The base model; default: what adapter_config.json names.")
 
 
+_OTHER_KINDS = (
+    "rank_pattern", "alpha_pattern", "use_dora", "use_rslora", "use_qalora", "lora_bias", "layer_replication",
+    "alora_invocation_tokens", "trainable_token_indices", "target_parameters",
+)  # fmt: skip
+_BASE_AS_IT_IS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Ways of initialising an adapter that leave the base model's weights alone."""
 GROUPS = (ImportArguments, TaskArguments, OutputArguments)
 
 
@@ -89,9 +95,16 @@ def adapters_of(found: Mapping[str, Any], path: Path) -> tuple[Adapters, str]:
     """
     if found.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {found.get('peft_type')!r}, not LORA")
-    special = [name for name in ("rank_pattern", "alpha_pattern", "use_dora", "use_rslora") if found.get(name)]
+    special = [name for name in _OTHER_KINDS if found.get(name)]
     if special:
-        raise UserError(f"{path}: a super-adapter has one rank and one scale, but {listed(special)} is set")
+        raise UserError(
+            f"{path}: a super-adapter is a plain LoRA of one rank and one scale, but {listed(special)} is set"
+        )
+    if found.get("init_lora_weights", True) not in _BASE_AS_IT_IS:
+        raise UserError(
+            f"{path}: init_lora_weights {found['init_lora_weights']!r} changed the base model's weights as well; "
+            "convert the adapter first (peft's path_initial_model_for_weight_conversion)"
+        )
     targets = found.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{path}: target_modules must list layers by name, not {targets!r}")

@@ -270,7 +270,8 @@ def test_an_adapter_of_old_peft_is_taken_over(
     source = tmp_path / "published"
     source.mkdir()
     torch.save(load_file(trained / "super" / "adapter_model.safetensors"), source / "adapter_model.bin")
-    old = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], "lora_dropout": 0.1}
+    old = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], "lora_dropout": 0.1,
+           "init_lora_weights": True, "rank_pattern": {}}  # fmt: skip
     (source / "adapter_config.json").write_text(json.dumps(old))
     data = ["--train_file", tiny_task_files.train, "--validation_file", tiny_task_files.validation]
     flags = ["--adapter_dir", source, "--nncf_config", trained / "config.json", "--max_seq_length", 24, *data]
@@ -285,6 +286,8 @@ def test_an_adapter_of_old_peft_is_taken_over(
         ({"target_modules": ".*query"}, "target_modules must list layers by name"),
         ({"r": 2}, "is of another base: bert.encoder.layer.0.attention.self.query.lora_A.default.weight has shape (4,"),
         ({"rank_pattern": {"query": 2}}, "one rank and one scale, but rank_pattern is set"),
+        ({"alora_invocation_tokens": [1, 2]}, "one rank and one scale, but alora_invocation_tokens is set"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changed the base model's weights as well"),
     ):
         (source / "adapter_config.json").write_text(json.dumps(old | change))
         arguments = [*flags[:2], *flags[4:], "--model_name_or_path", tiny_bert_dir, "--output_dir", tmp_path / "no"]
