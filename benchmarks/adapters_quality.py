@@ -67,6 +67,7 @@ class Protocol:
     lora_dropout: float = 0.0
     dropout: float = 0.0
     target_modules: str = "query,value"
+    modules_to_save: str = "pooler"
     ranks: str = "8,4,2"
     head_shares: str = "1,0.75,0.5"
     ffn_shares: str = "1,0.75,0.5"
@@ -181,6 +182,7 @@ class Column:
             lora_dropout=protocol.lora_dropout,
             dropout=protocol.dropout,
             target_modules=protocol.target_modules,
+            modules_to_save=protocol.modules_to_save,
             per_device_train_batch_size=protocol.batch,
             num_train_epochs=protocol.epochs,
             learning_rate=protocol.learning_rate,

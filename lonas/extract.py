@@ -26,7 +26,7 @@ from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact, settle_padding
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, task_head
+from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, trained_whole
 from bootstrapnas.progress import notice
 from bootstrapnas.reorder import reorder
 from lonas.train import local_path
@@ -64,19 +64,19 @@ def run(
     subnet, values = choose(arguments, bounds, supernet, length)
 
     tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
-    head = task_head(supernet.model)
+    whole = trained_whole(supernet.model, about.adapters.whole)
     tokenizer = load_tokenizer(arguments.supernet_dir)
     plain = load_for_task(about.base, spec)
     settle_padding(plain, tokenizer)
     blueprint = Blueprint.of(plain)
     reorder(plain, blueprint, load_orders(arguments.supernet_dir))
-    plain.load_state_dict(head, strict=False)
+    plain.load_state_dict(whole, strict=False)
     smaller = base_subnet(supernet.blueprint, subnet)
     base = extract(plain, blueprint, smaller)
     name_of = partial(extracted_name, base, blueprint, smaller)
     tensors = {name_of(name): tensor for name, tensor in tensors.items()}
     ranks = {name_of(module): rank for module, rank in ranks.items()}
-    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in head}
+    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in whole}
     if arguments.merge:
         save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
     else:

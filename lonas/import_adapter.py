@@ -28,6 +28,9 @@ from lonas.train import local_path
 
 # ruff: noqa: UP045
 
+HEADS = ("classifier", "score", "qa_outputs")
+"""Modules that peft names in ``modules_to_save`` by the kind of task, whether the model has them or not."""
+
 
 @dataclass
 class ImportArguments:
@@ -109,8 +112,10 @@ def adapters_of(found: Mapping[str, Any], path: Path) -> tuple[Adapters, str]:
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise UserError(f"{path}: target_modules must list layers by name, not {targets!r}")
     within = tuple(dict.fromkeys(_within_layer(target) for target in targets))
+    whole = tuple(name for name in found.get("modules_to_save") or () if name.rpartition(".")[2] not in HEADS)
     try:
-        adapters = Adapters(within, int(found["r"]), float(found["lora_alpha"]), float(found.get("lora_dropout", 0)))
+        dropout = float(found.get("lora_dropout", 0))
+        adapters = Adapters(within, int(found["r"]), float(found["lora_alpha"]), dropout, whole=whole)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: r and lora_alpha must be numbers ({error})") from None
     return adapters, found.get("base_model_name_or_path") or ""

@@ -72,6 +72,9 @@ class AdapterArguments:
     target_modules: str = flag(
         "", "Linear layers with adapters, separated by commas: q_proj,v_proj; default: all but attention's output."
     )
+    modules_to_save: str = flag(
+        "", "Modules outside the layers that are trained whole, beside the task's head, separated by commas: pooler."
+    )
     lora_scaling: str = flag("fixed", f"{listed(SCALINGS)}: by the largest rank (published), or by the active one.")
     base_dtype: str = flag("float32", f"What the frozen base model is in: {listed(DTYPES)}.")
     reorder: str = flag("none", "Criterion that puts the base model's units in order first, such as wanda; or none.")
@@ -194,11 +197,13 @@ def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Map
 
 def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
     """Return the adapters that the flags describe, for a model by hub id or directory."""
-    named = tuple(part.strip() for part in arguments.target_modules.split(",") if part.strip())
-    targets = named or default_targets(family_of(load_config(source)))
-    return Adapters(
-        targets, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout, scaling=arguments.lora_scaling
+    named, whole = (
+        tuple(part.strip() for part in text.split(",") if part.strip())
+        for text in (arguments.target_modules, arguments.modules_to_save)
     )
+    targets = named or default_targets(family_of(load_config(source)))
+    rank, alpha, dropout = arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout
+    return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -70,7 +70,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_
     """A super-adapter whose base was put in order, and its search. Read-only."""
     root = tmp_path_factory.mktemp("lonas")
     config = space_config(root / "config.json")
-    train(root / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", config, "--reorder", "l1")
+    train(root / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", config, "--reorder", "l1",
+          "--modules_to_save", "pooler")  # fmt: skip
     run("search", "--supernet_dir", root / "super", "--output_dir", root / "search")
     return root
 
@@ -93,8 +94,12 @@ def test_the_artefact_is_an_ordinary_adapter_of_the_base_as_it_is(trained: Path,
     assert any(order.tolist() != sorted(order) for order in load_file(directory / "orders.safetensors").values())
     key = "bert.encoder.layer.0.attention.self.key.weight"
     assert torch.equal(dict(base.named_parameters())[key], load_file(tiny_bert_dir / "model.safetensors")[key])
-    assert max(tensor.abs().max() for name, tensor in load_file(directory / "adapter_model.safetensors").items()
-               if "lora_B" in name) > 0  # fmt: skip
+    tensors = load_file(directory / "adapter_model.safetensors")
+    assert max(tensor.abs().max() for name, tensor in tensors.items() if "lora_B" in name) > 0
+    pooler = "bert.pooler.dense.weight"  # trained whole, as --modules_to_save says
+    assert not torch.equal(
+        tensors[f"base_model.model.{pooler}"], load_file(tiny_bert_dir / "model.safetensors")[pooler]
+    )
 
 
 @pytest.mark.parametrize("subnet", ["heuristic", "min", "best"])
@@ -242,6 +247,8 @@ def test_without_a_config_it_is_an_ordinary_lora(
     [
         (["--target_modules", "qeury"], "target module 'qeury' is no linear layer of bert"),
         (["--target_modules", "query"], "value.base_layer"),
+        (["--modules_to_save", "poler"], "'poler' is no module outside the layers of BertForSequenceClassification"),
+        (["--modules_to_save", "intermediate"], "'intermediate' is no module outside the layers"),
         (["--lora_r", "2"], "width 4 of attention.self.query.rank[0] must be from 1 to 2"),
         (["--base_dtype", "bf16"], "unknown --base_dtype 'bf16'"),
         (["--reorder", "wnada"], "unknown importance criterion 'wnada'"),
@@ -271,7 +278,8 @@ def test_an_adapter_of_old_peft_is_taken_over(
     source.mkdir()
     torch.save(load_file(trained / "super" / "adapter_model.safetensors"), source / "adapter_model.bin")
     old = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["query", "value"], "lora_dropout": 0.1,
-           "init_lora_weights": True, "rank_pattern": {}}  # fmt: skip
+           "init_lora_weights": True, "rank_pattern": {},
+           "modules_to_save": ["pooler", "classifier", "score"]}  # fmt: skip
     (source / "adapter_config.json").write_text(json.dumps(old))
     data = ["--train_file", tiny_task_files.train, "--validation_file", tiny_task_files.validation]
     flags = ["--adapter_dir", source, "--nncf_config", trained / "config.json", "--max_seq_length", 24, *data]

@@ -36,6 +36,8 @@ class Adapters:
         Of the adapter's input.
     scaling
         One of `SCALINGS`.
+    whole
+        Modules outside the layers that are trained whole beside the adapters, as the last words of their paths.
     """
 
     targets: tuple[str, ...]
@@ -43,6 +45,7 @@ class Adapters:
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: str = "fixed"
+    whole: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from bootstrapnas.artefacts import (
 )
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
-from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import NAME, Adapters
 from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
@@ -88,18 +89,18 @@ class SuperAdapter:
 def build_super_adapter(
     model: PreTrainedModel, adapters: Adapters, config: NNCFConfig | None, orders: Mapping[Key, Tensor]
 ) -> Supernet:
-    """Return the supernet of a base model with new adapters: its units in `orders`, all but adapters and head frozen.
+    """Return the supernet of a base model with new adapters: its units in `orders`, all but `trained_whole` frozen.
 
     The adapters are in float32, whatever the base model is in. Without a config there is just one subnet: an ordinary
     LoRA.
     """
-    head = task_head(model)
+    whole = trained_whole(model, adapters.whole)
     family = add_adapters(model, adapters)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or name in head)
+        parameter.requires_grad_(parameter.requires_grad or name in whole)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    for path in {name.rpartition(".")[0] for name in head}:
+    for path in {name.rpartition(".")[0] for name in whole}:
         model.get_submodule(path).register_forward_pre_hook(_in_own_dtype)
     space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
     supernet = adapter_supernet(model, family, adapters, space)
@@ -108,17 +109,39 @@ def build_super_adapter(
 
 
 def _in_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hand a module of a head, in float32, what a base model in another dtype computes; adapters do so themselves."""
+    """Hand a module that is trained whole what a base model in another dtype computes; adapters do so themselves."""
     dtype = next(module.parameters()).dtype
     return tuple(value.to(dtype) if torch.is_tensor(value) else value for value in inputs)
 
 
-def task_head(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the parameters of a model's head that are a task's own; that of a language model is pre-trained."""
-    if model.get_output_embeddings() is not None:
-        return {}
-    prefix = f"{model.base_model_prefix}."
-    return {name: p for name, p in model.named_parameters() if not name.startswith(prefix)}
+def trained_whole(model: PreTrainedModel, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Return the parameters that are trained beside adapters: a task's own head, and the modules named.
+
+    The head of a language model is pre-trained, and frozen unless it is named.
+
+    Raises
+    ------
+    UserError
+        If a name is no module with parameters outside the layers, whose own weights are frozen.
+    """
+    parameters = dict(model.named_parameters())
+    prefix, stack = f"{model.base_model_prefix}.", f".{family_of(model.config).stack}."
+    pretrained = model.get_output_embeddings() is not None
+    found = {name for name in parameters if not pretrained and not name.startswith(prefix)}
+    outside: dict[str, list[str]] = {}
+    for path, _ in model.named_modules():
+        inside = [name for name in parameters if name.startswith(f"{path}.")]
+        if inside and not any(stack in f".{name}" for name in inside):
+            outside[path] = inside
+    for name in names:
+        paths = [path for path in outside if f".{path}".endswith(f".{name}")]
+        if not paths:
+            raise UserError(
+                f"--modules_to_save: {name!r} is no module outside the layers of {type(model).__name__}, which are "
+                f"{listed(outside)}{near_miss(name, {path.rpartition('.')[2] for path in outside})}"
+            )
+        found.update(*(outside[path] for path in paths))
+    return {name: parameter for name, parameter in parameters.items() if name in found}
 
 
 def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter, orders: Mapping[Key, Tensor]) -> None:
@@ -183,7 +206,8 @@ def read_super_adapter(directory: str | Path) -> SuperAdapter:
     found = read_json(path)
     check_format(path, found)
     entry = found["adapters"]
-    return SuperAdapter(found["base"], Adapters(**{**entry, "targets": tuple(entry["targets"])}))
+    lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}))
 
 
 def load_super_adapter(
