@@ -142,9 +142,10 @@ def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_tas
     space = tmp_path / "space.json"
     run("search-space", "--model_name_or_path", tmp_path / "base", "--target_config", space, *targets)
     train(tmp_path / "super", tmp_path / "base", tiny_task_files, *targets, "--nncf_config", space,
-          "--learning_rate", 3e-2, "--num_train_epochs", 1, "--max_train_samples", 64)  # fmt: skip
+          "--lora_scaling", "active", "--learning_rate", 3e-2, "--num_train_epochs", 1,
+          "--max_train_samples", 64)  # fmt: skip
     run("eval", "--supernet_dir", tmp_path / "super")
-    sizes = {"hidden": 24, "layer_block": [1, 0, 1]}
+    sizes = {"hidden": 24, "layer_block": [1, 0, 1], "self_attn.q_proj.rank": [2, 4, 1]}
     (tmp_path / "subnet.json").write_text(json.dumps(sizes))
     flags = ["--supernet_dir", tmp_path / "super", "--subnet", tmp_path / "subnet.json"]
     run("extract", *flags, "--output_dir", tmp_path / "parts")
@@ -219,7 +220,9 @@ def test_training_with_the_largest_subnet_as_teacher(
 ) -> None:
     flags = ["--nncf_config", space_config(tmp_path / "c.json"), "--kd_own", "True"]
     train(tmp_path / "own", tiny_bert_dir, tiny_task_files, *flags)
-    assert read_json(tmp_path / "own" / "stage.json")["settings"]["kd_own"] is True
+    train(tmp_path / "none", tiny_bert_dir, tiny_task_files, *flags[:2])
+    taught, alone = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("own", "none"))
+    assert not any(torch.equal(taught[name], tensor) for name, tensor in alone.items())
     same = {"model_name_or_path": tiny_bert_dir, "train_file": tiny_task_files.train, "output_dir": tmp_path / "no",
             "validation_file": tiny_task_files.validation, "kd_own": True}  # fmt: skip
     for more, message in (
