@@ -56,7 +56,9 @@ def autocast(dtype: str) -> AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Time each function `repeats` times and return its seconds by name.
 
     The functions take turns, in an order that rotates, so that drift of the machine hits all alike. Each runs twice in
@@ -68,9 +70,9 @@ def interleaved(functions: Mapping[str, Callable[[], object]], repeats: int) -> 
         start = turn % len(names)
         for name in names[start:] + names[:start]:
             functions[name]()
-            began = time.perf_counter()
+            began = clock()
             functions[name]()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
     return times
 
 

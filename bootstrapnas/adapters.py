@@ -7,8 +7,10 @@ about adapters. The layers are those of an unpatched peft.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from bootstrapnas.blueprint import Blueprint
@@ -104,6 +106,57 @@ def adapter_modules(blueprint: Blueprint) -> Iterator[str]:
     """Yield the paths of the layers that have adapters."""
     suffix = f".lora_A.{NAME}.weight"
     yield from (name.removesuffix(suffix) for name in blueprint.parameters if name.endswith(suffix))
+
+
+@contextmanager
+def merged_adapters(supernet: Supernet) -> Iterator[None]:
+    """Compute the adapted layers of the active subnet with one matrix each inside the ``with`` block: W + s B A.
+
+    What takes their place holds a copy of the active part of W, made once and let go of afterwards. The subnet must
+    stay active, and no gradient reaches the adapters.
+
+    Raises
+    ------
+    UserError
+        If the model has no adapters.
+    """
+    model, blueprint, subnet = supernet.model, supernet.blueprint, supernet.active
+    paths = list(adapter_modules(blueprint))
+    if not paths:
+        raise UserError("the supernet has no adapters to merge")
+    parameters = dict(model.named_parameters())
+    layers = {path: model.get_submodule(path) for path in paths}
+    try:
+        for path, layer in layers.items():
+            if blueprint.exists(blueprint.parameters[f"{path}.lora_A.{NAME}.weight"], subnet):
+                model.set_submodule(path, _merged(blueprint, path, layer, parameters, subnet))
+        yield
+    finally:
+        for path, layer in layers.items():
+            model.set_submodule(path, layer)
+
+
+@torch.no_grad()
+def _merged(blueprint: Blueprint, path: str, layer: Any, parameters: Mapping[str, Tensor], subnet: Subnet) -> nn.Linear:
+    """Return an adapted layer of a subnet as an ordinary one, summed in float32."""
+
+    def active(leaf: str) -> Tensor | None:
+        name = f"{path}.{leaf}"
+        return select(blueprint, name, parameters[name], subnet) if name in parameters else None
+
+    weight, down, up = (active(f"{each}.weight") for each in ("base_layer", f"lora_A.{NAME}", f"lora_B.{NAME}"))
+    assert weight is not None
+    assert down is not None
+    assert up is not None
+    factor = layer.scaling[NAME]
+    if isinstance(layer.lora_B[NAME], RankScaledLinear):
+        factor *= layer.lora_B[NAME].in_features / len(down)
+    plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    whole = weight.float().addmm(up.float(), down.float(), alpha=factor).to(weight.dtype)
+    plain.weight = nn.Parameter(whole, requires_grad=False)
+    bias = active("base_layer.bias")
+    plain.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return plain.train(layer.training)
 
 
 # -- extraction --------------------------------------------------------------------------------------------------------

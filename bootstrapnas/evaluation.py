@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import INDEX, LOGITS, MASK, Output, Outputs
+from bootstrapnas.reading import outputs_from
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -37,6 +38,9 @@ def predict(
 ) -> Outputs:
     """Return outputs of a model, row by row in the order of the data set, float32.
 
+    What a causal model says of tokens that count for nothing (`Reduction.start`) is not computed, and what the rows of
+    a batch begin with is read once.
+
     Parameters
     ----------
     model
@@ -49,10 +53,16 @@ def predict(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    others = {name for output in outputs if output.reduction is not None for name in output.reduction.reads}
+    reductions = [output.reduction for output in outputs if output.reduction is not None]
+    others = {name for reduction in reductions for name in reduction.reads}
+    starts = [reduction.start for reduction in reductions if reduction.start is not None]
 
     def run(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = model(**{name: tensor.to(device) for name, tensor in batch.items() if name not in others})
+        inputs = {name: tensor.to(device) for name, tensor in batch.items() if name not in others}
+        if starts and len(starts) == len(outputs) and all(name in batch for name in starts):
+            found = outputs_from(model, inputs, min(int(batch[name].min()) for name in starts) - 1)
+        else:
+            found = model(**inputs)
         return {output.name: found[output.name] for output in outputs}
 
     try:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 INDEX = "index"
 """Key of a batch's tensor of row numbers in the data set, shape [batch]."""
+GROUP = "group"
+"""Column of features: rows of the same number are measured together, as their texts begin alike."""
 MASK = "attention_mask"
 """Key of a batch's mask, shape [batch, tokens]: 0 where a row is padded."""
 TEACHER = "teacher_"
@@ -38,11 +40,16 @@ class Reduction:
         What it gives.
     reads
         Keys of the batch that it reads and that are no inputs of the model.
+    start
+        Of a causal model: the key, one of `reads`, of a batch's tensor [batch] that says which token of a row is the
+        first one whose foretelling counts. Where a batch has it, the function may get the outputs of the last tokens
+        only, at least from the token before that.
     """
 
     function: Callable[[Tensor, Mapping[str, Tensor]], Mapping[str, Tensor]]
     outputs: tuple[Output, ...]
     reads: tuple[str, ...] = ()
+    start: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from bootstrapnas.adapters import (
     base_subnet,
     extract_adapters,
     lora_config,
+    merged_adapters,
 )
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_params
@@ -101,6 +102,33 @@ def test_a_subnet_is_a_smaller_base_with_a_smaller_stock_adapter(row: Row, scali
         torch.testing.assert_close(logits(stock, row), expected, rtol=1e-5, atol=1e-5)
         assert count_params(blueprint, subnet) == sum(p.numel() for p in stock.parameters())
         torch.testing.assert_close(logits(stock.merge_and_unload(), row), expected, rtol=1e-4, atol=1e-5)
+
+
+@every_row
+@pytest.mark.parametrize("scaling", ["fixed", "active"])
+def test_merged_while_evaluated(row: Row, scaling: str) -> None:
+    """A subnet computes the same with its adapters added to its weights; afterwards all is as it was."""
+    supernet, _ = adapted(row, scaling)
+    before = logits(supernet.model, row)
+    modules = list(supernet.model.modules())
+    for seed in range(3):
+        subnet = random_subnet(supernet.blueprint, seed)
+        with supernet.activate(subnet):
+            expected = logits(supernet.model, row)
+            with merged_adapters(supernet):
+                assert sum(f"lora_A.{NAME}" in name for name, _ in supernet.model.named_parameters()) == sum(
+                    not supernet.blueprint.exists(parameter, subnet)
+                    for name, parameter in supernet.blueprint.parameters.items()
+                    if f"lora_A.{NAME}" in name
+                )
+                torch.testing.assert_close(logits(supernet.model, row), expected, rtol=1e-4, atol=1e-5)
+    assert all(one is other for one, other in zip(modules, supernet.model.modules(), strict=True))
+    assert torch.equal(logits(supernet.model, row), before)
+
+
+def test_merging_needs_adapters() -> None:
+    with pytest.raises(UserError, match="no adapters to merge"), merged_adapters(Supernet(ADAPTED[0].build())):
+        pass
 
 
 @every_row

@@ -422,6 +422,7 @@ MISTAKES: list[tuple[str, str]] = [
         f"{SEARCH} --num_evals 4",
         "search: population (5) must not exceed num_evals (4): not one generation would be evaluated",
     ),
+    (f"{SEARCH} --merge_adapters True", "supernet holds no super-adapter: it has no super_adapter.json"),
     (
         f"{SEARCH} --algorithm NSGA3",
         "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, RNSGA2, random",

@@ -26,7 +26,7 @@ from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, tokenize
 from bootstrapnas.tasks.answers import RULES, Choice, Number, rule_of
 from bootstrapnas.tasks.arithmetic import word_problems
-from bootstrapnas.tasks.generation import left_padded, text_of
+from bootstrapnas.tasks.generation import text_of
 from bootstrapnas.tasks.prompts import PROMPTS
 
 
@@ -351,15 +351,6 @@ def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> Non
     spec = TaskSpec.load(adapted_dir / "task.json").without_writing()
     assert (spec.generation, spec.metric, spec.maximise) == (None, "perplexity", False)
     assert spec.without_writing() == spec
-
-
-def test_left_padding() -> None:
-    """Rows keep their tokens and their order, whichever side they were padded on."""
-    ids, mask = torch.tensor([[5, 6, 0, 0], [7, 8, 9, 0]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
-    for _ in range(2):
-        ids, mask = left_padded(ids, mask)
-        assert ids.tolist() == [[0, 5, 6], [7, 8, 9]]
-        assert mask.tolist() == [[0, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize(

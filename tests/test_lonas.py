@@ -186,6 +186,8 @@ def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     run("eval", "--supernet_dir", trained / "super", "--max_seq_length", 20)  # the config counts costs for 24 tokens
     assert json.loads(capsys.readouterr().out)["costs"]["length"] == 24
+    run("eval", "--supernet_dir", trained / "super", "--subnet", "min", "--merge_adapters", "True")
+    assert json.loads(capsys.readouterr().out) == found["min"]
     results = read_json(trained / "super" / "eval_results.json")
     assert results == {f"accuracy_{name}": pytest.approx(found[name]["accuracy"]) for name in ("max", "min")}
 

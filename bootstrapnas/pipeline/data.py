@@ -12,7 +12,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.outputs import VOCABULARY, Outputs
+from bootstrapnas.outputs import GROUP, VOCABULARY, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments
 from bootstrapnas.tasks import (
     BUILTINS,
@@ -155,7 +155,7 @@ class Rows:
     def batches(self, name: str) -> list[dict[str, Any]]:
         """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
         features = self.features(name)
-        wanted = (*self.collator.inputs, *self.collator.read, "length")
+        wanted = (*self.collator.inputs, *self.collator.read, "length", GROUP)
         inputs = [column for column in features.column_names if column in wanted]
         size = self.batch_size
         if self.spec.generation is None and any(output.last == VOCABULARY for output in self.spec.kind.outputs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, lora_config
+from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, lora_config, merged_adapters
 from bootstrapnas.artefacts import (
     FORMAT,
     check_format,
@@ -24,7 +25,7 @@ from bootstrapnas.artefacts import (
     writing,
 )
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.dims import Key
+from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import NAME, Adapters
@@ -84,6 +85,13 @@ class SuperAdapter:
 
     base: str
     adapters: Adapters
+
+
+@contextmanager
+def computing(supernet: Supernet, subnet: Subnet, *, merge: bool) -> Iterator[None]:
+    """Compute a subnet inside the ``with`` block; with `merge` as if its adapters were part of its weights."""
+    with supernet.activate(subnet), merged_adapters(supernet) if merge else nullcontext():
+        yield
 
 
 def build_super_adapter(

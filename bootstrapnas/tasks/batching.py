@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError
-from bootstrapnas.outputs import IGNORED, INDEX, TEACHER, Output
+from bootstrapnas.outputs import GROUP, IGNORED, INDEX, TEACHER, Output
 from bootstrapnas.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -145,13 +145,18 @@ def training_columns(features: Dataset, collator: Collator) -> list[str]:
 def batches(dataset: Dataset, collator: Collator, batch_size: int) -> Iterator[dict[str, Tensor]]:
     """Yield a tokenized data set as batches of rows of like length, the longest first.
 
-    Nearly nothing is padded that way, and what does not fit in memory fails at once. Each batch carries ``index``
-    ``[batch]``, the positions of its rows in `dataset`.
+    Nearly nothing is padded that way, and what does not fit in memory fails at once. Rows of one ``group``, where there
+    is such a column, share batches: their texts begin alike. The group of the longest row comes first. Each batch
+    carries ``index`` ``[batch]``, the positions of its rows in `dataset`.
     """
     lengths = list(dataset["length"])
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(order), batch_size):
-        index = order[start : start + batch_size]
-        columns = dataset[index]
-        rows = [{name: values[i] for name, values in columns.items()} | {INDEX: row} for i, row in enumerate(index)]
-        yield collator(rows)
+    grouped = list(dataset[GROUP]) if GROUP in dataset.column_names else [0] * len(lengths)
+    groups: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        groups.setdefault(grouped[row], []).append(row)
+    for order in groups.values():
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            columns = dataset[index]
+            rows = [{name: values[i] for name, values in columns.items()} | {INDEX: row} for i, row in enumerate(index)]
+            yield collator(rows)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from bootstrapnas.reading import Reading
+
 TEXT = "text"
 """The output that holds a text, as bytes of UTF-8."""
 
@@ -42,7 +44,7 @@ def generate(
     model
         A Hugging Face model of causal language, an active supernet too. Its device and dtype are used as they are.
     batches
-        Prompts of similar length: ``input_ids`` and ``attention_mask`` [batch, tokens], padded on either side, and
+        Prompts of similar length: ``input_ids`` and ``attention_mask`` [batch, tokens], padded on the right, and
         ``index``, the row numbers.
     tokenizer
         Of the model; its special tokens are left out of the texts.
@@ -52,24 +54,14 @@ def generate(
         Whether to show it.
     """
     import torch
-    from transformers import GenerationConfig
 
-    ends = {tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)} - {None}
+    from bootstrapnas.reading import begin
+
+    ends = sorted({tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)} - {None})
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = tokenizer.eos_token_id or 0
-    config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        use_cache=True,
-        pad_token_id=pad,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(ends) or None,
-    )
+    write = _likeliest_tokens if settings.num_beams == 1 else _likeliest_texts
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -79,11 +71,9 @@ def generate(
     try:
         with torch.inference_mode():
             for batch in batches:
-                ids, mask = left_padded(batch["input_ids"], batch[MASK])
-                said = model.generate(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-                )
-                texts = tokenizer.batch_decode(said[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
+                ids, mask = batch["input_ids"].to(device), batch[MASK].to(device)
+                said = write(begin(model, ids, mask, settings.max_new_tokens), settings, ends, pad)
+                texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
                 for index, text in zip(batch[INDEX].tolist(), texts, strict=True):
                     found[index] = np.frombuffer(text.encode(), dtype=np.uint8)
                 if ticker is not None:
@@ -93,18 +83,53 @@ def generate(
     return {TEXT: [found[index] for index in sorted(found)]}
 
 
+def _likeliest_tokens(reading: Reading, settings: Generation, ends: list[int], pad: int) -> Tensor:
+    """Return the likeliest token each time, [batch, new tokens]; a row that has ended costs nothing more."""
+    import torch
+
+    said = torch.full((len(reading.ids), settings.max_new_tokens), pad, device=reading.ids.device)
+    writing = torch.arange(len(said), device=said.device)
+    for place in range(settings.max_new_tokens):
+        tokens = reading.read(reading.ids.shape[1]).argmax(dim=-1)
+        said[writing, place] = tokens
+        reading.append(tokens)
+        going = (~torch.isin(tokens, tokens.new_tensor(ends))).nonzero()[:, 0]
+        if not len(going):
+            break
+        if len(going) < len(tokens):
+            reading.keep(going)
+            writing = writing[going]
+    return said
+
+
+def _likeliest_texts(reading: Reading, settings: Generation, ends: list[int], pad: int) -> Tensor:
+    """Return what beam search finds, [batch, new tokens]; prompts are read once, not once a beam."""
+    from transformers import GenerationConfig
+
+    width = reading.ids.shape[1]
+    if width - 1 > reading.cache.get_seq_length():
+        reading.read(width - 1)
+    reading.cache.batch_repeat_interleave(settings.num_beams)
+    config = GenerationConfig(
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        do_sample=False,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=ends or None,
+    )
+    said: Tensor = reading.model.generate(
+        input_ids=reading.ids, attention_mask=reading.mask, past_key_values=reading.cache, generation_config=config
+    )
+    return said[:, width:]
+
+
 def text_of(array: np.ndarray) -> str:
     """Return a text from its bytes."""
     return array.tobytes().decode()
-
-
-def left_padded(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of ``[batch, tokens]`` to the left, and cut off what all rows are padded with."""
-    import torch
-
-    order = torch.argsort(mask, dim=1, stable=True)
-    width = int(mask.sum(dim=1).max())
-    return ids.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.outputs import IGNORED, LABELS, TOKENS, VOCABULARY, Output, Outputs, Reduction
+from bootstrapnas.outputs import GROUP, IGNORED, LABELS, TOKENS, VOCABULARY, Output, Outputs, Reduction
 from bootstrapnas.progress import warn
 from bootstrapnas.tasks import next_token
 from bootstrapnas.tasks.answers import Choice, Letter, Rule, rule_of
@@ -214,7 +214,7 @@ def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
 def _learnt(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> Dataset:
     writer = _Writer(spec, tokenizer, measuring=measuring)
     on_inputs = settings_of(spec).train_on_inputs and not measuring
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], **({START: []} if measuring else {})}
     dropped = cut = 0
     for row in rows:
         text, prompt = writer.prompt(row)
@@ -228,6 +228,8 @@ def _learnt(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *
         cut += len(tokens) < len(prompt) + len(response)
         columns["input_ids"].append(tokens)
         columns["labels"].append(labels)
+        if measuring:
+            columns[START].append(max(len(prompt), 1))
     if dropped:
         where = f"task {spec.task_name}: {dropped} of {len(rows)} rows"
         if dropped == len(rows):
@@ -263,19 +265,25 @@ def _probes(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
     way = settings_of(spec).evaluate_by
     if way == LOSS:
         return _learnt(spec, rows, tokenizer, measuring=True)
-    writer = _Writer(spec, tokenizer, measuring=True)
+    writer, groups = _Writer(spec, tokenizer, measuring=True), _groups(rows)
     if way == GENERATE:
-        return _dataset({"input_ids": [writer.prompt(row)[1] for row in rows]})
-    return _scored(spec, rows, writer)
+        return _dataset({"input_ids": [writer.prompt(row)[1] for row in rows], GROUP: groups})
+    return _scored(spec, rows, writer, groups)
 
 
-def _scored(spec: TaskSpec, rows: Dataset, writer: _Writer) -> Dataset:
+def _groups(rows: Dataset) -> list[int]:
+    """Return a number a row, the same for those of a data set, which puts all its questions alike."""
+    numbers = {source: number for number, source in enumerate(dict.fromkeys(rows["source"]))}
+    return [numbers[source] for source in rows["source"]]
+
+
+def _scored(spec: TaskSpec, rows: Dataset, writer: _Writer, row_groups: Sequence[int]) -> Dataset:
     """Return prompts with all of a choice but its last token; choices that differ in that one share a feature.
 
-    ``row``; ``start``, from where on the tokens are those of the choice; ``candidates``, last tokens, and the
-    ``choices`` that they complete.
+    ``row`` and its ``group``; ``start``, from where on the tokens are those of the choice; ``candidates``, last tokens,
+    and the ``choices`` that they complete.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "row", "start", CANDIDATES, "choices")}
+    columns: dict[str, list[Any]] = {name: [] for name in ("input_ids", "row", START, GROUP, CANDIDATES, "choices")}
     for index, (row, rule) in enumerate(zip(rows, _rules(rows), strict=True)):
         names = rule.choices(row["instruction"])
         if not names:
@@ -293,7 +301,8 @@ def _scored(spec: TaskSpec, rows: Dataset, writer: _Writer) -> Dataset:
         for begun, choices in groups.items():
             columns["input_ids"].append([*prompt, *begun])
             columns["row"].append(index)
-            columns["start"].append(len(prompt) + shared)
+            columns[GROUP].append(row_groups[index])
+            columns[START].append(len(prompt) + shared)
             columns[CANDIDATES].append([said[choice][-1] for choice in choices])
             columns["choices"].append(choices)
     return _dataset(columns)
@@ -314,13 +323,19 @@ def _shared(said: Sequence[Sequence[int]]) -> int:
 
 
 def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As of any text; and ``candidates`` [batch, candidates]: the loss of each that may come last, -100 of none."""
+    """As of any text; and ``candidates`` [batch, candidates]: the loss of each that may come last, -100 of none.
+
+    The logits may be those of the last tokens only: before a row's start nothing counts.
+    """
     import torch
 
-    rows = len(logits)
-    found = next_token.foretell(logits, batch["input_ids"], batch[START].tolist() if START in batch else [1] * rows)
+    rows, seen = logits.shape[:2]
+    before = batch["input_ids"].shape[1] - seen
+    starts = batch[START].tolist() if START in batch else [1] * rows
+    found = next_token.foretell(logits, batch["input_ids"][:, before:], [start - before for start in starts])
+    found = {name: torch.nn.functional.pad(tensor, (before, 0)) for name, tensor in found.items()}
     wanted = batch.get(CANDIDATES, torch.zeros((rows, 0), dtype=torch.int64)).to(logits.device)
-    ends = batch["attention_mask"].to(logits.device).cumsum(dim=1).argmax(dim=1)
+    ends = batch["attention_mask"].to(logits.device).cumsum(dim=1).argmax(dim=1) - before
     last = torch.log_softmax(logits[torch.arange(rows, device=logits.device), ends].float(), dim=-1)
     found[CANDIDATES] = (-last.gather(1, wanted.clamp(min=0))).masked_fill(wanted == IGNORED, IGNORED)
     return found
@@ -333,6 +348,7 @@ _LOGITS = Output(
         _reduce,
         (Output(next_token.LOSS, TOKENS), Output(next_token.HIT, TOKENS), Output(CANDIDATES, LABELS)),
         (CANDIDATES, START),
+        START,
     ),
 )
 
@@ -373,7 +389,7 @@ def _likeliest(outputs: Outputs, rows: Dataset, features: Dataset) -> list[Answe
     names = [rule.choices(text) for rule, text in zip(_rules(rows), rows["instruction"], strict=True)]
     losses = [np.full(len(each), np.inf) for each in names]
     parts = zip(
-        features["row"], features["start"], features["choices"], outputs[next_token.LOSS], outputs[CANDIDATES],
+        features["row"], features[START], features["choices"], outputs[next_token.LOSS], outputs[CANDIDATES],
         strict=True,
     )  # fmt: skip
     for row, start, choices, loss, last in parts:
