@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from bootstrapnas.search import (
     Candidate,
     Constraint,
     CostWindow,
+    Estimate,
     EvaluationLog,
     Genome,
     NothingQualifiesError,
@@ -353,6 +354,7 @@ def test_log_drops_a_line_cut_short_anywhere(tmp_path: Path) -> None:
         (2, '{"index": 1, "genome": [1], "values": {}}', r"line 3: \[1\] is not a genome"),
         (2, '{"index": 1, "genome": [0, 3], "values": {}}', r"line 3: the genome \[0, 3\] occurs twice"),
         (2, '{"index": 1, "genome": [1, 1], "values": {"macs": "2"}}', "line 3: its values are not numbers"),
+        (2, '{"index": 1, "genome": [1, 1], "values": {}, "stopped": 1.5}', "line 3: stopped is 1.5, which"),
     ],
 )
 def test_corrupt_log_is_refused(tmp_path: Path, line: int, text: str, message: str) -> None:
@@ -587,6 +589,115 @@ def test_log_of_a_search_with_other_bounds_or_costs_is_refused(tmp_path: Path) -
     path.write_text(path.read_text().replace('"macs": ', '"macs": 1'))
     with pytest.raises(UserError, match=r"holds another search: macs of \[0, 0, 0, 0, 0\] is 1\d+,.* there, .* here"):
         bounded(path, [], LIGHT)
+
+
+# -- evaluations that are stopped --------------------------------------------------------------------------------------
+
+
+def in_parts(
+    path: Path, done: list[tuple[Genome, float]], constraints: Sequence[Constraint] = (), stop: int = 10**9
+) -> SearchResult:
+    """Search by estimates whose best case nears the value from above in four steps, and whose value does from below."""
+
+    def evaluate(genome: Genome) -> Generator[Estimate, None, None]:
+        accuracy = toy(genome, CARDINALITIES)["accuracy"]
+        for share in (0.25, 0.5, 0.75, 1.0):
+            if len(done) == stop:
+                raise RuntimeError("out of memory")
+            done.append((genome, share))
+            yield Estimate({"accuracy": accuracy * share}, {"accuracy": accuracy + 0.2 * (1 - share)}, share)
+
+    return run_search(
+        build_algorithm(CARDINALITIES, SearchSettings(num_evals=60, population=10), extremes(CARDINALITIES)),
+        evaluate,
+        OBJECTIVES,
+        EvaluationLog(path, CARDINALITIES, {}),
+        60,
+        costs=lambda genome: {"macs": toy(genome, CARDINALITIES)["macs"]},
+        constraints=constraints,
+    )
+
+
+@pytest.mark.parametrize("constraints", [(), (Constraint("accuracy", 0.63, minimum=True),)])
+def test_what_cannot_reach_the_front_is_stopped_and_stays_off_it(
+    tmp_path: Path, constraints: Sequence[Constraint]
+) -> None:
+    """What is stopped is beaten by something that was evaluated before; what is on the front is there by its value."""
+    done: list[tuple[Genome, float]] = []
+    result = in_parts(tmp_path / "log.jsonl", done, constraints)
+    stopped = [each for each in result.candidates if each.stopped is not None]
+    whole = [each for each in result.candidates if each.stopped is None]
+    assert stopped
+    assert len(whole) > 5
+    assert all(not each.evaluated for each in stopped)
+    assert all(each.evaluated for each in whole)
+    assert len(done) == 4 * len({each.genome for each in whole}) + sum(
+        4 * each.stopped for each in {each.genome: each for each in stopped}.values()
+    )
+    first = [each.genome for each in result.candidates]
+    for each in stopped:
+        real = toy(each.genome, CARDINALITIES)
+        assert each.values["accuracy"] == pytest.approx(real["accuracy"] * each.stopped)
+        amount = violation(constraints, real)
+        assert any(
+            other.violation < amount
+            or (
+                other.violation == amount
+                and other.values["macs"] <= real["macs"]
+                and other.values["accuracy"] >= real["accuracy"]
+            )
+            for other in whole
+            if first.index(other.genome) < first.index(each.genome)
+        )
+    # A sure bound changes nothing of the front among what was proposed.
+    proposed = list(dict.fromkeys(first))
+    real_values = [toy(genome, CARDINALITIES) for genome in proposed]
+    amounts = [violation(constraints, values) for values in real_values]
+    front = {proposed[index] for index in pareto_front(real_values, OBJECTIVES, amounts)}
+    assert {each.genome for each in result.front} == front
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()[1:]]
+    marked = {tuple(line["genome"]): line["stopped"] for line in lines if "stopped" in line}
+    assert marked == {each.genome: each.stopped for each in stopped}
+
+
+@pytest.mark.parametrize("stop", [0, 3, 45, 90])
+def test_a_search_that_stops_evaluations_resumes_where_it_failed(tmp_path: Path, stop: int) -> None:
+    whole: list[tuple[Genome, float]] = []
+    expected = in_parts(tmp_path / "whole.jsonl", whole)
+    path = tmp_path / "stopped.jsonl"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        in_parts(path, [], stop=stop)
+    resumed: list[tuple[Genome, float]] = []
+    assert in_parts(path, resumed) == expected
+    assert whole[-len(resumed) :] == resumed
+    assert strip_seconds(path) == strip_seconds(tmp_path / "whole.jsonl")
+
+
+def strip_seconds(path: Path) -> list[dict[str, object]]:
+    """Return a log without what differs from run to run."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_the_subnet_of_a_stopped_evaluation_is_let_go_of(tmp_path: Path) -> None:
+    """What an evaluation holds while it yields, it holds no longer when the next one begins."""
+    held: list[Genome] = []
+
+    def evaluate(genome: Genome) -> Generator[Estimate, None, None]:
+        assert not held
+        held.append(genome)
+        try:
+            for share in (0.5, 1.0):
+                yield Estimate({"accuracy": 0.5}, {"accuracy": 0.5}, share)
+        finally:
+            held.remove(genome)
+
+    log = EvaluationLog(tmp_path / "log.jsonl", CARDINALITIES, {})
+    algorithm = build_algorithm(CARDINALITIES, SearchSettings("random", num_evals=10, population=10))
+    costs = lambda genome: {"macs": toy(genome, CARDINALITIES)["macs"]}  # noqa: E731
+    result = run_search(algorithm, evaluate, OBJECTIVES, log, 10, costs=costs)
+    assert not held
+    assert any(each.stopped == 0.5 for each in result.candidates)
 
 
 def test_search_refuses_unusable_evaluations(tmp_path: Path) -> None:

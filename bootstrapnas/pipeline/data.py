@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,21 @@ def with_fixed_data(spec: TaskSpec, directory: Path) -> TaskSpec:
     return replace(spec, dataset_dir=str(export_builtin(directory / "data", spec.task_name).absolute()))
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a split: what they are measured with, and in which batches."""
+
+    spec: TaskSpec
+    rows: Dataset
+    features: Dataset
+    batches: list[dict[str, Any]]
+
+    def measure(self, outputs: Outputs) -> dict[str, float]:
+        """Return the task's metrics (fractions) of a model's outputs on them; `UserError` if it diverged."""
+        check_finite(outputs, "the model's outputs")
+        return compute_metrics(self.spec, outputs, self.rows, self.features)
+
+
 class Rows:
     """A task's rows for one tokenizer: tokenized splits and batches of true length."""
 
@@ -154,7 +170,22 @@ class Rows:
 
     def batches(self, name: str) -> list[dict[str, Any]]:
         """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
-        features = self.features(name)
+        return self._batches(self.features(name))
+
+    def parts(self, name: str, rows: int) -> list[Part]:
+        """Return a split in random parts of at least so many rows (the same ones each time), to evaluate one by one."""
+        whole = self.rows(name)
+        order = list(range(len(whole)))
+        Random(self.spec.seed).shuffle(order)
+        starts = range(0, max(len(order) - rows + 1, 1), rows)
+        ends = [*starts[1:], len(order)]
+        return [self._part(whole.select(order[start:end])) for start, end in zip(starts, ends, strict=True)]
+
+    def _part(self, rows: Dataset) -> Part:
+        features = tokenize_to_measure(rows, self.tokenizer, self.spec)
+        return Part(self.spec, rows, features, self._batches(features))
+
+    def _batches(self, features: Dataset) -> list[dict[str, Any]]:
         wanted = (*self.collator.inputs, *self.collator.read, "length", GROUP)
         inputs = [column for column in features.column_names if column in wanted]
         size = self.batch_size
@@ -164,8 +195,7 @@ class Rows:
 
     def measure(self, name: str, outputs: Outputs) -> dict[str, float]:
         """Return the task's metrics (fractions) of a model's outputs on a split; `UserError` if it diverged."""
-        check_finite(outputs, "the model's outputs")
-        return compute_metrics(self.spec, outputs, self.rows(name), self.features(name))
+        return Part(self.spec, self.rows(name), self.features(name), []).measure(outputs)
 
 
 def check_finite(outputs: Outputs, whose: str) -> None:

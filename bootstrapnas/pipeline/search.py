@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.early_stop import check_early_stop, estimates, split_up
 from bootstrapnas.pipeline.finalists import (
     Finalist,
     FinalistArguments,
@@ -47,6 +48,7 @@ from bootstrapnas.search import (
     Candidate,
     Constraint,
     CostWindow,
+    Estimate,
     EvaluationLog,
     Genome,
     NothingQualifiesError,
@@ -97,6 +99,11 @@ class SearchArguments:
     merge_adapters: bool = flag(
         False, "Super-adapters: evaluate each subnet with its adapters added to a copy of its weights; faster."
     )
+    early_stop: Optional[float] = flag(
+        None,
+        "Stop evaluating a subnet once it will not reach the front, with this confidence: 0.99, or 1 for certain. "
+        "Default: evaluate all on all rows.",
+    )
 
 
 GROUPS = (
@@ -126,6 +133,7 @@ def run(
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
     check_finalists(finalists, search.supernet_dir, spec)
+    check_early_stop(search.early_stop, spec)
     if search.merge_adapters:
         read_super_adapter(search.supernet_dir)
     stage = begin(
@@ -147,7 +155,8 @@ def run(
     conditions = Conditions(length, None if table is None else table.predict)
     problem = build_problem(supernet, objectives, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
-    prepared = rows.batches("validation")
+    prepared = rows.batches("validation") if search.early_stop is None else []
+    parts = [] if search.early_stop is None else split_up(rows, "validation")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet.model.to(device, evaluation_dtype(search.precision, device))
 
@@ -155,6 +164,10 @@ def run(
         with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
             metrics = evaluate_model(supernet.model, rows, "validation", prepared)
         return {spec.metric: metrics[spec.metric]}
+
+    def evaluate_in_parts(genome: Genome) -> Generator[Estimate, None, None]:
+        with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
+            yield from estimates(supernet.model, rows, parts, search.early_stop or 1)
 
     space = supernet.space
     wanted = wanted_genomes(search.macs_ratios, supernet, length)
@@ -172,7 +185,9 @@ def run(
     with Ticker("search", settings.budget) as ticker:
 
         def progress(done: int, candidate: Candidate) -> None:
-            reached = f"{spec.metric} {candidate.values[spec.metric]:.4f}" if candidate.evaluated else "out of bounds"
+            measured = f"{spec.metric} {candidate.values[spec.metric]:.4f}" if spec.metric in candidate.values else ""
+            stopped = "" if candidate.stopped is None else f"stopped after {candidate.stopped:.0%}, "
+            reached = f"{stopped}{measured or 'out of bounds'}"
             ticker.update(done, f"{reached} at {problem.cost.shown(candidate.values[problem.cost.name])}")
 
         title = f"Search progression ({settings.algorithm})"
@@ -185,7 +200,7 @@ def run(
 
         result = run_search(
             algorithm,
-            evaluate,
+            evaluate if search.early_stop is None else evaluate_in_parts,
             objectives,
             log,
             settings.budget,
@@ -195,6 +210,8 @@ def run(
             problem.costs,
             problem.constraints,
         )
+    if search.early_stop is not None:
+        notice(saved(result.candidates))
     best = choose_best(result, objectives[-1], problem.cost, settings.ref_acc, settings.acc_delta)
     if finalists.measure_finalists:
         chosen = choose_finalists(result.front, best, finalists.measure_finalists)
@@ -350,6 +367,14 @@ def canonical_of(supernet: Supernet) -> Callable[[Genome], Genome]:
         )
 
     return canonical
+
+
+def saved(candidates: Sequence[Candidate]) -> str:
+    """Return in words what stopping evaluations early saved."""
+    begun = {each.genome: each.stopped for each in candidates if each.evaluated or each.stopped is not None}
+    stopped = [share for share in begun.values() if share is not None]
+    rows = sum(1 - share for share in stopped) / len(begun)
+    return f"search: {len(stopped)} of {len(begun)} evaluations were stopped early, which saved {rows:.0%} of the rows"
 
 
 def choose_best(

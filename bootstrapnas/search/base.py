@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol, TypeAlias
@@ -228,7 +228,10 @@ class Candidate:
     violation
         By how much it breaks the search's bounds; 0 if it keeps them.
     evaluated
-        Whether it was evaluated. Of one whose costs alone break a bound, `values` are these costs.
+        Whether it was evaluated to the end. Of one whose costs alone break a bound, `values` are these costs.
+    stopped
+        The share of its evaluation after which it was stopped, as it could no longer reach the front; `values` are
+        estimates then. `None` if it was not.
     """
 
     genome: Genome
@@ -236,6 +239,30 @@ class Candidate:
     generation: int
     violation: float = 0.0
     evaluated: bool = True
+    stopped: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an evaluation knows so far.
+
+    Attributes
+    ----------
+    values
+        What it measured so far, by name; of the last estimate the evaluation itself.
+    at_best
+        The best that it may still come to, by name.
+    share
+        How much of it is done, up to 1.
+    """
+
+    values: Values
+    at_best: Values
+    share: float
+
+
+Evaluation: TypeAlias = Callable[[Genome], "Values | Generator[Estimate, None, None]"]
+"""Measures a genome: at once, or by one estimate after the other, between which it may be stopped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class EvaluationLog:
     """Evaluations of distinct genomes, one JSON object per line, on disk as soon as they are made.
 
     The first line is the header ``{"format", "cardinalities", "settings"}``; every other line is
-    ``{"index", "genome", "values", "seconds"}`` with indices 0, 1, 2, ... A last line without its line break is what a
+    ``{"index", "genome", "values", "seconds"}`` with indices 0, 1, 2, ..., and ``"stopped"`` where an evaluation was
+    stopped after that share of it. A last line without its line break is what a
     kill in the middle of a write leaves behind: it is dropped.
 
     Parameters
@@ -41,6 +42,7 @@ class EvaluationLog:
         self.path = Path(path)
         self.cardinalities = tuple(cardinalities)
         self._values: dict[Genome, Values] = {}
+        self._stopped: dict[Genome, float] = {}
         if self.path.exists():
             self._read()
         else:
@@ -57,7 +59,13 @@ class EvaluationLog:
     def __getitem__(self, genome: Genome) -> Values:
         return self._values[genome]
 
-    def record(self, genome: Genome, values: Mapping[str, float], seconds: float) -> Values:
+    def stopped(self, genome: Genome) -> float | None:
+        """Return the share of a genome's evaluation after which it was stopped; `None` if it was not."""
+        return self._stopped.get(genome)
+
+    def record(
+        self, genome: Genome, values: Mapping[str, float], seconds: float, stopped: float | None = None
+    ) -> Values:
         """Add the evaluation of a new genome; return its values as a later run will read them.
 
         When this returns, the line is on disk.
@@ -65,6 +73,7 @@ class EvaluationLog:
         assert genome not in self._values, "a genome is evaluated once"
         plain = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
         entry = {"index": len(self), "genome": list(genome), "values": plain, "seconds": round(seconds, 4)}
+        entry |= {} if stopped is None else {"stopped": stopped}
         line = json.dumps(entry, allow_nan=False) + "\n"
         try:
             with self.path.open("ab") as file:
@@ -73,8 +82,13 @@ class EvaluationLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._values[genome] = plain
+        self._keep(genome, plain, stopped)
         return plain
+
+    def _keep(self, genome: Genome, values: Values, stopped: float | None) -> None:
+        self._values[genome] = values
+        if stopped is not None:
+            self._stopped[genome] = stopped
 
     def _read(self) -> None:
         try:
@@ -84,8 +98,7 @@ class EvaluationLog:
         *lines, unfinished = content.split(b"\n")
         self._check_header(lines[0] if lines else unfinished)
         for number, line in enumerate(lines[1:], start=2):
-            genome, values = self._parse(number, line)
-            self._values[genome] = values
+            self._keep(*self._parse(number, line))
         if unfinished:
             with replacing(self.path) as temporary:
                 temporary.write_bytes(content.removesuffix(unfinished))
@@ -102,7 +115,7 @@ class EvaluationLog:
                 f"this one has {_described(self.cardinalities)}; choose another directory"
             )
 
-    def _parse(self, number: int, line: bytes) -> tuple[Genome, Values]:
+    def _parse(self, number: int, line: bytes) -> tuple[Genome, Values, float | None]:
         entry = self._load(number, line)
         genome, values = entry.get("genome"), entry.get("values")
         if entry.get("index") != len(self):
@@ -120,7 +133,10 @@ class EvaluationLog:
             raise self._corrupt(number, f"the genome {genome} occurs twice")
         if not (isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())):
             raise self._corrupt(number, "its values are not numbers by name")
-        return tuple(genome), values
+        stopped = entry.get("stopped")
+        if stopped is not None and not (isinstance(stopped, float) and 0 < stopped < 1):
+            raise self._corrupt(number, f"stopped is {stopped!r}, which is no share of an evaluation")
+        return tuple(genome), values, stopped
 
     def _load(self, number: int, line: bytes) -> dict[str, Any]:
         try:

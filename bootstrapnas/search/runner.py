@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.search.base import (
     Algorithm,
     Candidate,
     Constraint,
+    Estimate,
+    Evaluation,
     Objective,
     SearchResult,
     Values,
@@ -24,7 +28,7 @@ from bootstrapnas.space import Genome
 
 def run_search(
     algorithm: Algorithm,
-    evaluate: Callable[[Genome], Mapping[str, float]],
+    evaluate: Evaluation,
     objectives: Sequence[Objective],
     log: EvaluationLog,
     budget: int,
@@ -42,12 +46,16 @@ def run_search(
     Nor is a genome evaluated whose `costs` alone break a constraint. It is logged with its costs, and the algorithm is
     told its violation and nought for what was not measured. It counts as a proposal like any other.
 
+    An evaluation by estimates is stopped as soon as the best that it may still come to is dominated by a candidate that
+    was evaluated to the end (Deb's constrained domination). It is logged as stopped, never joins the front, and the
+    algorithm is told its last estimate.
+
     Parameters
     ----------
     algorithm
         A fresh algorithm.
     evaluate
-        Measures a genome; the result has all objectives and may have more.
+        Measures a genome, at once or by estimates; the result has all objectives and may have more.
     objectives
         What to improve, at least one.
     log
@@ -88,8 +96,11 @@ def run_search(
             if genome in log:
                 values = _logged(genome, known, needed, log)
             else:
-                values = _measured(genome, known, None if excluded else evaluate, needed, log)
-            candidates.append(Candidate(genome, values, generation, violation(constraints, values), not excluded))
+                hopeless = partial(_dominated, candidates=candidates, objectives=objectives, constraints=constraints)
+                values = _measured(genome, known, None if excluded else evaluate, needed, log, hopeless)
+            stopped = log.stopped(genome)
+            whole = not excluded and stopped is None
+            candidates.append(Candidate(genome, values, generation, violation(constraints, values), whole, stopped))
             if progress is not None:
                 progress(len(candidates), candidates[-1])
         if len(proposed) == len(batch):
@@ -117,13 +128,15 @@ def _logged(genome: Genome, known: Values, needed: Sequence[str], log: Evaluatio
 def _measured(
     genome: Genome,
     known: Values,
-    evaluate: Callable[[Genome], Values] | None,
+    evaluate: Evaluation | None,
     needed: Sequence[str],
     log: EvaluationLog,
+    hopeless: Callable[[Values], bool],
 ) -> Values:
     """Return what is known of a genome and what its evaluation, if there is one, gives; logged."""
     start = time.perf_counter()
-    values = {**known, **(evaluate(genome) if evaluate is not None else {})}
+    found, stopped = ({}, None) if evaluate is None else _evaluated(evaluate(genome), known, hopeless)
+    values = {**known, **found}
     seconds = time.perf_counter() - start
     for name in needed:
         if name not in values:
@@ -131,7 +144,37 @@ def _measured(
     for name, value in values.items():
         if not math.isfinite(value):
             raise ValueError(f"the evaluation of {list(genome)} gave {name} = {value}")
-    return log.record(genome, values, seconds)
+    return log.record(genome, values, seconds, stopped)
+
+
+def _evaluated(
+    found: Values | Generator[Estimate, None, None], known: Values, hopeless: Callable[[Values], bool]
+) -> tuple[Values, float | None]:
+    """Return what an evaluation gives, and the share after which it was stopped, if it was."""
+    if isinstance(found, Mapping):
+        return found, None
+    values: Values = {}
+    with closing(found):  # it may hold a subnet active
+        for estimate in found:
+            values = estimate.values
+            if estimate.share < 1 and hopeless({**known, **estimate.at_best}):
+                return values, estimate.share
+    return values, None
+
+
+def _dominated(
+    values: Values, candidates: Sequence[Candidate], objectives: Sequence[Objective], constraints: Sequence[Constraint]
+) -> bool:
+    """Return whether a candidate that was evaluated to the end is better than `values`."""
+    amount = violation(constraints, values)
+
+    def better(candidate: Candidate) -> bool:
+        if candidate.violation != amount:
+            return candidate.violation < amount
+        pairs = [(goal.minimised(candidate.values), goal.minimised(values)) for goal in objectives]
+        return all(one <= other for one, other in pairs) and any(one < other for one, other in pairs)
+
+    return any(better(candidate) for candidate in candidates if candidate.evaluated)
 
 
 def _minimised(candidate: Candidate, objectives: Sequence[Objective]) -> list[float]:

@@ -459,6 +459,7 @@ INSTRUCTIONS = Kind(
     show=_show,
     optional_columns=OPTIONAL_COLUMNS,
     less_is_better=next_token.LESS_IS_BETTER,
+    means=("accuracy", "accuracy_norm"),
     causal=True,
     read=_read,
     probes=_probes,

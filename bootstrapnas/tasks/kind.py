@@ -94,6 +94,8 @@ class Kind:
         ``(spec, table)`` to the table whose rows count, where those of a file are something else.
     less_is_better
         The metrics of which less is better.
+    means
+        The metrics that are means over rows of a number from 0 to 1.
     read
         ``(spec, path)`` to the table of a file, where files have other columns than the task's.
     probes
@@ -122,6 +124,7 @@ class Kind:
     optional_columns: tuple[str, ...] = ()
     arrange: Callable[[TaskSpec, Table], Table] | None = None
     less_is_better: tuple[str, ...] = ()
+    means: tuple[str, ...] = ()
     read: Callable[[TaskSpec, Path], Table] | None = None
     probes: Callable[[TaskSpec, Dataset, PreTrainedTokenizerBase], Dataset] | None = None
     generation: Callable[[TaskSpec], Generation | None] | None = None

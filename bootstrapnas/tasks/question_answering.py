@@ -364,4 +364,5 @@ QUESTION_ANSWERING = Kind(
     measure=_measure,
     show=_show,
     optional_columns=("id",),
+    means=("f1", "exact_match"),
 )

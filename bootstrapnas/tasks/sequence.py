@@ -122,6 +122,7 @@ CLASSIFICATION = Kind(
     num_labels=lambda spec: len(spec.label_names),
     metrics=_metrics,
     usual_metrics=("accuracy", "macro_f1"),
+    means=("accuracy",),
     rows=_rows,
     is_labelled=_is_labelled,
     features=_features,
