@@ -26,7 +26,7 @@ from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker, warn
 from bootstrapnas.supernet import Supernet
 
-TRAINED_FILE = "trained.safetensors"
+TRAINED_FILE, LOSSES_FILE = "trained.safetensors", "losses.safetensors"
 _TAUGHT = "taught"
 
 
@@ -124,11 +124,16 @@ class StageTrainer(Trainer):
         self._describe, self._trained_only = describe, trained_only
         self._losses: dict[str, Any] = {}
         self._loss_steps: set[int] = set()
+        self._history: dict[str, list[Any]] = {}
         self.add_callback(self._progress)
         self.add_callback(_Steps(self._prepare_step, stop_after))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; the progress bar goes away whatever happens."""
+        self._history = {}
+        if isinstance(resume_from_checkpoint, str) and (Path(resume_from_checkpoint) / LOSSES_FILE).is_file():
+            kept = load_tensors(Path(resume_from_checkpoint) / LOSSES_FILE)[0]
+            self._history = {name: list(losses) for name, losses in kept.items()}
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         finally:
@@ -155,8 +160,30 @@ class StageTrainer(Trainer):
                 losses[name] = super().training_step(model, dict(inputs), num_items_in_batch)
             # As the Trainer's own: parts of an accumulation window add up. A number would wait for the GPU.
             self._losses[name] = self._losses.get(name, 0.0) + losses[name].detach()
+            self._remember(name, losses[name].detach())
         self._loss_steps.add(self.state.global_step)
         return torch.stack(list(losses.values())).mean()
+
+    def _remember(self, name: str, loss: Tensor) -> None:
+        """Keep the loss of a subnet of the present step, as a tensor: a number would wait for the GPU."""
+        losses, step = self._history.setdefault(name, []), self.state.global_step
+        losses += [torch.tensor(float("nan"))] * (step - len(losses))
+        if len(losses) == step:
+            losses.append(loss)
+        else:  # a later part of an accumulation window
+            losses[step] = losses[step] + loss
+
+    def _kept_losses(self) -> dict[str, Tensor]:
+        """Return the losses of each step so far by the name of the subnet, [steps]."""
+        return {name: torch.stack([loss.float().cpu() for loss in found]) for name, found in self._history.items()}
+
+    def drawn(self) -> Iterator[tuple[str, Subnet, float]]:
+        """Yield what was computed: the name of a subnet in its step, the subnet, its loss (of a resumed run, all)."""
+        assert self._subnets is not None
+        history = {name: losses.tolist() for name, losses in self._kept_losses().items()}
+        for step in range(max(map(len, history.values()), default=0)):
+            for name, subnet in self._subnets(step).items():
+                yield name, subnet, history[name][step]
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -224,7 +251,10 @@ class StageTrainer(Trainer):
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the weights of a checkpoint."""
+        """Write the weights of a checkpoint, and the losses so far of the subnets of each step."""
+        if self._history and output_dir is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_tensors(Path(output_dir) / LOSSES_FILE, self._kept_losses(), {})
         if not self._trained_only:
             super()._save(output_dir, state_dict)
             return

@@ -42,6 +42,7 @@ from bootstrapnas.pipeline.models import (
     load_tokenizer,
     save_artefact,
 )
+from bootstrapnas.pipeline.sampled import save_sampled
 from bootstrapnas.pipeline.stages import (
     begin,
     finish,
@@ -153,6 +154,7 @@ def run(
         notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
         save_artefact(stage.directory, model, tokenizer, spec)
         write_json(stage.directory / SPACE_FILE, config.raw)
+        save_sampled(stage.directory, supernet.space, trainer.drawn())
         finish(stage, metrics)
     if arguments.do_search:
         search(stage.directory)

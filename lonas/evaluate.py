@@ -31,7 +31,11 @@ class EvaluateArguments:
     _argument_group_name = "evaluation"
 
     supernet_dir: str = required("Output of lonas train.")
-    subnet: str = flag("heuristic", "heuristic, max, min, best, an index on the front, or a JSON file of sizes.")
+    subnet: str = flag(
+        "heuristic",
+        "heuristic, max, min, frequent or lowest_loss (of what training drew), best, an index on the front, or a JSON "
+        "file of sizes.",
+    )
     search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best or an index.")
     split: str = flag("validation", "validation, test or train.")
     precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")

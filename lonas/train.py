@@ -31,6 +31,7 @@ from bootstrapnas.pipeline.arguments import (
 from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, student_tokenizer
+from bootstrapnas.pipeline.sampled import save_sampled
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
 from bootstrapnas.pipeline.supernets import (
@@ -168,6 +169,7 @@ def run(
     spec.save(stage.directory / TASK_FILE)
     if config is not None:
         write_json(stage.directory / SPACE_FILE, config.raw)
+        save_sampled(stage.directory, supernet.space, trainer.drawn())
     finish(stage, measured)
     return stage.directory
 

@@ -433,7 +433,8 @@ MISTAKES: list[tuple[str, str]] = [
     (f"{EXTRACT} --subnet best", "choosing from a search needs --search_dir"),
     (
         f"{EXTRACT} --subnet bset --search_dir search",
-        "--subnet 'bset' is neither best, max, min, heuristic, nor an index, nor a file",
+        "--subnet 'bset' is neither best, max, min, heuristic, frequent, lowest_loss, nor an index, nor a file; did "
+        "you mean 'best'?",
     ),
     (f"{EXTRACT} --subnet 99 --search_dir search", "--subnet 99: the front of search has indices 0 to {last}"),
     (f"{EXTRACT} --subnet genes.json", "--subnet genes.json: size 9 of head[0] is not an integer between 1 and 4"),

@@ -21,6 +21,7 @@ from bootstrapnas.distillation import LargestSubnet
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
+from bootstrapnas.pipeline.sampled import most_frequent
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
@@ -186,6 +187,16 @@ def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     run("eval", "--supernet_dir", trained / "super", "--max_seq_length", 20)  # the config counts costs for 24 tokens
     assert json.loads(capsys.readouterr().out)["costs"]["length"] == 24
+    sampled = read_json(trained / "super" / "sampled.json")["subnets"]
+    steps = 2 * -(-96 // 32)
+    assert sum(entry["times"] for entry in sampled) == steps, "one a step"
+    chosen = min(sampled, key=lambda entry: entry["loss"])["genome"]
+    supernet, _ = load_supernet(str(trained / "super"), inherited_task(str(trained / "super")))
+    often = most_frequent(trained / "super", supernet.space)
+    for name, genome in (("lowest_loss", tuple(chosen)), ("frequent", often)):
+        run("eval", "--supernet_dir", trained / "super", "--subnet", name)
+        costs = supernet.count(supernet.space.subnet(genome), length=24)
+        assert json.loads(capsys.readouterr().out)["costs"]["params"] == costs.params
     run("eval", "--supernet_dir", trained / "super", "--subnet", "min", "--merge_adapters", "True")
     assert json.loads(capsys.readouterr().out) == found["min"]
     results = read_json(trained / "super" / "eval_results.json")
@@ -343,6 +354,9 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))
     assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
     assert (cut / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
+    sampled = [directory / "sampled.json" for directory in (cut, whole)]
+    assert [path.is_file() for path in sampled] == [kind == "super-adapter"] * 2
+    assert kind != "super-adapter" or sampled[0].read_bytes() == sampled[1].read_bytes()
     assert not list(cut.glob("checkpoint-*"))
 
 

@@ -11,7 +11,7 @@ from bootstrapnas.artefacts import FORMAT, Stage, digest, read_json, read_stage,
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import COSTS, FULL, Conditions, Costs, count_costs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
@@ -26,6 +26,7 @@ from bootstrapnas.pipeline.objectives import (
     described,
     metric_bounded,
 )
+from bootstrapnas.pipeline.sampled import RULES
 from bootstrapnas.pipeline.search import PARETO
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_supernet
@@ -35,7 +36,7 @@ from bootstrapnas.supernet import Supernet
 
 # ruff: noqa: UP045
 
-NAMED = ("best", "max", "min", "heuristic")
+NAMED = ("best", "max", "min", "heuristic", *RULES)
 
 
 @dataclass
@@ -48,8 +49,9 @@ class ExtractArguments:
     search_dir: Optional[str] = flag(None, "Output of search; needed for best, an index or bounds.")
     subnet: Optional[str] = flag(
         None,
-        "best, max, min, heuristic, an index on the search's front, or a JSON file of sizes per layer. Instead, "
-        "bounds: the subnet on the front with the best metric that keeps them; with min_metric the cheapest.",
+        "best, max, min, heuristic, frequent or lowest_loss (of what training drew), an index on the search's front, "
+        "or a JSON file of sizes per layer. Instead, bounds: the subnet on the front with the best metric that keeps "
+        "them; with min_metric the cheapest.",
     )
 
 
@@ -139,6 +141,8 @@ def choose(
         return space.subnet(chosen.genome), dict(chosen.values)
     if name in ("max", "min", "heuristic"):
         return space.subnet(getattr(space, f"{name}_genome")), None
+    if name in RULES:
+        return space.subnet(RULES[name](arguments.supernet_dir, space)), None
     if name == "best":
         entry = _search(arguments)["best"]
         return space.subnet(entry["genome"]), entry["values"]
@@ -149,7 +153,9 @@ def choose(
         return space.subnet(front[int(name)]["genome"]), front[int(name)]["values"]
     if Path(name).is_file():
         return _read_subnet(name, supernet), None
-    raise UserError(f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file")
+    raise UserError(
+        f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file{near_miss(name, NAMED)}"
+    )
 
 
 def _within(
