@@ -64,19 +64,19 @@ def run(
     subnet, values = choose(arguments, bounds, supernet, length)
 
     tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
-    whole = trained_whole(supernet.model, about.adapters.whole)
+    beside = trained_whole(supernet.model, about.adapters.whole)
     tokenizer = load_tokenizer(arguments.supernet_dir)
     plain = load_for_task(about.base, spec)
     settle_padding(plain, tokenizer)
     blueprint = Blueprint.of(plain)
     reorder(plain, blueprint, load_orders(arguments.supernet_dir))
-    plain.load_state_dict(whole, strict=False)
+    plain.load_state_dict(beside, strict=False)
     smaller = base_subnet(supernet.blueprint, subnet)
     base = extract(plain, blueprint, smaller)
     name_of = partial(extracted_name, base, blueprint, smaller)
     tensors = {name_of(name): tensor for name, tensor in tensors.items()}
     ranks = {name_of(module): rank for module, rank in ranks.items()}
-    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in whole}
+    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in beside}
     if arguments.merge:
         save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
     else:

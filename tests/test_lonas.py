@@ -136,15 +136,18 @@ def test_an_adapter_of_one_rank_needs_no_patterns(trained: Path, tmp_path: Path)
 
 
 def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_task_files: Any) -> None:
-    """Layers that are left are numbered anew, a head loses what the hidden size loses; the adapter follows both."""
+    """Layers that are left are numbered anew, what is trained whole loses what the hidden size loses."""
     build_causal("llama").save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     targets = ["--lora_r", 4, "--target_modules", "q_proj,down_proj"]
     space = tmp_path / "space.json"
     run("search-space", "--model_name_or_path", tmp_path / "base", "--target_config", space, *targets)
     train(tmp_path / "super", tmp_path / "base", tiny_task_files, *targets, "--nncf_config", space,
-          "--lora_scaling", "active", "--learning_rate", 3e-2, "--num_train_epochs", 1,
-          "--max_train_samples", 64)  # fmt: skip
+          "--lora_scaling", "active", "--learning_rate", 3e-2, "--num_train_epochs", 1, "--max_train_samples", 64,
+          "--modules_to_save", "embed_tokens,model.norm", "--base_dtype", "bfloat16")  # fmt: skip
+    kept = load_file(tmp_path / "super" / "adapter_model.safetensors")
+    beside = {name.partition(".model.")[2] for name in kept if "lora_" not in name}
+    assert beside == {"model.embed_tokens.weight", "model.norm.weight", "score.weight"}
     run("eval", "--supernet_dir", tmp_path / "super")
     sizes = {"hidden": 24, "layer_block": [1, 0, 1], "self_attn.q_proj.rank": [2, 4, 1]}
     (tmp_path / "subnet.json").write_text(json.dumps(sizes))

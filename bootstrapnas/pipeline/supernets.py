@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,11 @@ def build_super_adapter(
         parameter.requires_grad_(parameter.requires_grad or name in whole)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    frozen = min((p for p in model.parameters() if not p.requires_grad), key=Tensor.dim)  # a norm's, which stays
     for path in {name.rpartition(".")[0] for name in whole}:
         model.get_submodule(path).register_forward_pre_hook(_in_own_dtype)
+        if path.startswith(f"{model.base_model_prefix}."):
+            model.get_submodule(path).register_forward_hook(partial(_out_in_dtype_of, frozen))
     space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
     supernet = adapter_supernet(model, family, adapters, space)
     supernet.reorder(orders)
@@ -118,8 +122,16 @@ def build_super_adapter(
 
 def _in_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Hand a module that is trained whole what a base model in another dtype computes; adapters do so themselves."""
-    dtype = next(module.parameters()).dtype
-    return tuple(value.to(dtype) if torch.is_tensor(value) else value for value in inputs)
+    return tuple(_floats_to(next(module.parameters()).dtype, value) for value in inputs)
+
+
+def _out_in_dtype_of(frozen: Tensor, module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Hand back to the base model what a module inside it, trained whole, computes in another dtype."""
+    return _floats_to(frozen.dtype, output)
+
+
+def _floats_to(dtype: torch.dtype, value: Any) -> Any:
+    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
 
 
 def trained_whole(model: PreTrainedModel, names: Sequence[str] = ()) -> dict[str, Tensor]:
