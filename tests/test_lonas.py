@@ -18,11 +18,19 @@ from transformers import AutoModelForSequenceClassification
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key, subnet_from_json
 from bootstrapnas.distillation import LargestSubnet
+from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.sampled import most_frequent
-from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.pipeline.supernets import (
+    SuperAdapter,
+    build_super_adapter,
+    load_supernet,
+    put_adapter,
+    read_adapter,
+    save_super_adapter,
+)
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
@@ -164,6 +172,25 @@ def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_tas
     parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
     for model in (parts, auto.from_pretrained(tmp_path / "merged")):
         torch.testing.assert_close(logits(model, tmp_path / "super"), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_that_are_the_head_too_are_trained_as_one(tmp_path: Path) -> None:
+    """Stock peft, which copies modules that are trained whole, loads both uses; so does this program."""
+    adapters = Adapters(("q_proj",), rank=4, alpha=8, whole=("embed_tokens",))
+    models = [build_causal("llama", tie_word_embeddings=True) for _ in range(3)]
+    trained, again = (build_super_adapter(model, adapters, None, {}) for model in models[:2])
+    with torch.no_grad():
+        trained.model.get_input_embeddings().weight.mul_(1.5)
+    save_super_adapter(tmp_path, trained, SuperAdapter("", adapters), {})
+    put_adapter(again.model, read_adapter(tmp_path), "it")
+    ids = torch.arange(10, 26).view(2, 8)
+    with torch.no_grad():
+        expected = trained.model(input_ids=ids).logits
+        assert torch.equal(again.model(input_ids=ids).logits, expected)
+        assert not torch.allclose(models[2](input_ids=ids).logits, expected)
+        with pytest.warns(UserWarning, match="tie_word_embeddings"):  # that they are copies
+            stock = PeftModel.from_pretrained(models[2], tmp_path)
+        torch.testing.assert_close(stock(input_ids=ids).logits, expected)
 
 
 def test_a_search_space_contains_the_full_model(tmp_path: Path, capsys: Any) -> None:

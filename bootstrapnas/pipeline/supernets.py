@@ -171,7 +171,10 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
     the orders that subnets need are beside it.
     """
     supernet.reorder({key: order.argsort() for key, order in orders.items()})
-    tensors = {name: p for name, p in supernet.model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in supernet.model.named_parameters() if p.requires_grad}
+    # peft trains a copy of each module, so what two names have in common is written for both.
+    again = {name: trained[p.name].clone() for name, p in supernet.blueprint.tied.items() if p.name in trained}
+    tensors = {**trained, **again}
     ranks = dict.fromkeys(adapter_modules(supernet.blueprint), about.adapters.rank)
     save_adapter(directory, about.base, supernet.blueprint.architecture, about.adapters, tensors, ranks)
     supernet.reorder(orders)
@@ -308,7 +311,8 @@ def put_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor], whose: st
                 f"the adapter in {whose} is of another base: {name} has shape {tuple(tensors[name].shape)}, "
                 f"the model {tuple(parameter.shape)}"
             )
-    left = sorted(tensors.keys() - wanted.keys())
+    both = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    left = sorted(tensors.keys() - both)
     if left:
         raise UserError(f"the adapter in {whose} has {left[0]}{near_miss(left[0], wanted)}, which the model has not")
     with torch.no_grad():
