@@ -71,11 +71,11 @@ class Protocol:
     ranks: str = "8,4,2"
     head_shares: str = "1,0.75,0.5"
     ffn_shares: str = "1,0.75,0.5"
-    batch: int = 32
+    batch: int = 16
     epochs: float = 3.0
     learning_rate: float = 1e-3
     macs_ratio: float = 0.72
-    num_evals: int = 24
+    num_evals: int = 16
     population: int = 8
     max_train_samples: int | None = None
 
@@ -216,19 +216,14 @@ class Column:
         spec, file = inherited_task(str(model)), model / "predictions.jsonl"
         metrics = self.stage("evaluate", model_dir=model, split="test", predict=file)
         said = [json.loads(line)["prediction"] for line in file.read_text(encoding="utf-8").splitlines()]
+        labels = np.asarray(Rows(spec, load_tokenizer(str(model))).rows("test")["label"])
         predictions = np.asarray(said if spec.is_regression else [spec.label_names.index(name) for name in said])
         return {
             "metric": spec.metric,
             "test": dict(metrics),
             "rows": len(predictions),
-            "resampled": resampled(spec.metric, predictions, self.labels, self.task),
+            "resampled": resampled(spec.metric, predictions, labels, self.task),
         }
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The labels of the reported rows: class indices, or numbers."""
-        trained = str(self.trained(LORA))
-        return np.asarray(Rows(inherited_task(trained), load_tokenizer(trained)).rows("test")["label"])
 
 
 def costs_of(costs: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:

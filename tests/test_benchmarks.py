@@ -276,7 +276,7 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     ]  # fmt: skip
     assert shares["lora-lora"] == shares["reorder+own-max"] == 1
     assert shares["reorder+own-min"] <= shares["reorder+own-searched"] <= 0.8
-    assert {cell["steps"] for cell in found.values()} == {3}
+    assert {cell["steps"] for cell in found.values()} == {5}
     times = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert adapters.main(run) == 0
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == times
@@ -285,7 +285,7 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     table = ["table", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     assert adapters.main(table) == 0
     text = (tmp_path / "out" / "adapters_quality.md").read_text()
-    assert "mnli: accuracy, 16 rows, 3 steps, seeds 0" in text
+    assert "mnli: accuracy, 16 rows, 5 steps, seeds 0" in text
     assert "| reorder+own | searched |" in text
     assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 5
     (results / "lora-lora.json").unlink()
