@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from families import ENCODER_ROWS, FAMILY_ROWS, Row
 from torch import Tensor
 from transformers import GenerationConfig
@@ -18,6 +19,7 @@ from bootstrapnas.evaluation import predict
 from bootstrapnas.outputs import INDEX, TOKENS, VOCABULARY, Output, Reduction
 from bootstrapnas.reading import begin, left_padded, outputs_from, shared_beginning
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import Collator, batches
 from bootstrapnas.tasks.generation import Generation, _likeliest_texts, _likeliest_tokens
 
 DECODERS = tuple(row for row in FAMILY_ROWS if row not in ENCODER_ROWS)
@@ -168,3 +170,14 @@ def test_a_reduction_that_names_a_start_gets_the_last_tokens() -> None:
     without = predict(model, [batch], (output,))["best"]
     assert seen == [2, 5]
     np.testing.assert_allclose(with_start, without, rtol=1e-4)
+
+
+def test_rows_of_a_group_share_batches() -> None:
+    """The group of the longest row first, and in each the longest rows first; without groups, by length alone."""
+    lengths, groups = [3, 9, 5, 7, 4, 8], [0, 1, 0, 0, 1, 1]
+    columns = {"input_ids": [[5] * n for n in lengths], "attention_mask": [[1] * n for n in lengths], "length": lengths}
+    collator = Collator((("input_ids", 0), ("attention_mask", 0)), "right", 1, (), ())
+    data = Dataset.from_dict(columns)
+    assert [batch["index"].tolist() for batch in batches(data, collator, 2)] == [[1, 5], [3, 2], [4, 0]]
+    grouped = Dataset.from_dict({**columns, "group": groups})
+    assert [batch["index"].tolist() for batch in batches(grouped, collator, 2)] == [[1, 5], [4], [3, 2], [0]]
