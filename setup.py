@@ -29,6 +29,8 @@ EXTRAS = {
     "tokenizers": ["openvino-tokenizers>=2025.0"],
     # Runs exported language models; the tests compare with it.
     "genai": ["openvino-genai>=2025.0"],
+    # Measures language models by its tasks, whose data are on the hub.
+    "lm_eval": ["lm-eval>=0.4.13"],
     "onnx": ["onnx", "onnxruntime", "onnxscript"],  # onnxscript: what torch's exporter is written in
     # Their docstrings are texts of the built-in data set.
     "quickstart": ["networkx", "pandas", "sympy"],

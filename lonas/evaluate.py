@@ -17,6 +17,7 @@ from bootstrapnas.nncf_config import read_config, sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
+from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.supernets import computing, load_super_adapter
@@ -41,6 +42,9 @@ class EvaluateArguments:
     precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")
     eval_batch_size: int = flag(64, "Rows of a batch.")
     merge_adapters: bool = flag(False, "Evaluate with the adapters added to a copy of the weights; faster.")
+    lm_eval: Optional[str] = flag(
+        None, "Instead of the task, tasks of lm-evaluation-harness, separated by commas: hellaswag,arc_easy."
+    )
 
 
 GROUPS = (EvaluateArguments, TaskArguments)
@@ -50,6 +54,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     """Evaluate; print and return the metrics and the subnet's costs."""
     read_stage(arguments.supernet_dir, "train")
     spec = resolve_task(task_args, arguments.supernet_dir)
+    harness = None if arguments.lm_eval is None else harness_tasks(arguments.lm_eval, spec)
     path = Path(arguments.supernet_dir) / SPACE_FILE
     config = read_config(path) if path.is_file() else None
     supernet = load_super_adapter(arguments.supernet_dir, spec, config)
@@ -58,11 +63,17 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     if config is not None:
         chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
         subnet = choose(chosen, ConstraintArguments(), supernet, length)[0]
-    rows = Rows(spec, load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size)
+    tokenizer, batch_size = load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet.model.to(device, evaluation_dtype(arguments.precision, device))
     with computing(supernet, subnet, merge=arguments.merge_adapters):
-        metrics = evaluate_model(supernet.model, rows, arguments.split)
+        metrics: dict[str, Any] = (
+            dict(evaluate_model(supernet.model, Rows(spec, tokenizer, batch_size), arguments.split))
+            if harness is None
+            else measure_by_harness(
+                supernet.model, tokenizer, harness, batch_size=batch_size, limit=task_args.max_eval_samples
+            )
+        )
     result = {**metrics, "costs": asdict(count_costs(supernet.blueprint, subnet, length=length))}
     print(json.dumps(result, indent=2))
     return result

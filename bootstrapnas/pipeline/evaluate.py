@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from transformers import PreTrainedModel
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
@@ -16,6 +17,7 @@ from bootstrapnas.export import load_ir, predict_ir
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, resolve_task
+from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.progress import notice
@@ -36,13 +38,16 @@ class EvaluateArguments:
     precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")
     predict: Optional[str] = flag(None, "Also write a prediction per row to this JSON lines file.")
     eval_batch_size: int = flag(32, "Rows of a batch.")
+    lm_eval: Optional[str] = flag(
+        None, "Instead of the task, tasks of lm-evaluation-harness, separated by commas: hellaswag,arc_easy."
+    )
 
 
 GROUPS = (EvaluateArguments, TaskArguments)
 SPLITS = ("validation", "validation_mismatched", "test", "train")
 
 
-def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, float]:
+def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate; print the metrics as JSON and return them."""
     directory = arguments.model_dir or arguments.ir_dir
     if directory is None or (arguments.model_dir and arguments.ir_dir):
@@ -53,6 +58,8 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         raise UserError(f"{directory} does not exist or is not a directory")
     check_whole(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
+    if arguments.lm_eval is not None:
+        return _by_harness(arguments, task_args, spec)
     if arguments.ir_dir is not None and spec.generation is not None:
         if typed.get("evaluate_by") is not None:
             raise UserError("an IR writes no texts here; pass --evaluate_by score or loss")
@@ -67,14 +74,35 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     return metrics
 
 
+def _by_harness(arguments: EvaluateArguments, task_args: TaskArguments, spec: TaskSpec) -> dict[str, Any]:
+    """Measure a model directory by tasks of lm-evaluation-harness; print and return what it says."""
+    if arguments.model_dir is None or arguments.predict is not None:
+        raise UserError("--lm_eval measures a --model_dir, and writes no predictions")
+    tasks = harness_tasks(str(arguments.lm_eval), spec)
+    model = _model(arguments.model_dir, spec, arguments.precision)
+    found = measure_by_harness(
+        model,
+        load_tokenizer(arguments.model_dir),
+        tasks,
+        batch_size=arguments.eval_batch_size,
+        limit=task_args.max_eval_samples,
+    )
+    print(json.dumps(found, indent=2))
+    return found
+
+
+def _model(directory: str, spec: TaskSpec, precision: str) -> PreTrainedModel:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_for_task(directory, spec)
+    model.to(device, evaluation_dtype(precision, device))
+    return model
+
+
 def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Outputs:
     """Return what the model or IR gives for each feature of the split."""
     prepared = rows.batches(arguments.split)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.ir_dir is not None:
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
         return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared, spec.kind.outputs)
     assert arguments.model_dir is not None
-    model = load_for_task(arguments.model_dir, spec)
-    model.to(device, evaluation_dtype(arguments.precision, device))
-    return outputs_of(model, rows, prepared, progress=True)
+    return outputs_of(_model(arguments.model_dir, spec, arguments.precision), rows, prepared, progress=True)
