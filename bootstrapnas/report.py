@@ -348,9 +348,9 @@ def _latency_notes(rows: Sequence[Row]) -> list[str]:
         (each.settings, len(each.samples_ms)) for r in rows for each in r.latency.values()
     ):
         notes.append(
-            f"{settings.precision} latency: median of {runs} interleaved runs, OpenVINO {settings.openvino}, "
-            f"{settings.threads} threads of {settings.cpu}, batch {settings.batch}, {settings.length} tokens; "
-            f"the speed-up is over {rows[0].name} in {settings.precision}."
+            f"{settings.precision} latency: median of {runs} interleaved {'run' if runs == 1 else 'runs'}, "
+            f"OpenVINO {settings.openvino}, {settings.threads} threads of {settings.cpu}, batch {settings.batch}, "
+            f"{settings.length} tokens; the speed-up is over {rows[0].name} in {settings.precision}."
         )
     spreads = {f"{r.name} in {p}": each.spread for r in rows for p, each in r.latency.items() if each.spread > NOISY}
     if spreads:
@@ -366,12 +366,16 @@ def _escape(cell: str) -> str:
 
 
 def _sizes_table(sizes: Mapping[str, Any]) -> str:
-    per_layer = {dim: values for dim, values in sizes.items() if isinstance(values, list)}
+    per_layer = {
+        dim: values
+        for dim, values in sizes.items()
+        if isinstance(values, list) and not (dim.endswith("_block") and all(size == 1 for size in values))
+    }
     lines = [f"- {dim}: {value}" for dim, value in sizes.items() if not isinstance(value, list)]
     if per_layer:
         layers = range(max(map(len, per_layer.values())))
         lines += [
-            "Units that each layer keeps; a block of size 0 is skipped.",
+            "Units that each layer keeps. A block of size 0 is skipped, with all units inside it.",
             "",
             f"| layer | {' | '.join(per_layer)} |",
             "|" + " ---: |" * (len(per_layer) + 1),

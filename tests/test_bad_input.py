@@ -281,6 +281,11 @@ MISTAKES: list[tuple[str, str]] = [
         f"{FINETUNE} --load_best_model_at_end True --eval_strategy epoch --metric_for_best_model accurracy",
         "--metric_for_best_model accurracy: evaluations measure …; did you mean 'accuracy'?",
     ),
+    (f"{FINETUNE} --report_to tensorbord", "unknown --report_to 'tensorbord' (known: …); did you mean 'tensorboard'?"),
+    (
+        f"{FINETUNE} --report_to swanlab",
+        "--report_to swanlab: it is not installed here; pip install it, or take one that is (…)",
+    ),
     (
         f"{TRAIN} --load_best_model_at_end True --eval_strategy epoch --metric_for_best_model loss",
         "--metric_for_best_model loss: evaluations measure accuracy_max, accuracy_min",

@@ -157,9 +157,9 @@ def test_tables_hold_every_figure_and_both_speed_ups() -> None:
     benchmark = made({"full": ("accuracy", 0.9123), "half": None})
     (beside,) = benchmark.shapes.values()
     assert cells(benchmark, beside) == [
-        ["model", "precision", "metric", "MB", "ms", "p90", "spread", "×", "×=", "seq/s", "×", "×="],
-        ["full", "f32", "accuracy 0.9123", "4.00", "8.00", "9.28", "10%", "1.00", "1.00", "1,000", "1.00", "1.00"],
-        ["full", "int8", "accuracy 0.9123", "1.00", "4.00", "4.64", "10%", "2.00", "1.00", "2,000", "2.00", "1.00"],
+        ["model", "precision", "accuracy", "MB", "ms", "p90", "spread", "×", "×=", "seq/s", "×", "×="],
+        ["full", "f32", "0.9123", "4.00", "8.00", "9.28", "10%", "1.00", "1.00", "1,000", "1.00", "1.00"],
+        ["full", "int8", "0.9123", "1.00", "4.00", "4.64", "10%", "2.00", "1.00", "2,000", "2.00", "1.00"],
         ["half", "f32", "–", "4.00", "5.00", "5.80", "10%", "1.60", "1.60", "1,600", "1.60", "1.60"],
         ["half", "int8", "–", "1.00", "2.00", "2.32", "10%", "4.00", "2.00", "4,000", "4.00", "2.00"],
     ]
@@ -182,6 +182,21 @@ def test_the_terminal_shows_whole_numbers_in_80_columns() -> None:
     show(made({"full": None, "half": None}), Console(file=output, width=80, color_system=None))
     lines = output.getvalue().splitlines()
     assert "half   int8       1.00  2.00  2.32     10%  4.00  2.00  4,000  4.00  2.00" in "\n".join(lines)
+
+
+def test_a_narrow_terminal_gets_a_table_per_figure_and_loses_no_column() -> None:
+    output = io.StringIO()
+    benchmark = made({"full": ("accuracy", 0.9123), "half": ("f1", 0.9)})
+    show(benchmark, Console(file=output, width=72, color_system=None))
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    (beside,) = benchmark.shapes.values()
+    for name in ("latency", "throughput"):
+        start = lines.index(f"batch 2, 16 tokens: {name}")
+        header, *rows = cells(benchmark, beside, [name])
+        assert [line.split() for line in lines[start + 2 : start + 3]] == [header]
+        found = [line.split() for line in lines[start + 4 : start + 4 + len(rows)]]
+        assert found == [" ".join(row).split() for row in rows]
+    assert cells(benchmark, beside)[1][2] == "accuracy 0.9123"  # of another kind than the other's
 
 
 def test_a_busy_machine_is_told() -> None:

@@ -204,7 +204,7 @@ def test_model_card_says_how_it_was_made() -> None:
         auto_class="AutoModelForQuestionAnswering",
         remote_code=True,
         steps=["First.", "Second."],
-        sizes={"head": [12, None], "mha_block": [1, 0], "hidden": 64},
+        sizes={"head": [12, None], "mha_block": [1, 0], "ffn_block": [1, 1], "hidden": 64},
     )
     assert text.startswith(
         '---\nbase_model: "org/model"\nlibrary_name: transformers\ntags: [bootstrapnas, subnet]\n---\n'

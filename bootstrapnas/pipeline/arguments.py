@@ -7,10 +7,10 @@ from typing import Any, Optional
 
 import torch
 from transformers import TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from bootstrapnas.distillation import KD_MODES
-from bootstrapnas.errors import UserError, listed
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks.prompts import PROMPTS
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.
@@ -161,5 +161,13 @@ class StageTrainingArguments(TrainingArguments):
         super().__post_init__()
         installed = get_available_reporting_integrations()
         for name in self.report_to or ():
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UserError(
+                    f"unknown --report_to {name!r} (known: {listed(INTEGRATION_TO_CALLBACK)})"
+                    f"{near_miss(name, INTEGRATION_TO_CALLBACK)}"
+                )
             if name not in installed:
-                raise UserError(f"--report_to {name}: it is not installed (installed: {listed(installed) or 'none'})")
+                raise UserError(
+                    f"--report_to {name}: it is not installed here; pip install it, or take one that is "
+                    f"({listed(installed) or 'none'})"
+                )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -41,23 +41,45 @@ SHOWN = {
     "prefill": Shown("prefill ms", axis="prefill (ms)"),
     "token": Shown("ms/token", "tokens/s", axis="time per token (ms)"),
 }
+MODEL = 16
+"""Columns that a model's name has at least, if it is as long."""
 PLOTTED = ("token", "latency")
 """The figure that the picture is about: the first that was measured."""
 
 
 def show(benchmark: Benchmark, console: Console) -> None:
-    """Print a table per shape, and the notes."""
+    """Print a table per shape, or where that is too wide one per figure, and the notes."""
     for shape, beside in benchmark.shapes.items():
-        header, *rows = cells(benchmark, beside)
-        table = Table(title=Text(title(benchmark, *shape)), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for number, name in enumerate(header):
-            left = number < 2
-            table.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        names = _figures(beside)
+        whole = cells(benchmark, beside)
+        tables = [whole] if _width(whole) <= console.width else [cells(benchmark, beside, [name]) for name in names]
+        for table in tables:
+            what = title(benchmark, *shape) if len(tables) == 1 else f"{title(benchmark, *shape)}: {names.pop(0)}"
+            console.print(_table(what, table))
     for note in notes(benchmark):
         console.print(Text(note), soft_wrap=True)
+
+
+def _table(what: str, lines: Sequence[Sequence[str]]) -> Table:
+    header, *rows = lines
+    table = Table(title=Text(what), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, name in enumerate(header):
+        # Only the models' names are folded where there is no room, and not to nothing.
+        least = min(max(len(line[0]) for line in lines), MODEL) if number == 0 else None
+        side: Literal["left", "right"] = "left" if number < 2 else "right"
+        table.add_column(Text(name), justify=side, overflow="fold", no_wrap=number > 0, min_width=least)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    """Return how many columns of a terminal a table takes, its border included."""
+    return 2 + sum(1 + max(map(len, column)) for column in zip(*lines, strict=True))
+
+
+def _figures(beside: Sequence[Measurement]) -> list[str]:
+    return [name for name in SHOWN if name in beside[0].figures]
 
 
 def markdown(benchmark: Benchmark, *, picture: str | None = None) -> str:
@@ -80,13 +102,14 @@ def title(benchmark: Benchmark, batch: int, length: int) -> str:
     return f"batch {batch}, {what}{length} tokens"
 
 
-def cells(benchmark: Benchmark, beside: Sequence[Measurement]) -> list[list[str]]:
-    """Return a table as text, the header first."""
+def cells(benchmark: Benchmark, beside: Sequence[Measurement], names: Sequence[str] | None = None) -> list[list[str]]:
+    """Return a table of some figures, or of all, as text, the header first."""
     metrics = {model.name: model.metric for model in benchmark.models}
-    with_metric, with_weights, with_same = any(metrics.values()), _with_weights(benchmark), _with_same(benchmark)
-    names = [name for name in SHOWN if name in beside[0].figures]
+    kinds = {metric[0] for metric in metrics.values() if metric is not None}
+    with_weights, with_same = _with_weights(benchmark), _with_same(benchmark)
+    names = _figures(beside) if names is None else names
     header = ["model", "precision"]
-    header += ["metric"] if with_metric else []
+    header += [next(iter(kinds)) if len(kinds) == 1 else "metric"] if kinds else []
     header += ["weights"] if with_weights else []
     header.append("MB")
     for name in names:
@@ -98,9 +121,10 @@ def cells(benchmark: Benchmark, beside: Sequence[Measurement]) -> list[list[str]
     for each in beside:
         variant = each.variant
         row = [variant.model, variant.precision]
-        if with_metric:
+        if kinds:
             metric = metrics[variant.model]
-            row.append(MISSING if metric is None else f"{metric[0]} {metric[1]:.4g}")
+            kind = f"{metric[0]} " if metric is not None and len(kinds) > 1 else ""
+            row.append(MISSING if metric is None else f"{kind}{metric[1]:.4g}")
         row += [variant.weight_format] if with_weights else []
         row.append(_figure(variant.size / 1e6))
         for name in names:
@@ -146,7 +170,7 @@ def notes(benchmark: Benchmark) -> Iterator[str]:
             one = found[0].settings
             hint = "THROUGHPUT" if name == "throughput" else "LATENCY"
             yield (
-                f"{name}: median of {_range(runs)} interleaved runs, "
+                f"{name}: median of {_range(runs)} interleaved {'run' if max(runs) == 1 else 'runs'}, "
                 f"OpenVINO {one.openvino} on {one.device} ({one.cpu}), {hint} hint, {_count(threads, 'thread')}, "
                 f"{_count(streams, 'stream')}, {_count(requests, 'request')} at once."
             )
@@ -275,7 +299,10 @@ def draw(benchmark: Benchmark, path: Path) -> None:
         ]
         front = pareto_front(points, [Objective("x"), Objective("y", maximise=metric is not None)])
         line = sorted((points[index]["x"], points[index]["y"]) for index in front)
-        axes.step(*zip(*line, strict=True), where="post", color="0.35", linewidth=1.2, label="Pareto front", zorder=2)
+        if len(line) > 1:
+            axes.step(
+                *zip(*line, strict=True), where="post", color="0.35", linewidth=1.2, label="Pareto front", zorder=2
+            )
         for precision in precisions:
             found = [p for p, each in zip(points, beside, strict=True) if each.variant.precision == precision]
             axes.scatter([p["x"] for p in found], [p["y"] for p in found], s=40, label=precision, zorder=3)
