@@ -117,7 +117,7 @@ RECIPE = _Recipe("""\
 #   DATASET_DIR  local files instead of the hub
 #   OUTPUT_DIR   where all stages write
 #   NNCF_CONFIG  another config than the published one
-#   TRAINING     more flags of the training, for example TRAINING="--bf16 --reorder wanda"
+#   TRAINING     more flags of the training, for example TRAINING="%example"
 #   EXPORT       flags of the export, for example EXPORT="--weight_format int8"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -137,7 +137,7 @@ lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \\
     --output_dir "$OUTPUT_DIR/super"
 
 # 2. The subnet of the middle choices, without any search.
-lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic
+lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic%precision
 
 # 3. The subnets with the best trade-off between quality and MACs.
 lonas search --supernet_dir "$OUTPUT_DIR/super" --output_dir "$OUTPUT_DIR/search"
@@ -164,9 +164,12 @@ def recipe(run: PublishedRun) -> str:
     if run.is_glue:
         flags = f"--task_name {run.task} --max_seq_length {256 if run.task == 'qnli' else 128}"
         batch = f"--per_device_train_batch_size {run.batch} --weight_decay 0.1 --seed 0"
+        example, precision = "--bf16 --reorder wanda", ""
     else:
         flags = f"--task_name {run.task} --max_seq_length 256"
         batch = f"--per_device_train_batch_size {run.batch} --gradient_accumulation_steps 4"
+        batch += " --base_dtype bfloat16 --bf16 True"
+        example, precision = "--base_dtype float16 --bf16 False --fp16 True", " --precision auto"
     return RECIPE.substitute(
         title=title(run),
         name=recipe_path(run).name,
@@ -180,6 +183,8 @@ def recipe(run: PublishedRun) -> str:
         dropout=dropout,
         targets=",".join(model.targets),
         batch=batch,
+        example=example,
+        precision=precision,
     )
 
 

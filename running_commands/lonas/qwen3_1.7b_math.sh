@@ -10,7 +10,7 @@
 #   DATASET_DIR  local files instead of the hub
 #   OUTPUT_DIR   where all stages write
 #   NNCF_CONFIG  another config than the published one
-#   TRAINING     more flags of the training, for example TRAINING="--bf16 --reorder wanda"
+#   TRAINING     more flags of the training, for example TRAINING="--base_dtype float16 --bf16 False --fp16 True"
 #   EXPORT       flags of the export, for example EXPORT="--weight_format int8"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -26,11 +26,11 @@ lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \
     --task_name math --max_seq_length 256 "${data[@]}" \
     --lora_r 32 --lora_alpha 64 --lora_dropout 0.1 \
     --target_modules q_proj,k_proj,v_proj,up_proj,gate_proj,down_proj \
-    --per_device_train_batch_size 4 --gradient_accumulation_steps 4 ${TRAINING:-} \
+    --per_device_train_batch_size 4 --gradient_accumulation_steps 4 --base_dtype bfloat16 --bf16 True ${TRAINING:-} \
     --output_dir "$OUTPUT_DIR/super"
 
 # 2. The subnet of the middle choices, without any search.
-lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic
+lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic --precision auto
 
 # 3. The subnets with the best trade-off between quality and MACs.
 lonas search --supernet_dir "$OUTPUT_DIR/super" --output_dir "$OUTPUT_DIR/search"
