@@ -162,7 +162,9 @@ def describe(report: SpaceReport, full: int) -> None:
     for found in report.subnets:
         skipped = sum(size == 0 for size in found.subnet.values())
         blocks = f", {skipped} {'block' if skipped == 1 else 'blocks'} skipped" if skipped else ""
-        notice(f"search-space: {found.macs / 1e6:,.0f} M MACs ({found.macs / full:.1%}){blocks}")
+        millions = found.macs / 1e6
+        shown = f"{millions:,.0f}" if millions >= 100 else f"{millions:.3g}"
+        notice(f"search-space: {shown} M MACs ({found.macs / full:.1%}){blocks}")
     free = sum(count > 1 for count in report.space.cardinalities)
     notice(f"search-space: {free} genes with a choice, {float(report.space.num_subnets):.1e} subnets")
 

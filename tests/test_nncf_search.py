@@ -122,6 +122,10 @@ def test_files_are_written_during_the_search_and_after_a_kill_are_as_if_it_had_n
     rows = [json.loads(line) for line in (tmp_path / "whole" / "evaluations.jsonl").read_text().splitlines()[1:]]
     best = max(rows, key=lambda row: (row["values"]["macro_f1"], -row["values"]["macs"]))
     assert found["best"]["values"] == best["values"]
+    assert told.rstrip().splitlines()[-1] == (
+        f"search: {len(found['front'])} of {len(rows)} subnets are on the front; the best one has macro_f1 "
+        f"{best['values']['macro_f1']:.4f} at {best['values']['macs'] / 1e6:,.2f} M MACs"
+    )
 
     evaluate, done = search_stage.evaluate_model, []
 

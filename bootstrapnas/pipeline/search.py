@@ -236,6 +236,11 @@ def run(
     )
     spec.save(stage.directory / "task.json")
     stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
+    metric = f"{spec.metric} {best.values[spec.metric]:.4f} " if spec.metric in best.values else ""
+    notice(
+        f"search: {len(result.front)} of {len(log)} subnets are on the front; the best one has {metric}at "
+        f"{problem.cost.shown(best.values[problem.cost.name])}"
+    )
     return stage.directory
 
 
