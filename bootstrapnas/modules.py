@@ -126,6 +126,7 @@ class _Following(_Elastic):
     """
 
     _plain: type[nn.Module]
+    _leaves: tuple[str, ...]  # its parameters by name: the replicas of data parallelism have none, but such attributes
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         assert isinstance(self, nn.Module)
@@ -133,7 +134,7 @@ class _Following(_Elastic):
         attributes = self._active.attributes(self._path)
         if attributes:
             set_attributes(twin, attributes)
-        vars(twin).update({leaf: self._view(leaf) for leaf in self._parameters})
+        vars(twin).update({leaf: self._view(leaf) for leaf in self._leaves})
         return self._plain.forward(twin, *args, **kwargs)
 
 
@@ -190,6 +191,7 @@ def following_module(
     """Return a form of the module at `path` whose code sees the parameters and attributes of the active subnet."""
     following: Any = adopt(type(f"Elastic{type(module).__name__}", (base, type(module)), {}), module)
     following._path, following._active, following._plain = path, active, type(module)
+    following._leaves = tuple(module._parameters)
     return following
 
 

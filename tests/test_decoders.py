@@ -283,3 +283,17 @@ def test_counts_of_llama_7b_are_the_published_ones() -> None:
     assert count_params(blueprint) == 6_738_415_616
     layer = 4 * 4096**2 + 3 * 4096 * 11008
     assert count_macs(blueprint, length=256) == 256 * (32 * layer + 32000 * 4096) + 32 * 2 * 4096 * 256**2
+
+
+def test_replicas_of_data_parallelism_compute_the_subnet() -> None:
+    """Their parameters are plain attributes, copies on other devices that gradients pass through."""
+    supernet = Supernet(LLAMA.build())
+    copies = {module: module._replicate_for_data_parallel() for module in supernet.model.modules()}
+    for module, copy in copies.items():
+        copy._modules.update({name: copies[child] for name, child in module._modules.items()})
+        for name, parameter in module._parameters.items():
+            setattr(copy, name, None if parameter is None else parameter * 1)
+    subnet = {Key("hidden", None): 24, Key("kv", 1): 1, Key("ffn_block", 2): 0}
+    with supernet.activate(subnet), torch.no_grad():
+        inputs = LLAMA.batch()
+        assert torch.equal(copies[supernet.model](**inputs).logits, supernet.model(**inputs).logits)
