@@ -1,6 +1,6 @@
 """What evaluating a subnet of a super-adapter costs: the published loop against batches, as ratios from one run.
 
-python benchmarks/adapter_evaluation.py [--rows 64] [--repeats 5] [--tokens 32,8] [--clock cpu|wall]
+python benchmarks/adapter_evaluation.py [--rows 64] [--pool 16] [--repeats 5] [--tokens 32,8] [--clock cpu|wall]
 
 The published loop writes one prompt at a time, following 4 beams. The model is a LLaMA of 8 layers x 512 with random
 weights, so nothing ends a text: both sides write as many tokens. Prompts are random tokens as long as the commonsense
@@ -46,14 +46,16 @@ SINGLE = 2
 """Prompts that the published loop is timed on."""
 
 
-def batch_of(rows: int) -> dict[str, torch.Tensor]:
-    """Return prompts padded on the right, sorted by length, with the choices that may come last."""
+def batch_of(rows: int, pool: int) -> dict[str, torch.Tensor]:
+    """Return the batch in the middle of `pool`: prompts padded on the right, and choices of a last token."""
     random = Random(0)
     beginning = [random.randrange(3, VOCABULARY) for _ in range(BEGINNING)]
     texts = [
-        [*beginning, *(random.randrange(3, VOCABULARY) for _ in range(random.randint(*REST)))] for _ in range(rows)
+        [*beginning, *(random.randrange(3, VOCABULARY) for _ in range(random.randint(*REST)))]
+        for _ in range(rows * pool)
     ]
-    texts.sort(key=len, reverse=True)
+    middle = (len(texts) - rows) // 2
+    texts = sorted(texts, key=len, reverse=True)[middle : middle + rows]
     lengths = torch.tensor([len(text) for text in texts])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True)
     return {
@@ -77,9 +79,9 @@ def published(model: Any, batch: dict[str, torch.Tensor], tokens: int) -> None:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
 
-def ways(supernet: Supernet, rows: int, lengths: list[int]) -> dict[str, tuple[Callable[[], object], int]]:
+def ways(supernet: Supernet, rows: int, pool: int, lengths: list[int]) -> dict[str, tuple[Callable[[], object], int]]:
     """Return ways of evaluating by name, and how many rows each evaluates."""
-    model, batch = supernet.model, batch_of(rows)
+    model, batch = supernet.model, batch_of(rows, pool)
     model.generation_config.eos_token_id = None
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), pad_token="w0")
@@ -111,6 +113,8 @@ def ways(supernet: Supernet, rows: int, lengths: list[int]) -> dict[str, tuple[C
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=64, help="of a batch")
+    parser.add_argument("--pool", type=int, default=16, help="batches that the one which is timed is the middle of")
+    parser.add_argument("--ways", default="", help="what to time, by parts of names: published,scored; default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", default="32,8", help="to write: the published limit, and about what an answer has")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall", help="cpu: for a machine that others use")
@@ -122,7 +126,9 @@ def main() -> None:
     share = count_macs(supernet.blueprint, subnet, length=128) / count_macs(supernet.blueprint, length=128)
     clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     with supernet.activate(subnet):
-        found = ways(supernet, arguments.rows, lengths)
+        found = ways(supernet, arguments.rows, arguments.pool, lengths)
+        wanted = [part for part in arguments.ways.split(",") if part]
+        found = {name: way for name, way in found.items() if not wanted or any(part in name for part in wanted)}
         times = interleaved({name: run for name, (run, _) in found.items()}, arguments.repeats, clock)
     each = {name: [seconds / found[name][1] for seconds in turns] for name, turns in times.items()}
     table = []
@@ -135,13 +141,14 @@ def main() -> None:
     hidden, layers, heads, ffn = SHAPES[SHAPE]
     seconds = "CPU seconds of one process" if arguments.clock == "cpu" else "wall-clock seconds"
     write_table(
-        arguments.output / "adapter_evaluation.md",
+        arguments.output / f"{'_'.join(['adapter_evaluation', *wanted])}.md",
         "Evaluating a subnet of a super-adapter: rows a second, and times the published loop's",
         ["what", f"rows a second ({arguments.clock})", *(f"times, {tokens} tokens" for tokens in lengths)],
         table,
         f"LLaMA {layers} x {hidden} ({heads} heads, FFN {ffn}, {VOCABULARY} tokens), random weights, float32; adapters "
         f"of rank 32 on {', '.join(TARGETS)}; a random subnet of the published space, {share:.0%} of the MACs. "
-        f"{arguments.rows} prompts of {BEGINNING} common tokens and {REST[0]} to {REST[1]} more; the published loop (a "
+        f"{arguments.rows} prompts of {BEGINNING} common tokens and {REST[0]} to {REST[1]} more, the middle one of "
+        f"{arguments.pool} batches sorted by length; the published loop (a "
         f"prompt at a time, {BEAMS} beams) on {SINGLE} of middle length. No text ends before its last token. Medians "
         f"(least-most) of {arguments.repeats} interleaved turns, {seconds}; {os.cpu_count()} cores that other work may "
         f"share.",
