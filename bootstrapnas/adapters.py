@@ -17,7 +17,8 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families import Family, family_of
-from bootstrapnas.families.adapted import NAME, RANK, Adapters, adapted_family, adapted_paths
+from bootstrapnas.families.adapted import NAME, Adapters, adapted_family, adapted_paths, is_rank, ranks_only
+from bootstrapnas.integers import IntegerLinear, to_integers
 from bootstrapnas.modules import ElasticLinear, adopt
 from bootstrapnas.slicing import select
 from bootstrapnas.supernet import Supernet
@@ -85,9 +86,18 @@ def _pattern(module: str) -> str:
     return module.replace(".", r"\.")
 
 
-def adapter_supernet(model: PreTrainedModel, family: Family, adapters: Adapters, space: Any = None) -> Supernet:
-    """Return the supernet of a model with adapters, scaled as `adapters` say."""
-    supernet = Supernet(model, space, family)
+def adapter_supernet(
+    model: PreTrainedModel, family: Family, adapters: Adapters, space: Any = None, weight_format: str | None = None
+) -> Supernet:
+    """Return the supernet of a model with adapters, scaled as `adapters` say.
+
+    With a `weight_format` of `bootstrapnas.integers`, the linear layers of the base model's layers become integers;
+    then their widths are not elastic, and ranks and blocks alone are.
+    """
+    blueprint = Blueprint.of(model, family if weight_format is None else ranks_only(family))
+    if weight_format is not None:
+        to_integers(model, base_linears(blueprint), weight_format)
+    supernet = Supernet(model, space, blueprint=blueprint)
     if adapters.scaling == "active":
         for path in adapter_modules(supernet.blueprint):
             up = model.get_submodule(f"{path}.lora_B.{NAME}")
@@ -106,6 +116,18 @@ def adapter_modules(blueprint: Blueprint) -> Iterator[str]:
     """Yield the paths of the layers that have adapters."""
     suffix = f".lora_A.{NAME}.weight"
     yield from (name.removesuffix(suffix) for name in blueprint.parameters if name.endswith(suffix))
+
+
+def stem_of(blueprint: Blueprint) -> str:
+    """Return what the names of all parameters inside layers begin with."""
+    return blueprint.layer_path(0, "").removesuffix("0")
+
+
+def base_linears(blueprint: Blueprint) -> Iterator[str]:
+    """Yield the paths of the linear layers of the base model's layers, in a model with adapters or without."""
+    for name, parameter in blueprint.parameters.items():
+        if name.startswith(stem_of(blueprint)) and parameter.applied and ".lora_" not in name:
+            yield name.removesuffix(".weight")
 
 
 @contextmanager
@@ -144,7 +166,14 @@ def _merged(blueprint: Blueprint, path: str, layer: Any, parameters: Mapping[str
         name = f"{path}.{leaf}"
         return select(blueprint, name, parameters[name], subnet) if name in parameters else None
 
-    weight, down, up = (active(f"{each}.weight") for each in ("base_layer", f"lora_A.{NAME}", f"lora_B.{NAME}"))
+    down, up = (active(f"lora_{each}.{NAME}.weight") for each in "AB")
+    base = layer.get_base_layer()
+    if isinstance(base, IntegerLinear):
+        weight: Tensor | None = base.weight
+        dtype = next(p.dtype for name, p in parameters.items() if name.startswith(stem_of(blueprint)) and p.dim() == 1)
+    else:
+        weight = active("base_layer.weight")
+        dtype = base.weight.dtype
     assert weight is not None
     assert down is not None
     assert up is not None
@@ -152,7 +181,7 @@ def _merged(blueprint: Blueprint, path: str, layer: Any, parameters: Mapping[str
     if isinstance(layer.lora_B[NAME], RankScaledLinear):
         factor *= layer.lora_B[NAME].in_features / len(down)
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    whole = weight.float().addmm(up.float(), down.float(), alpha=factor).to(weight.dtype)
+    whole = weight.float().addmm(up.float(), down.float(), alpha=factor).to(dtype)
     plain.weight = nn.Parameter(whole, requires_grad=False)
     bias = active("base_layer.bias")
     plain.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
@@ -164,7 +193,7 @@ def _merged(blueprint: Blueprint, path: str, layer: Any, parameters: Mapping[str
 
 def base_subnet(blueprint: Blueprint, subnet: Subnet) -> dict[Any, int]:
     """Return the part of a subnet that concerns the base model: all but the ranks."""
-    return {key: size for key, size in subnet.items() if not key.dim.endswith(f".{RANK}")}
+    return {key: size for key, size in subnet.items() if not is_rank(key.dim)}
 
 
 def extract_adapters(

@@ -35,6 +35,8 @@ class Supernet:
         The sizes to choose from. Default: no choice at all, which is enough to activate subnets by hand.
     family
         The labels of the model. Default: the registered family of its model type.
+    blueprint
+        Instead of a family: the model's blueprint, where its tensors no longer have the shapes that labels tell.
 
     Raises
     ------
@@ -42,8 +44,14 @@ class Supernet:
         If the model has parameters without labels, or the space does not fit the model.
     """
 
-    def __init__(self, model: PreTrainedModel, space: SearchSpace | None = None, family: Family | None = None) -> None:
-        self.blueprint = Blueprint.of(model, family)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        space: SearchSpace | None = None,
+        family: Family | None = None,
+        blueprint: Blueprint | None = None,
+    ) -> None:
+        self.blueprint = blueprint or Blueprint.of(model, family)
         self.space = space or SearchSpace(())
         self.space.check(self.blueprint)
         self.model = model

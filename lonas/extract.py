@@ -14,11 +14,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import base_subnet, extract_adapters
+from bootstrapnas.adapters import base_linears, base_subnet, extract_adapters
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.extraction import extract, extracted_name
 from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.integers import round_to_integers
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
@@ -71,6 +72,15 @@ def run(
     blueprint = Blueprint.of(plain)
     reorder(plain, blueprint, load_orders(arguments.supernet_dir))
     plain.load_state_dict(beside, strict=False)
+    if about.weight_format is not None:
+        if arguments.merge:
+            round_to_integers(plain, base_linears(blueprint), about.weight_format)
+        told = (
+            f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
+            if arguments.merge
+            else f"{BASE}/ holds the weights as they were before training rounded them to {about.weight_format}"
+        )
+        notice(f"extract: {told}")
     smaller = base_subnet(supernet.blueprint, subnet)
     base = extract(plain, blueprint, smaller)
     name_of = partial(extracted_name, base, blueprint, smaller)

@@ -8,7 +8,7 @@ from bootstrapnas.adapters import adapter_modules
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
-from bootstrapnas.families.adapted import RANK
+from bootstrapnas.families.adapted import is_rank
 from bootstrapnas.space import Gene, SearchSpace
 
 
@@ -49,7 +49,7 @@ def adapter_space(
     heads = {keys[0] for keys, _ in blueprint.attentions}
     for key in blueprint.widths:
         full = blueprint.full[key]
-        if key.layer is None or key.dim.endswith(f".{RANK}"):
+        if key.layer is None or is_rank(key.dim):
             continue
         if key in heads:
             sizes = _descending(max(1, int(share * full + 1e-9)) for share in head_shares)

@@ -20,6 +20,7 @@ from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import SCALINGS, Adapters
 from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
+from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
@@ -78,6 +79,10 @@ class AdapterArguments:
     )
     lora_scaling: str = flag("fixed", f"{listed(SCALINGS)}: by the largest rank (published), or by the active one.")
     base_dtype: str = flag("float32", f"What the frozen base model is in: {listed(DTYPES)}.")
+    base_weight_format: Optional[str] = flag(
+        None,
+        f"{listed(WEIGHT_FORMATS)}: its linear layers as integers; then ranks and blocks alone are elastic.",
+    )
     reorder: str = flag("none", "Criterion that puts the base model's units in order first, such as wanda; or none.")
     reorder_batches: int = flag(32, "Batches of training rows that the criterion sees.")
     task_type: Optional[str] = flag(
@@ -109,6 +114,10 @@ def run(
         raise UserError("--kd_own and --kd_teacher_model both name a teacher; pass either")
     if arguments.kd_own and arguments.nncf_config is None:
         raise UserError("--kd_own needs --nncf_config: an ordinary LoRA has no smaller subnets to teach")
+    if arguments.base_weight_format is not None:
+        check_weight_format(arguments.base_weight_format)
+        if arguments.reorder != "none":
+            raise UserError("--reorder is for elastic widths, which a base with --base_weight_format has not")
     source = model_args.model_name_or_path
     adapters = adapters_of(arguments, source)
     dtype = dtype_of(arguments.base_dtype)
@@ -137,11 +146,12 @@ def run(
     spec = with_fixed_data(spec, stage.directory)
     tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
-    model = load_student(model_args, spec, training, tokenizer, dtype)
+    integers = arguments.base_weight_format
+    model = load_student(model_args, spec, training, tokenizer, dtype if integers is None else torch.float32)
     # Kept for a run that resumes: computed again, on another machine, an order might not be that of the checkpoint.
     found = load_orders(stage.directory) or orders_of(arguments, model, rows, training)
     save_orders(stage.directory, found)
-    supernet = build_super_adapter(model, adapters, config, found)
+    supernet = build_super_adapter(model, adapters, config, found, integers, dtype)
     lesson = (
         own_lesson(rows, supernet, kd)
         if arguments.kd_own
@@ -164,7 +174,7 @@ def run(
     trainer.train(resume_from_checkpoint=resume_point(stage))
     measured = evaluate_model(model, rows, "validation") if config is None else measure_extremes(supernet, rows)
     notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}")
-    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), found)
+    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters, integers), found)
     tokenizer.save_pretrained(stage.directory)
     spec.save(stage.directory / TASK_FILE)
     if config is not None:

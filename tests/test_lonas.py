@@ -15,10 +15,12 @@ from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from bootstrapnas.adapters import base_linears
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key, subnet_from_json
 from bootstrapnas.distillation import LargestSubnet
 from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.integers import IntegerLinear, to_integers
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
@@ -39,8 +41,8 @@ from lonas.cli import main
 LAYERS = range(2)
 
 
-def space_config(path: Path) -> Path:
-    """Write LoNAS's config for the tiny BERT: heads, shared ranks of query and value, FFN."""
+def space_config(path: Path, *, ranks_only: bool = False) -> Path:
+    """Write LoNAS's config for the tiny BERT: heads, shared ranks of query and value, FFN; or the ranks alone."""
     root = (
         "PeftModelForSequenceClassification/LoraModel[base_model]/BertForSequenceClassification[model]/BertModel[bert]"
     )
@@ -56,6 +58,8 @@ def space_config(path: Path) -> Path:
     groups += [[f"{a}/Linear[query]/{lora['A']}", f"{a}/Linear[value]/{lora['A']}"] for a in mha]
     groups += [[f"{layer}/BertIntermediate[intermediate]/NNCFLinear[dense]/linear_0"] for layer in layers]
     widths = [[64, 32]] * 2 + [[4, 2, 1]] * 2 + [[128, 96, 32]] * 2
+    if ranks_only:
+        groups, widths = groups[2:4], widths[2:4]
     raw = config_of(groups, widths, length=24, search=LONAS_SEARCH | {"num_evals": 8, "population": 4}, epochs=2,
                     init_lr=3e-3, epochs_lr=2, width_indicator=-1)  # fmt: skip
     raw["bootstrapNAS"]["training"] |= {"sandwich_rule": False, "frozen_layers_allowed": True}
@@ -277,6 +281,38 @@ def test_training_with_the_largest_subnet_as_teacher(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_a_base_of_integers(
+    weight_format: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    config = space_config(tmp_path / "ranks.json", ranks_only=True)
+    integers = ["--base_weight_format", weight_format]
+    directory = train(tmp_path / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", config, *integers)
+    spec = inherited_task(str(directory))
+    supernet, _ = load_supernet(str(directory), spec)
+    model = supernet.model
+    inside = [m for m in model.modules() if isinstance(m, IntegerLinear)]
+    assert [layer.bits for layer in inside] == [int(weight_format[-1])] * 12  # 6 a layer; neither pooler nor classifier
+    run("search", "--supernet_dir", directory, "--output_dir", tmp_path / "search")
+    best = read_json(tmp_path / "search" / "pareto.json")["best"]["genome"]
+    flags = ["--supernet_dir", directory, "--search_dir", tmp_path / "search", "--subnet", "best"]
+    run("extract", *flags, "--output_dir", tmp_path / "parts")
+    assert f"before training rounded them to {weight_format}" in capsys.readouterr().err
+    run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
+    with supernet.activate(supernet.space.subnet(best)):
+        expected = logits(model, directory)
+    auto = AutoModelForSequenceClassification
+    merged = auto.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, directory), expected, rtol=1e-4, atol=1e-4)
+    base = auto.from_pretrained(tmp_path / "parts" / "base")
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    assert torch.equal(base.get_parameter(name), load_file(tiny_bert_dir / "model.safetensors")[name])
+    parts = PeftModel.from_pretrained(base, tmp_path / "parts" / "adapter")
+    assert not torch.equal(logits(parts, directory), expected)
+    to_integers(parts.base_model.model, base_linears(supernet.blueprint), weight_format)
+    torch.testing.assert_close(logits(parts, directory), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_without_a_config_it_is_an_ordinary_lora(
     tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
 ) -> None:
@@ -297,6 +333,9 @@ def test_without_a_config_it_is_an_ordinary_lora(
         (["--modules_to_save", "intermediate"], "'intermediate' is no module outside the layers"),
         (["--lora_r", "2"], "width 4 of attention.self.query.rank[0] must be from 1 to 2"),
         (["--base_dtype", "bf16"], "unknown --base_dtype 'bf16'"),
+        (["--base_weight_format", "int5"], "unknown weight format 'int5' (known: int4, int8); did you mean"),
+        (["--base_weight_format", "int4"], "a group varies head[0] (4, 2), but widths of a base in int4 stay as they"),
+        (["--base_weight_format", "int4", "--reorder", "l1"], "--reorder is for elastic widths"),
         (["--reorder", "wnada"], "unknown importance criterion 'wnada'"),
         (["--lora_scaling", "rank"], "unknown scaling 'rank' of adapters"),
         (["--task_type", "maths"], "unknown --task_type 'maths'"),
@@ -314,7 +353,7 @@ def test_bad_flags_are_told_in_a_line(
     }  # fmt: skip
     arguments |= dict(zip(flags[::2], flags[1::2], strict=True))
     assert main(["train", *(str(part) for pair in arguments.items() for part in pair)]) == 2
-    assert message in capsys.readouterr().err
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_adapter_of_old_peft_is_taken_over(

@@ -86,6 +86,16 @@ def adapted_family(family: Family, adapters: Adapters) -> Family:
     return replace(family, layer=layer, dims=(*family.dims, *ranks))
 
 
+def ranks_only(family: Family) -> Family:
+    """Return the labels of a family with adapters in which ranks alone are elastic, and blocks."""
+    return replace(family, dims=tuple(dim if is_rank(dim.name) else replace(dim, elastic=False) for dim in family.dims))
+
+
+def is_rank(dim: str) -> bool:
+    """Return whether a dimension is the rank of an adapter, by its name."""
+    return dim.endswith(f".{RANK}")
+
+
 def adapted_paths(family: Family, targets: Sequence[str]) -> tuple[str, ...]:
     """Return the paths, inside a layer, of the linear layers that `targets` name.
 

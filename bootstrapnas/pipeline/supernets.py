@@ -29,7 +29,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families import family_of
-from bootstrapnas.families.adapted import NAME, Adapters
+from bootstrapnas.families.adapted import NAME, Adapters, is_rank
 from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task, load_tokenizer, settle_padding
@@ -82,10 +82,13 @@ class SuperAdapter:
         Hub id or directory of the base model.
     adapters
         Which layers have adapters.
+    weight_format
+        Integers that the base's weights were rounded to in training, of `bootstrapnas.integers`; None if they were not.
     """
 
     base: str
     adapters: Adapters
+    weight_format: str | None = None
 
 
 @contextmanager
@@ -96,12 +99,34 @@ def computing(supernet: Supernet, subnet: Subnet, *, merge: bool) -> Iterator[No
 
 
 def build_super_adapter(
-    model: PreTrainedModel, adapters: Adapters, config: NNCFConfig | None, orders: Mapping[Key, Tensor]
+    model: PreTrainedModel,
+    adapters: Adapters,
+    config: NNCFConfig | None,
+    orders: Mapping[Key, Tensor],
+    weight_format: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Supernet:
     """Return the supernet of a base model with new adapters: its units in `orders`, all but `trained_whole` frozen.
 
-    The adapters are in float32, whatever the base model is in. Without a config there is just one subnet: an ordinary
-    LoRA.
+    Parameters
+    ----------
+    model
+        The base model; in float32 if its weights become integers, so that they are the same ones everywhere.
+    adapters
+        New ones, in float32 whatever the base model is in.
+    config
+        The search space; without one there is just one subnet: an ordinary LoRA.
+    orders
+        Of the base model's units.
+    weight_format
+        Integers that its linear layers become, of `bootstrapnas.integers`.
+    dtype
+        Of what stays floating point in the base model.
+
+    Raises
+    ------
+    UserError
+        If the space does not fit the model, or varies widths whose weights become integers.
     """
     whole = trained_whole(model, adapters.whole)
     family = add_adapters(model, adapters)
@@ -115,7 +140,12 @@ def build_super_adapter(
         if path.startswith(f"{model.base_model_prefix}."):
             model.get_submodule(path).register_forward_hook(partial(_out_in_dtype_of, frozen))
     space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
-    supernet = adapter_supernet(model, family, adapters, space)
+    if config is not None and weight_format is not None:
+        _check_no_widths(space, Blueprint.of(model, family), weight_format, config.path)
+    supernet = adapter_supernet(model, family, adapters, space, weight_format)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
     supernet.reorder(orders)
     return supernet
 
@@ -164,6 +194,19 @@ def trained_whole(model: PreTrainedModel, names: Sequence[str] = ()) -> dict[str
     return {name: parameter for name, parameter in parameters.items() if name in found}
 
 
+def _check_no_widths(space: SearchSpace, blueprint: Blueprint, weight_format: str, where: str) -> None:
+    """Raise `UserError` if a space varies widths of the base model.
+
+    Integers of a group share a scale, so a prefix of a row is no row of a smaller matrix.
+    """
+    for gene in space.genes:
+        if not is_rank(gene.keys[0].dim) and not blueprint.is_block(gene.keys[0]):
+            raise UserError(
+                f"{where}: a group varies {gene.name} ({', '.join(map(str, gene.choices))}), but widths of a base in "
+                f"{weight_format} stay as they are: leave the group out, or --base_weight_format"
+            )
+
+
 def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter, orders: Mapping[Key, Tensor]) -> None:
     """Write what was trained as an ordinary PEFT adapter of the base model as it is, and what makes it elastic.
 
@@ -179,9 +222,7 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
     save_adapter(directory, about.base, supernet.blueprint.architecture, about.adapters, tensors, ranks)
     supernet.reorder(orders)
     save_orders(directory, orders)
-    write_json(
-        directory / SUPER_ADAPTER_FILE, {"format": FORMAT, "base": about.base, "adapters": asdict(about.adapters)}
-    )
+    write_json(directory / SUPER_ADAPTER_FILE, {"format": FORMAT, **asdict(about)})
 
 
 def save_adapter(
@@ -230,12 +271,10 @@ def read_super_adapter(directory: str | Path) -> SuperAdapter:
     check_format(path, found)
     entry = found["adapters"]
     lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
-    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}))
+    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}), found.get("weight_format"))
 
 
-def load_super_adapter(
-    directory: str, spec: TaskSpec, config: NNCFConfig | None, dtype: torch.dtype = torch.float32
-) -> Supernet:
+def load_super_adapter(directory: str, spec: TaskSpec, config: NNCFConfig | None) -> Supernet:
     """Load a super-adapter onto its base model.
 
     Raises
@@ -245,9 +284,9 @@ def load_super_adapter(
     """
     about = read_super_adapter(directory)
     check_base(directory, about.base)
-    model = load_for_task(about.base, spec, dtype=dtype)
+    model = load_for_task(about.base, spec)
     settle_padding(model, load_tokenizer(directory))
-    supernet = build_super_adapter(model, about.adapters, config, {})
+    supernet = build_super_adapter(model, about.adapters, config, {}, about.weight_format)
     put_adapter(supernet.model, read_adapter(directory), directory)
     supernet.reorder(load_orders(directory))
     model.requires_grad_(False)
