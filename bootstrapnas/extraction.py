@@ -213,6 +213,14 @@ def load_config(directory_or_id: str, **settings: Any) -> PreTrainedConfig:
     """Load a model's config by hub id or directory, with changes; `UserError` if there is none."""
     from transformers import AutoConfig
 
+    directory = Path(directory_or_id)
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        missing = "it has no config.json"
+        if (directory / "adapter_config.json").is_file():
+            missing = "it holds an adapter, to be merged into its base first"
+        below = sorted(path.parent.name for path in directory.glob("*/config.json"))
+        meant = f"; there is one in {' and in '.join(str(directory / name) for name in below)}" if below else ""
+        raise UserError(f"{directory_or_id} is no model directory: {missing}{meant}")
     try:
         return AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:

@@ -12,10 +12,11 @@ import torch
 
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
+from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import read_config, sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
-from bootstrapnas.pipeline.data import Rows, resolve_task
+from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
@@ -52,11 +53,15 @@ GROUPS = (EvaluateArguments, TaskArguments)
 
 def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate; print and return the metrics and the subnet's costs."""
+    check_split(arguments.split)
     read_stage(arguments.supernet_dir, "train")
     spec = resolve_task(task_args, arguments.supernet_dir)
     harness = None if arguments.lm_eval is None else harness_tasks(arguments.lm_eval, spec)
     path = Path(arguments.supernet_dir) / SPACE_FILE
     config = read_config(path) if path.is_file() else None
+    if config is None and "subnet" in typed:
+        where = arguments.supernet_dir
+        raise UserError(f"--subnet {arguments.subnet}: {where} is an ordinary LoRA, which has no subnets")
     supernet = load_super_adapter(arguments.supernet_dir, spec, config)
     length = spec.max_seq_length if config is None else sequence_length(config)
     subnet = {}

@@ -1,9 +1,12 @@
-"""The ``eftnas`` command in the tests' own process, and the NNCF config of the tiny BERT."""
+"""The commands in the tests' own process, and the NNCF config of the tiny BERT."""
 
 from __future__ import annotations
 
 import copy
 import json
+import re
+import shlex
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -11,9 +14,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from bootstrapnas.artefacts import digest
+from bootstrapnas.cli import main as bootstrapnas_main
 from bootstrapnas.pipeline.cli import to_arguments
-from eftnas.cli import main
+from eftnas.cli import main as eftnas_main
+from lonas.cli import main as lonas_main
 
+PROGRAMS = {"bootstrapnas": bootstrapnas_main, "eftnas": eftnas_main, "lonas": lonas_main}
 LENGTH = 32
 CONFIG: dict[str, Any] = {
     "input_info": [{"sample_size": [1, LENGTH], "type": "long", "keyword": "input_ids"}],
@@ -56,11 +63,36 @@ def eftnas(command: str, **flags: Any) -> Outcome:
     return call([command, *to_arguments(flags)])
 
 
-def call(arguments: list[str]) -> Outcome:
-    """Run ``eftnas`` with `arguments`."""
+def call(arguments: list[str], program: str = "eftnas") -> Outcome:
+    """Run ``eftnas``, or another of the `PROGRAMS`, with `arguments`."""
     with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        status = main(arguments)
+        status = PROGRAMS[program](arguments)
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def contents(root: Path) -> dict[str, tuple[int, str]]:
+    """Return modification time and digest of every file."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, digest(path)) for path in files}
+
+
+def refused(command: str, message: str, world: Path, program: str = "eftnas") -> None:
+    """Assert that a command ends with status 2 and one line, `message`, and changes no file of the working directory.
+
+    An ellipsis stands for other libraries' words. What a command is to write is called ``new``.
+    """
+    new = Path("new")
+    shutil.rmtree(new, ignore_errors=True)
+    before = contents(world)
+    outcome = call(shlex.split(command), program)
+    told = [line for line in outcome.err.splitlines() if line.startswith(f"{program}: error: ")]
+    assert len(told) == 1, outcome.err
+    assert re.fullmatch(re.escape(f"{program}: error: {message}").replace("…", ".+"), told[0]), outcome.err
+    assert outcome.err.endswith(f"{told[0]}\n")
+    assert (outcome.status, outcome.out) == (2, "")
+    after = {name: state for name, state in contents(world).items() if Path(name).parts[0] != "new"}
+    assert after == before
+    assert not new.exists()
 
 
 def succeed(command: str, **flags: Any) -> Outcome:

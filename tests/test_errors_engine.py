@@ -215,7 +215,10 @@ def test_load_model_of_what_is_none(kind: str, tmp_path: Path) -> None:
         weights = directory / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
     text = message(lambda: load_model(str(directory), AutoModelForSequenceClassification))
-    assert text.startswith(f"cannot load a model from {str(directory)!r}: ")
+    if kind == "not a model":
+        assert text == f"{directory} is no model directory: it has no config.json"
+    else:
+        assert text.startswith(f"cannot load a model from {str(directory)!r}: ")
 
 
 # -- artefacts ---------------------------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def test_the_command_measures_a_table_and_refuses_what_it_cannot_use(tmp_path: P
         ({"length": 100}, "exceeds the 64 tokens"),
         ({"nncf_config": None}, "--model_name_or_path needs --nncf_config"),
         ({"model_name_or_path": None}, "pass either --supernet_dir"),
-        ({"model_name_or_path": empty}, "cannot load"),
+        ({"model_name_or_path": empty}, "is no model directory: it has no config.json"),
         ({"output_file": config}, "is no latency table"),
     ):
         status, err = command(**{**flags, **change})

@@ -50,6 +50,10 @@ class Adapters:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"the rank of adapters must be at least 1, not {self.rank}")
+        if self.alpha <= 0:
+            raise UserError(f"the alpha of adapters must be above 0, not {self.alpha:g}: else they add nothing")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"the dropout of adapters must be at least 0 and below 1, not {self.dropout:g}")
         if self.scaling not in SCALINGS:
             raise UserError(
                 f"unknown scaling {self.scaling!r} of adapters (known: {listed(SCALINGS)})"

@@ -12,6 +12,7 @@ from bootstrapnas import progress
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.families.adapted import is_rank
 from bootstrapnas.families.base import Block
 from bootstrapnas.nncf_config.node_names import EVERY_LAYER, NodeNames, module_path, operation
 from bootstrapnas.nncf_config.reading import NNCFConfig, check_config
@@ -250,7 +251,9 @@ def _group_key(blueprint: Blueprint, where: str, node: str) -> Key:
 def _units(blueprint: Blueprint, key: Key, channels: int, where: str) -> int:
     per_unit = blueprint.channels_per_unit(key)
     if channels < 1 or channels > blueprint.full[key] * per_unit:
-        raise UserError(f"{where}: width {channels} of {key} must be from 1 to {blueprint.full[key] * per_unit}")
+        whose = ", the rank of the adapters" if is_rank(key.dim) else ""
+        most = blueprint.full[key] * per_unit
+        raise UserError(f"{where}: width {channels} of {key} must be from 1 to {most}{whose}")
     if channels % per_unit:
         raise UserError(f"{where}: width {channels} of {key} is not a multiple of {per_unit}, the channels of one unit")
     return channels // per_unit

@@ -38,6 +38,7 @@ from bootstrapnas.tasks import (
 
 disable_progress_bars()
 
+SPLITS = ("validation", "validation_mismatched", "test", "train")
 _MOST_LOGITS = 1 << 28  # of a batch whose outputs have an axis of the vocabulary: 1 GiB at float32
 
 
@@ -115,6 +116,12 @@ def inherited_task(directory: str) -> TaskSpec:
     if not (Path(directory) / TASK_FILE).is_file():
         raise UserError(f"{directory} has no {TASK_FILE}: it was not made by this program")
     return TaskSpec.load(Path(directory) / TASK_FILE)
+
+
+def check_split(name: str) -> None:
+    """Raise `UserError` if no task has a split of that name."""
+    if name not in SPLITS:
+        raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {name!r}")
 
 
 def with_fixed_data(spec: TaskSpec, directory: Path) -> TaskSpec:

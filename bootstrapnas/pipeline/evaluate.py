@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.extraction import load_config
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
-from bootstrapnas.pipeline.data import Rows, resolve_task
+from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.stages import check_whole
@@ -44,7 +45,6 @@ class EvaluateArguments:
 
 
 GROUPS = (EvaluateArguments, TaskArguments)
-SPLITS = ("validation", "validation_mismatched", "test", "train")
 
 
 def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,11 +52,12 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     directory = arguments.model_dir or arguments.ir_dir
     if directory is None or (arguments.model_dir and arguments.ir_dir):
         raise UserError("pass either --model_dir or --ir_dir")
-    if arguments.split not in SPLITS:
-        raise UserError(f"--split must be one of {', '.join(SPLITS)}, not {arguments.split!r}")
+    check_split(arguments.split)
     if not Path(directory).is_dir():
         raise UserError(f"{directory} does not exist or is not a directory")
     check_whole(directory)
+    if arguments.model_dir is not None:
+        load_config(directory)  # says so if it is no model
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
     if arguments.lm_eval is not None:
         return _by_harness(arguments, task_args, spec)

@@ -109,6 +109,7 @@ def run(
         return stage.directory
     for leftover in stage.directory.glob(f"{TEMPORARY}*"):  # of an export that was killed
         shutil.rmtree(leftover)
+    load_config(arguments.model_dir)  # says so if it is no model
     tokenizer = load_tokenizer(arguments.model_dir)
     by_data = quantisation is not None or (compression is not None and compression.needs_data)
     wanted = arguments.calibration_samples if by_data else 0

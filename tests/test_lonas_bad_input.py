@@ -1,0 +1,239 @@
+"""Mistakes that users of LoNAS make on a tiny language model: one line each, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from causal_models import build_tokenizer
+from command_line import call, refused
+from safetensors.torch import load_file, save_file
+from tiny_llama import TARGETS, lonas, write_model, write_rows
+
+import lonas.extract as lonas_extract
+from bootstrapnas.artefacts import read_json
+
+CONFIG = f"--nncf_config space.json {TARGETS}"
+FILES = "--task_name commonsense --dataset_path train.json --validation_file val.json"
+DATA = f"{FILES} --max_seq_length 128 --evaluate_by score"
+TRAIN = f"train --model_name_or_path base {DATA} --lora_r 8 --max_steps 1 --output_dir new"
+SPACE = "search-space --model_name_or_path base --lora_r 8 --target_config new"
+EVAL = "eval --supernet_dir super"
+EXTRACT = "extract --supernet_dir super --output_dir new"
+IMPORT = f"import-adapter {DATA.replace('dataset_path', 'train_file')} --output_dir new --adapter_dir"
+LINEARS = (
+    "mlp.down_proj, mlp.gate_proj, mlp.up_proj, self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj"
+)
+WIDTHS = "bootstrapNAS.training.elasticity.width.overwrite_groups_widths"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory of good and bad artefacts, also the working directory. Read-only."""
+    root = tmp_path_factory.mktemp("world")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        write_model("base")
+        write_model("other", 1, ffn=64)
+        write_rows("train.json", 8)
+        write_rows("val.json", 4)
+        write_rows("no_output.json", 8, output=None)
+        write_rows("number.json", 8, output=7)
+        write_rows("no_answer.json", 4, answer=None)
+        write_rows("answer9.json", 4, answer="answer9")
+        write_rows("word.json", 4, source="gsm8k", answer="four")
+        Path("broken.json").write_text("[{]")
+        targets = f"{TARGETS} --max_seq_length 128 --target_config space.json"
+        lonas(f"search-space --model_name_or_path base --lora_r 8 --ranks 8,4 --ffn_shares 1,0.5 {targets}")
+        lonas(f"{TRAIN.replace('new', 'super')} {CONFIG}")
+        lonas(f"{TRAIN.replace('new', 'plain')} --target_modules q_proj")
+        lonas(f"{EXTRACT.replace('new', 'parts')} --subnet heuristic")
+        shutil.copytree("super", "orphan")
+        about = read_json("orphan/super_adapter.json")
+        Path("orphan/super_adapter.json").write_text(json.dumps({**about, "base": str(root / "nowhere")}))
+        header = read_json("orphan/stage.json")
+        header["files"]["super_adapter.json"] = Path("orphan/super_adapter.json").stat().st_size
+        Path("orphan/stage.json").write_text(json.dumps(header))
+        Path("cut").mkdir()
+        shutil.copy("super/adapter_config.json", "cut")
+        whole = Path("super/adapter_model.safetensors").read_bytes()
+        Path("cut/adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
+        Path("pickle").mkdir()
+        shutil.copy("super/adapter_config.json", "pickle")
+        Path("pickle/adapter_model.bin").write_bytes(b"garbage")
+        yield root
+    finally:
+        os.chdir(before)
+
+
+MISTAKES: list[tuple[str, str]] = [
+    # adapters
+    (
+        f"{TRAIN} --target_modules q_pro,v_proj",
+        f"target module 'q_pro' is no linear layer of llama, which has {LINEARS}; did you mean 'q_proj'?",
+    ),
+    (
+        f"{SPACE} --target_modules embed_tokens",
+        f"target module 'embed_tokens' is no linear layer of llama, which has {LINEARS}",
+    ),
+    (f"{TRAIN} --target_modules q_proj --lora_r 0", "the rank of adapters must be at least 1, not 0"),
+    (
+        f"{TRAIN} --target_modules q_proj --lora_alpha 0",
+        "the alpha of adapters must be above 0, not 0: else they add nothing",
+    ),
+    (
+        f"{TRAIN} --target_modules q_proj --lora_dropout 1.5",
+        "the dropout of adapters must be at least 0 and below 1, not 1.5",
+    ),
+    (
+        f"{TRAIN.replace('--lora_r 8', '--lora_r 4')} {CONFIG}",
+        f"space.json: {WIDTHS}[2]: width 8 of self_attn.q_proj.rank[0] must be from 1 to 4, the rank of the adapters",
+    ),
+    (f"{SPACE} --ranks 16,8", "--ranks must be whole numbers from 1 to --lora_r 8, not 16,8"),
+    (f"{SPACE} --ranks 8,0", "--ranks must be whole numbers from 1 to --lora_r 8, not 8,0"),
+    (f"{SPACE} --ffn_shares 2", "--ffn_shares must lie above 0 and at most 1, not 2"),
+    (
+        f"{TRAIN} {CONFIG} --base_weight_format int4",
+        "space.json: a group varies ffn[0] (48, 24), but widths of a base in int4 stay as they are: leave the group "
+        "out, or --base_weight_format",
+    ),
+    (
+        f"{IMPORT} super --nncf_config space.json --model_name_or_path other",
+        "the adapter in super is of another base: model.layers.0.mlp.up_proj.lora_B.default.weight has shape (48, 8), "
+        "the model (64, 8)",
+    ),
+    (f"{IMPORT} base", "base holds no adapter: it has no adapter_config.json"),
+    (f"{IMPORT} cut", "cut/adapter_model.safetensors is corrupt: …"),
+    (f"{IMPORT} pickle", "pickle/adapter_model.bin is neither safetensors nor a file of tensors by torch.save: …"),
+    (
+        "eval --supernet_dir orphan",
+        "the base model of the adapter in orphan is gone: there is no {root}/nowhere",
+    ),
+    (
+        "extract --supernet_dir orphan --output_dir new --subnet max",
+        "the base model of the adapter in orphan is gone: there is no {root}/nowhere",
+    ),
+    # rows
+    (
+        f"{TRAIN.replace('train.json', 'no_output.json')} {CONFIG}",
+        "{root}/no_output.json has no column 'output' (row 2); found: instruction, input, answer, source",
+    ),
+    (
+        f"{TRAIN.replace('train.json', 'number.json')} {CONFIG}",
+        "{root}/number.json: row 2 has no text in column 'output', but 7",
+    ),
+    (
+        f"{TRAIN.replace('train.json', 'broken.json')} {CONFIG}",
+        "{root}/broken.json, line 1: not JSON (Expecting property name enclosed in double quotes)",
+    ),
+    (
+        f"{TRAIN.replace('val.json', 'no_answer.json')} {CONFIG}",
+        "{root}/no_answer.json has no column 'answer' (row 2); found: instruction, input, output, source",
+    ),
+    (
+        f"{TRAIN.replace('val.json', 'answer9.json')} {CONFIG}",
+        "{root}/answer9.json: row 2 has the answer 'answer9', which is none of the data set openbookqa",
+    ),
+    (
+        f"{TRAIN.replace('val.json', 'word.json')} {CONFIG}",
+        "{root}/word.json: row 2 has the answer 'four', which is none of the data set gsm8k",
+    ),
+    # subnets and what is made of them
+    (f"{EVAL} --split tset", "--split must be one of validation, validation_mismatched, test, train, not 'tset'"),
+    (f"{EVAL} --subnet 9", "choosing from a search needs --search_dir"),
+    (
+        "eval --supernet_dir plain --subnet min",
+        "--subnet min: plain is an ordinary LoRA, which has no subnets",
+    ),
+    (
+        f"{EXTRACT} --subnet mni",
+        "--subnet 'mni' is neither best, max, min, heuristic, frequent, lowest_loss, nor an index, nor a file; did you "
+        "mean 'min'?",
+    ),
+    (
+        "export --model_dir parts --output_dir new",
+        "parts is no model directory: it has no config.json; there is one in parts/base",
+    ),
+    (
+        "export --model_dir parts/adapter --output_dir new",
+        "parts/adapter is no model directory: it holds an adapter, to be merged into its base first",
+    ),
+    (
+        "evaluate --model_dir super",
+        "super is no model directory: it holds an adapter, to be merged into its base first",
+    ),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_a_mistake_is_told_in_a_line_and_nothing_is_lost(world: Path, command: str, message: str) -> None:
+    refused(command, message.replace("{root}", str(world)), world, "lonas")
+
+
+# -- what looks like a mistake and is none -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", [("pad_token",), ("pad_token", "eos_token")], ids=" and ".join)
+def test_a_tokenizer_may_lack_special_tokens(world: Path, tmp_path: Path, missing: tuple[str, ...]) -> None:
+    base = tmp_path / "base"
+    shutil.copytree("base", base)
+    tokenizer = build_tokenizer()
+    for name in missing:
+        setattr(tokenizer, name, None)
+    tokenizer.save_pretrained(base)
+    writing = f"{TRAIN.replace('path base', f'path {base}').replace('new', str(tmp_path / 'super'))} {CONFIG}"
+    lonas(f"{writing.replace('score', 'generate')} --max_new_tokens 2")
+    found = {
+        size: json.loads(lonas(f"eval --supernet_dir {tmp_path}/super --evaluate_by score --eval_batch_size {size}"))
+        for size in (1, 4)
+    }
+    assert found[1] == found[4]  # padding changes nothing
+
+
+def test_a_base_of_several_dtypes_is_what_it_would_be_in_one(world: Path, tmp_path: Path) -> None:
+    shutil.copytree("base", tmp_path / "base")
+    tensors = load_file("base/model.safetensors")
+    rounded = {name: tensor.bfloat16() if "mlp" in name else tensor for name, tensor in tensors.items()}
+    save_file(rounded, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    train = f"{TRAIN.replace('path base', f'path {tmp_path}/base')} {CONFIG}"
+    lonas(train.replace("new", str(tmp_path / "mixed")))
+    save_file(
+        {name: tensor.float() for name, tensor in rounded.items()},
+        tmp_path / "base" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    lonas(train.replace("new", str(tmp_path / "float")))
+    found = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("mixed", "float")]
+    assert all((tensor == found[1][name]).all() for name, tensor in found[0].items())
+
+
+def test_an_interrupted_merge_is_no_model_and_is_resumed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge = f"{EXTRACT} --subnet heuristic --merge True"
+    lonas(merge.replace("new", "whole"))
+
+    def save_half(directory: Path, model: Any, *_: Any) -> None:
+        model.save_pretrained(directory)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lonas_extract, "save_artefact", save_half)
+        assert call(shlex.split(merge), "lonas").status == 130
+    for command in ("evaluate --model_dir new", "export --model_dir new --output_dir ir"):
+        outcome = call(shlex.split(command), "lonas")
+        assert (outcome.status, outcome.err.splitlines()[-1]) == (
+            2,
+            "lonas: error: new is unfinished: run its extract stage again, it resumes",
+        )
+    other = call(shlex.split(f"{EXTRACT} --subnet heuristic"), "lonas")
+    assert "output_dir new holds another run (merge: True there, None here)" in other.err
+    lonas(merge)
+    assert Path("new/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
+    shutil.rmtree("new")
+    shutil.rmtree("whole")
