@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from bootstrapnas.adapters import base_linears, base_subnet, extract_adapters
-from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import FULL, count_costs
-from bootstrapnas.extraction import extract, extracted_name
-from bootstrapnas.families.adapted import Adapters
-from bootstrapnas.integers import round_to_integers
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
+from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
-from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact, settle_padding
+from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import load_orders, load_supernet, read_super_adapter, save_adapter, trained_whole
+from bootstrapnas.pipeline.supernets import load_supernet, read_super_adapter, save_adapter
 from bootstrapnas.progress import notice
-from bootstrapnas.reorder import reorder
 from lonas.train import local_path
 
 BASE, ADAPTER = "base", "adapter"
@@ -64,39 +52,23 @@ def run(
     length = sequence_length(config)
     subnet, values = choose(arguments, bounds, supernet, length)
 
-    tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
-    beside = trained_whole(supernet.model, about.adapters.whole)
-    tokenizer = load_tokenizer(arguments.supernet_dir)
-    plain = load_for_task(about.base, spec)
-    settle_padding(plain, tokenizer)
-    blueprint = Blueprint.of(plain)
-    reorder(plain, blueprint, load_orders(arguments.supernet_dir))
-    plain.load_state_dict(beside, strict=False)
-    if about.weight_format is not None:
-        if arguments.merge:
-            round_to_integers(plain, base_linears(blueprint), about.weight_format)
-        told = (
-            f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
-            if arguments.merge
-            else f"{BASE}/ holds the weights as they were before training rounded them to {about.weight_format}"
-        )
-        notice(f"extract: {told}")
-    smaller = base_subnet(supernet.blueprint, subnet)
-    base = extract(plain, blueprint, smaller)
-    name_of = partial(extracted_name, base, blueprint, smaller)
-    tensors = {name_of(name): tensor for name, tensor in tensors.items()}
-    ranks = {name_of(module): rank for module, rank in ranks.items()}
-    tensors |= {name: parameter for name, parameter in base.named_parameters() if name in beside}
+    deployed = Deployed(arguments.supernet_dir, spec, supernet, merged=arguments.merge)
+    parts, tokenizer = deployed.parts(subnet), load_tokenizer(arguments.supernet_dir)
     if arguments.merge:
-        save_artefact(stage.directory, merged(base, about.adapters, tensors, ranks), tokenizer, spec)
+        save_artefact(stage.directory, merge(parts, about.adapters), tokenizer, spec)
+        told = f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
     else:
-        save_artefact(stage.directory / BASE, base, tokenizer, spec)
-        where = local_path(str(stage.directory / BASE))
-        save_adapter(stage.directory / ADAPTER, where, blueprint.architecture, about.adapters, tensors, ranks)
+        where = stage.directory / BASE
+        save_artefact(where, parts.base, tokenizer, spec)
+        architecture, adapter = deployed.blueprint.architecture, stage.directory / ADAPTER
+        save_adapter(adapter, local_path(str(where)), architecture, about.adapters, parts.tensors, parts.ranks)
+        told = f"{BASE}/ holds the weights as they were before training rounded them to {about.weight_format}"
+    if about.weight_format is not None:
+        notice(f"extract: {told}")
 
     costs, full = (count_costs(supernet.blueprint, each, length=length) for each in (subnet, FULL))
-    small = count_costs(blueprint, smaller, length=length)
-    whole = count_costs(blueprint, FULL, length=length)
+    small = count_costs(deployed.blueprint, deployed.part(subnet), length=length)
+    whole = count_costs(deployed.blueprint, FULL, length=length)
     kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
     write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by)
     if arguments.merge:
@@ -108,14 +80,3 @@ def run(
     )
     stage.complete(macs=small.macs, params=small.params)
     return stage.directory
-
-
-def merged(
-    base: PreTrainedModel, adapters: Adapters, tensors: Mapping[str, Tensor], ranks: Mapping[str, int]
-) -> PreTrainedModel:
-    """Return a model with an adapter added to its weights, by peft."""
-    with tempfile.TemporaryDirectory() as directory:
-        save_adapter(Path(directory), "", "", adapters, tensors, ranks)
-        with warnings.catch_warnings():  # peft reads a property that transformers deprecates
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            return PeftModel.from_pretrained(base, directory).merge_and_unload()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,20 @@ import rich
 
 from bootstrapnas.artefacts import FORMAT, Stage, read_json, write_json
 from bootstrapnas.costs import count_costs
+from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
 from bootstrapnas.export import Latency, export_openvino, load_ir, measure_latency, predict_ir, speed_up
-from bootstrapnas.export.latency_table import Accuracy
+from bootstrapnas.export.latency import time_generation
+from bootstrapnas.export.latency_build import NEW_TOKENS
+from bootstrapnas.export.latency_table import STEPS, Accuracy
+from bootstrapnas.extraction import load_config
 from bootstrapnas.pipeline.arguments import flag
 from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.export_data import VERIFICATION_ROWS
 from bootstrapnas.pipeline.latency_table import LatencyArguments
-from bootstrapnas.pipeline.models import load_tokenizer
-from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet
+from bootstrapnas.pipeline.models import load_tokenizer, max_length, outputs_of
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet, read_super_adapter
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Row, build_report, terminal_table, write_report
 from bootstrapnas.search import Candidate, Genome
@@ -33,6 +38,9 @@ LARGEST = "largest"
 """Name of the largest subnet, which is measured beside the finalists."""
 MAX_SECONDS = 60.0
 """Of all measurements together."""
+REPEATS = 30
+"""Of a language model's prompt and the tokens after it."""
+ENCODER_STEPS, CAUSAL_STEPS = STEPS[:1], STEPS[1:]
 
 
 @dataclass
@@ -56,18 +64,21 @@ class Finalist:
     candidate
         What the search knew.
     metric
-        The task's metric of its IR on the validation rows, in float32.
+        The task's metric on the validation rows, in float32: of its IR, or where texts are written of the model.
     latency
-        Measured beside the others.
+        What the search goes by, measured beside the others.
+    figures
+        All that was measured, by what a report calls it: of a language model, reading a prompt and a token after it.
     """
 
     name: str
     candidate: Candidate
     metric: float
     latency: Latency
+    figures: Mapping[str, Latency] = field(default_factory=dict)
 
 
-def check_finalists(arguments: FinalistArguments, supernet_dir: str, spec: TaskSpec) -> None:
+def check_finalists(arguments: FinalistArguments, timing: LatencyArguments, supernet_dir: str, spec: TaskSpec) -> None:
     """Raise `UserError` unless finalists of this supernet can be measured, where that is asked for."""
     if arguments.measure_finalists < 0:
         raise UserError(f"--measure_finalists must not be negative, is {arguments.measure_finalists}")
@@ -75,11 +86,14 @@ def check_finalists(arguments: FinalistArguments, supernet_dir: str, spec: TaskS
         if arguments.keep_finalists:
             raise UserError("--keep_finalists needs --measure_finalists: none are exported without")
         return
-    if spec.kind.causal:
-        raise UserError("--measure_finalists measures encoders; export language models one by one")
-    if (Path(supernet_dir) / SUPER_ADAPTER_FILE).is_file():
+    known = CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS
+    if timing.latency_step not in (None, *known):
+        raise UserError(f"--latency_step must be {' or '.join(known)}, not {timing.latency_step!r}")
+    longest = _longest_prompt(supernet_dir, spec)
+    if timing.latency_length is not None and timing.latency_length > longest:
+        room = f", and {NEW_TOKENS} more after them" if spec.kind.causal else ""
         raise UserError(
-            f"--measure_finalists: {supernet_dir} is a super-adapter; extract and export its subnets one by one"
+            f"--latency_length {timing.latency_length} exceeds the {int(longest)} tokens that the model takes{room}"
         )
 
 
@@ -136,6 +150,7 @@ def measure_finalists(
         Whether the IRs stay.
     """
     supernet, _ = load_supernet(supernet_dir, spec)
+    deployed = Deployed(supernet_dir, spec, supernet)
     candidates = dict(chosen)
     largest = supernet.space.max_genome
     if all(each.genome != largest for each in candidates.values()):
@@ -145,17 +160,16 @@ def measure_finalists(
     metrics, irs = {}, {}
     for name, candidate in candidates.items():
         irs[name] = directory / "ir" / name
-        metrics[name] = _exported(irs[name], candidate, supernet, rows)
-        notice(f"finalists: {name} has {spec.metric} {metrics[name]:.4f} as an IR")
-    found = measure_latency(
-        irs,
-        batch=timing.latency_batch,
-        length=timing.latency_length or length,
-        precision=timing.latency_precision,
-        max_seconds=MAX_SECONDS,
-    )
-    finalists = [Finalist(name, each, metrics[name], found[name]) for name, each in candidates.items()]
-    _write(stage, finalists, supernet, spec, length)
+        metrics[name] = _exported(irs[name], supernet.space.subnet(candidate.genome), candidate, deployed, rows)
+        notice(f"finalists: {name} has {spec.metric} {metrics[name]:.4f}, exported")
+    tokens = timing.latency_length or int(min(length, _longest_prompt(supernet_dir, spec)))
+    figures = _measured(irs, timing, tokens, causal=spec.kind.causal)
+    step = timing.latency_step or (CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS)[0]
+    finalists = [
+        Finalist(name, each, metrics[name], figures[name][step], _named(figures[name], timing.latency_precision))
+        for name, each in candidates.items()
+    ]
+    _write(stage, finalists, supernet, deployed, spec, length)
     if not keep:
         shutil.rmtree(directory / "ir")
     return finalists
@@ -171,8 +185,35 @@ def measured(finalists: Sequence[Finalist], metric: str) -> list[Candidate]:
     ]
 
 
-def _exported(directory: Path, candidate: Candidate, supernet: Supernet, rows: Rows) -> float:
-    """Export a candidate and return the metric of its IR; both are found again if they were there."""
+def _longest_prompt(supernet_dir: str, spec: TaskSpec) -> float:
+    """Return how many tokens the model takes, less those that a language model writes while it is measured."""
+    adapted = (Path(supernet_dir) / SUPER_ADAPTER_FILE).is_file()
+    config = load_config(read_super_adapter(supernet_dir).base if adapted else supernet_dir)
+    return max_length(config) - (NEW_TOKENS if spec.kind.causal else 0)
+
+
+def _measured(
+    irs: Mapping[str, Path], timing: LatencyArguments, length: int, *, causal: bool
+) -> dict[str, dict[str, Latency]]:
+    """Measure IRs side by side; return, by name, what each step takes."""
+    precision, shape = timing.latency_precision, {"batch": timing.latency_batch, "length": length}
+    if not causal:
+        passes = measure_latency(irs, **shape, precision=precision, max_seconds=MAX_SECONDS)
+        return {name: {ENCODER_STEPS[0]: latency} for name, latency in passes.items()}
+    models = {name: load_ir(directory, precision) for name, directory in irs.items()}
+    found = time_generation(models, **shape, new_tokens=NEW_TOKENS, repeats=REPEATS, max_seconds=MAX_SECONDS)
+    return {name: {"prefill": each.prefill, "token": each.token} for name, each in found.items()}
+
+
+def _named(figures: Mapping[str, Latency], precision: str) -> dict[str, Latency]:
+    """Return figures by what a report calls them."""
+    if len(figures) == 1:
+        return {precision: next(iter(figures.values()))}
+    return {f"{precision} {step}": latency for step, latency in figures.items()}
+
+
+def _exported(directory: Path, subnet: Subnet, candidate: Candidate, deployed: Deployed, rows: Rows) -> float:
+    """Export a candidate and return its metric; both are found again if they were there."""
     spec, note = rows.spec, directory.with_suffix(".json")
     genome = list(candidate.genome)
     if note.is_file():
@@ -180,15 +221,26 @@ def _exported(directory: Path, candidate: Candidate, supernet: Supernet, rows: R
         if noted["genome"] == genome and directory.is_dir():
             return float(noted[spec.metric])
     batches = rows.batches("validation")
-    model = supernet.extract(supernet.space.subnet(candidate.genome))
+    model = deployed.extract(subnet)
     directory.parent.mkdir(parents=True, exist_ok=True)
     export_openvino(model, rows.tokenizer, directory, example_batches=[batches[0], batches[-1]])
-    metric = rows.measure("validation", predict_ir(load_ir(directory, "f32"), batches, spec.kind.outputs))[spec.metric]
+    if spec.generation is None:
+        outputs = predict_ir(load_ir(directory, "f32"), batches, spec.kind.outputs)
+    else:
+        outputs = outputs_of(model, rows, batches)
+    metric = rows.measure("validation", outputs)[spec.metric]
     write_json(note, {"genome": genome, spec.metric: metric})
     return metric
 
 
-def _write(stage: Stage, finalists: Sequence[Finalist], supernet: Supernet, spec: TaskSpec, length: int) -> None:
+def _write(
+    stage: Stage,
+    finalists: Sequence[Finalist],
+    supernet: Supernet,
+    deployed: Deployed,
+    spec: TaskSpec,
+    length: int,
+) -> None:
     """Write what was measured as JSON and as a table, and print that."""
     reference = next(each for each in finalists if not any(each.candidate.genome))
     entries: list[dict[str, Any]] = [
@@ -198,11 +250,13 @@ def _write(stage: Stage, finalists: Sequence[Finalist], supernet: Supernet, spec
             "values": dict(each.candidate.values),
             "measured": {spec.metric: each.metric, "latency": each.latency.median_ms},
             "latency": each.latency.to_json(),
+            "figures": {name: latency.to_json() for name, latency in each.figures.items()},
             "speed_up": speed_up(reference.latency, each.latency),
         }
         for each in finalists
     ]
-    notes = [f"{spec.metric} on the validation rows, by the float32 IR; names are indices on the front."]
+    by = "the float32 IR" if spec.generation is None else "torch in float32"
+    notes = [f"{spec.metric} on the validation rows, by {by}; names are indices on the front."]
     accuracy = None
     if all("latency" in each.candidate.values for each in finalists):
         accuracy = Accuracy(
@@ -225,9 +279,11 @@ def _write(stage: Stage, finalists: Sequence[Finalist], supernet: Supernet, spec
         [
             Row(
                 each.name if each is not reference else LARGEST,
-                count_costs(supernet.blueprint, supernet.space.subnet(each.candidate.genome), length=length),
+                count_costs(
+                    deployed.blueprint, deployed.part(supernet.space.subnet(each.candidate.genome)), length=length
+                ),
                 {spec.metric: each.metric},
-                latency={each.latency.settings.precision: each.latency},
+                latency=each.figures,
             )
             for each in ordered
         ],

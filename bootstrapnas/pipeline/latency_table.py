@@ -26,10 +26,12 @@ from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import build_space, read_config, sequence_length
 from bootstrapnas.pipeline.arguments import flag, required
+from bootstrapnas.pipeline.data import inherited_task
+from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import SPACE_FILE
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet
 from bootstrapnas.progress import Ticker, notice
 from bootstrapnas.space import SearchSpace
-from bootstrapnas.supernet import Supernet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,8 +82,15 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
     """Measure; return the file."""
     source, config_path = _sources(arguments)
     config = read_config(config_path)
-    model = random_model(source)
-    blueprint = Blueprint.of(model)
+    if (Path(source) / SUPER_ADAPTER_FILE).is_file():
+        spec = inherited_task(source)
+        deployed = Deployed(source, spec, load_supernet(source, spec)[0])
+        model, blueprint, space = deployed.model, deployed.blueprint, deployed.space
+        _check_varies(space, source)
+    else:
+        model = random_model(source)
+        blueprint = Blueprint.of(model)
+        space = build_space(config, blueprint)
     circumstances = circumstances_of(
         model,
         blueprint,
@@ -91,7 +100,7 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
         step=arguments.step,
         threads=arguments.threads,
     )
-    table_at(arguments.output_file, model, blueprint, build_space(config, blueprint), circumstances)
+    table_at(arguments.output_file, model, blueprint, space, circumstances)
     return Path(arguments.output_file)
 
 
@@ -133,7 +142,7 @@ def table_at(
     return table
 
 
-def searched_table(arguments: LatencyArguments, directory: Path, supernet: Supernet, length: int) -> LatencyTable:
+def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deployed, length: int) -> LatencyTable:
     """Return the table that a search goes by, whole for the supernet's space.
 
     Parameters
@@ -142,21 +151,31 @@ def searched_table(arguments: LatencyArguments, directory: Path, supernet: Super
         The flags.
     directory
         Where the table is if no other place is given.
-    supernet
-        In float32, on the CPU.
+    deployed
+        What the subnets of the supernet become.
     length
         Tokens of a row, where the flags do not say.
     """
+    _check_varies(deployed.space, "the supernet")
     circumstances = circumstances_of(
-        supernet.model,
-        supernet.blueprint,
+        deployed.model,
+        deployed.blueprint,
         precision=arguments.latency_precision,
         batch=arguments.latency_batch,
         length=length if arguments.latency_length is None else arguments.latency_length,
         step=arguments.latency_step,
     )
     path = directory / TABLE_FILE if arguments.latency_table is None else arguments.latency_table
-    return table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
+    return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
+
+
+def _check_varies(space: SearchSpace, whose: str) -> None:
+    """Raise `UserError` if subnets differ in nothing that takes time."""
+    if not space.genes:
+        raise UserError(
+            f"the subnets of {whose} differ in ranks alone: with their adapters merged, as they are deployed, all have "
+            "the same latency"
+        )
 
 
 def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.early_stop import check_early_stop, estimates, split_up
 from bootstrapnas.pipeline.finalists import (
     Finalist,
@@ -132,7 +133,7 @@ def run(
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
-    check_finalists(finalists, search.supernet_dir, spec)
+    check_finalists(finalists, timing, search.supernet_dir, spec)
     check_early_stop(search.early_stop, spec)
     if search.merge_adapters:
         read_super_adapter(search.supernet_dir)
@@ -149,10 +150,12 @@ def run(
     settings = for_objectives(settings_of(search, config, typed), objectives, config)
     supernet, _ = load_supernet(search.supernet_dir, spec)
     length = sequence_length(config)
-    table = None
+    table, conditions = None, Conditions(length, None)
     if LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives):
-        table = searched_table(timing, stage.directory, supernet, length)
-    conditions = Conditions(length, None if table is None else table.predict)
+        deployed = Deployed(search.supernet_dir, spec, supernet)
+        table = searched_table(timing, stage.directory, deployed, length)
+        predict, part = table.predict, deployed.part
+        conditions = Conditions(length, lambda subnet: predict(part(subnet)))
     problem = build_problem(supernet, objectives, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation") if search.early_stop is None else []

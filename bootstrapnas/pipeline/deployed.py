@@ -1,0 +1,129 @@
+"""What is deployed of a supernet: subnets, extracted; of a super-adapter, a smaller base with its adapter merged."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from bootstrapnas.adapters import base_linears, base_subnet, extract_adapters
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.dims import Key, Subnet
+from bootstrapnas.extraction import extract, extracted_name
+from bootstrapnas.families.adapted import Adapters, is_rank
+from bootstrapnas.integers import round_to_integers
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, settle_padding
+from bootstrapnas.pipeline.supernets import (
+    SUPER_ADAPTER_FILE,
+    load_orders,
+    read_super_adapter,
+    save_adapter,
+    trained_whole,
+)
+from bootstrapnas.reorder import reorder
+from bootstrapnas.space import SearchSpace
+from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A subnet of a super-adapter in two parts.
+
+    Attributes
+    ----------
+    base
+        The smaller base model, with what was trained whole beside adapters, such as its head.
+    tensors
+        Adapter matrices, and what was trained whole, by their names in `base`.
+    ranks
+        By adapted module of `base`.
+    """
+
+    base: PreTrainedModel
+    tensors: Mapping[str, Tensor]
+    ranks: Mapping[str, int]
+
+
+class Deployed:
+    """The models that the subnets of a trained supernet become.
+
+    Ranks change nothing in their shapes, and so in their latency: an adapter is merged.
+
+    Parameters
+    ----------
+    directory
+        Of the supernet.
+    spec
+        Its task.
+    supernet
+        What was loaded from there, in float32 on the CPU.
+    merged
+        Whether those of a super-adapter are to be merged: then the base's weights are what it was trained on, rounded
+        to integers where that was so.
+
+    Attributes
+    ----------
+    model
+        The full-size model that subnets are taken from: of a super-adapter, the base, its units in the adapter's order.
+    blueprint
+        Its blueprint.
+    space
+        What of the supernet's space concerns it.
+    """
+
+    def __init__(self, directory: str, spec: TaskSpec, supernet: Supernet, *, merged: bool = True) -> None:
+        self._supernet = supernet
+        self.model, self.blueprint, self.space = supernet.model, supernet.blueprint, supernet.space
+        self._adapters: Adapters | None = None
+        if not (Path(directory) / SUPER_ADAPTER_FILE).is_file():
+            return
+        about = read_super_adapter(directory)
+        self._adapters = about.adapters
+        self.model = load_for_task(about.base, spec)
+        settle_padding(self.model, load_tokenizer(directory))
+        self.blueprint = Blueprint.of(self.model)
+        reorder(self.model, self.blueprint, load_orders(directory))
+        self.model.load_state_dict(trained_whole(supernet.model, about.adapters.whole), strict=False)
+        if merged and about.weight_format is not None:
+            round_to_integers(self.model, base_linears(self.blueprint), about.weight_format)
+        self.space = SearchSpace(tuple(gene for gene in supernet.space.genes if not is_rank(gene.keys[0].dim)))
+
+    def part(self, subnet: Subnet) -> dict[Key, int]:
+        """Return what of a subnet of the supernet concerns the model."""
+        return base_subnet(self._supernet.blueprint, subnet)
+
+    def parts(self, subnet: Subnet) -> Parts:
+        """Return a subnet of a super-adapter as a smaller base and a smaller adapter."""
+        assert self._adapters is not None
+        supernet, smaller = self._supernet, self.part(subnet)
+        tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
+        base = extract(self.model, self.blueprint, smaller)
+        name_of = partial(extracted_name, base, self.blueprint, smaller)
+        found = {name_of(name): tensor for name, tensor in tensors.items()}
+        whole = trained_whole(supernet.model, self._adapters.whole)
+        found |= {name: parameter for name, parameter in base.named_parameters() if name in whole}
+        return Parts(base, found, {name_of(module): rank for module, rank in ranks.items()})
+
+    def extract(self, subnet: Subnet) -> PreTrainedModel:
+        """Return a subnet as one ordinary model."""
+        if self._adapters is None:
+            return self._supernet.extract(subnet)
+        return merge(self.parts(subnet), self._adapters)
+
+
+def merge(parts: Parts, adapters: Adapters) -> PreTrainedModel:
+    """Return a model with an adapter added to its weights, by peft."""
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as directory:
+        save_adapter(Path(directory), "", "", adapters, parts.tensors, parts.ranks)
+        with warnings.catch_warnings():  # peft reads a property that transformers deprecates
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            return PeftModel.from_pretrained(parts.base, directory).merge_and_unload()

@@ -1,0 +1,157 @@
+"""What is deployed of a super-adapter: latency that ranks do not change, and finalists that are merged and measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import call, refused
+from tiny_llama import TARGETS, lonas, write_model, write_rows
+
+from bootstrapnas.artefacts import read_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.export.latency_build import Measure
+from bootstrapnas.families.adapted import is_rank
+from bootstrapnas.pipeline import finalists as finalists_module
+from bootstrapnas.pipeline import latency_table as latency_module
+from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.deployed import Deployed
+from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.supernets import load_supernet
+
+DATA = "--task_name commonsense --dataset_path train.json --validation_file val.json --max_seq_length 128"
+TRAIN = f"train --model_name_or_path base {DATA} --evaluate_by score --lora_r 8 {TARGETS} --max_steps 4"
+SPACE = f"search-space --model_name_or_path base --lora_r 8 --ranks 8,4 {TARGETS} --max_seq_length 128"
+SEARCH = "search --supernet_dir super --num_evals 6 --population 3 --precision float32"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with two super-adapters, also the working directory. Read-only."""
+    root = tmp_path_factory.mktemp("world")
+    before = Path.cwd()
+    os.chdir(root)
+    try:
+        write_model("base")
+        write_rows("train.json", 8)
+        write_rows("val.json", 6)
+        lonas(f"{SPACE} --ffn_shares 1,0.5 --target_config space.json")
+        lonas(f"{SPACE} --ffn_shares 1 --target_config ranks.json")
+        lonas(f"{TRAIN} --nncf_config space.json --learning_rate 0.1 --reorder l1 --output_dir super")
+        lonas(f"{TRAIN} --nncf_config ranks.json --output_dir ranks")
+        yield root
+    finally:
+        os.chdir(before)
+
+
+@contextmanager
+def macs_timer(model: object, blueprint: Blueprint, circumstances: object) -> Iterator[Measure]:
+    """A stopwatch that shows MACs."""
+    yield lambda subnets: [[count_macs(blueprint, subnet, length=16) / 1e6] * 3 for subnet in subnets]
+
+
+def test_an_extracted_subnet_computes_what_the_supernet_computes(world: Path) -> None:
+    spec = inherited_task("super")
+    supernet, _ = load_supernet("super", spec)
+    deployed = Deployed("super", spec, supernet)
+    assert {key.dim for gene in deployed.space.genes for key in gene.keys} == {"ffn"}
+    supernet.model.eval()
+    ids = torch.arange(2, 22).view(2, 10)
+    for genome in (supernet.space.max_genome, supernet.space.min_genome):
+        subnet = supernet.space.subnet(genome)
+        assert not any(is_rank(key.dim) for key in deployed.part(subnet))
+        with torch.no_grad(), supernet.activate(subnet):
+            expected = supernet.model(input_ids=ids).logits
+            torch.testing.assert_close(deployed.extract(subnet)(input_ids=ids).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("by", ["score", "generate"])
+def test_finalists_of_a_super_adapter_are_merged_and_measured(
+    world: Path, by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
+    directory = Path(f"search_{by}")
+    way = f"--evaluate_by {by} --max_new_tokens 3 --measure_finalists 2 --keep_finalists True"
+    lonas(f"{SEARCH} {way} --latency_length 16 --output_dir {directory}")
+    found = read_json(directory / "finalists.json")
+    spec = inherited_task(str(directory))
+    supernet, _ = load_supernet("super", spec)
+    rows = Rows(spec, load_tokenizer("super"))
+    batches = rows.batches("validation")
+    assert len(found["finalists"]) in (2, 3)
+    for entry in found["finalists"]:
+        assert set(entry["figures"]) == {"f32 prefill", "f32 token"}
+        assert entry["measured"]["latency"] == entry["figures"]["f32 prefill"]["median_ms"] > 0
+        ir = load_ir(directory / "finalists" / "ir" / entry["name"])
+        with supernet.activate(supernet.space.subnet(entry["genome"])):
+            expected = evaluate_model(supernet.model, rows, "validation")
+        assert entry["measured"][spec.metric] == pytest.approx(expected[spec.metric])
+        if by == "score":
+            outputs = predict_ir(ir, batches, spec.kind.outputs)
+            assert rows.measure("validation", outputs)[spec.metric] == pytest.approx(expected[spec.metric])
+    report = (directory / "finalists" / "report.md").read_text()
+    assert "f32 prefill latency (ms)" in report
+    assert "f32 token latency (ms)" in report
+    shutil.rmtree(directory)
+
+
+def test_ranks_change_no_predicted_latency(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_module, "openvino_timer", macs_timer)
+    flags = "--objectives metric,latency --latency_step token --latency_length 16 --latency_table table.json"
+    outcome = call(shlex.split("latency-table --supernet_dir super --length 16 --step token --output_file table.json"),
+                   "bootstrapnas")  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    made = Path("table.json").read_text()
+    lonas(f"{SEARCH} {flags} --num_evals 24 --population 6 --output_dir by_latency")
+    assert Path("table.json").read_text() == made
+    lines = Path("by_latency/evaluations.jsonl").read_text().splitlines()[1:]
+    space = load_supernet("super", inherited_task("super"))[0].space
+    places = [place for place, gene in enumerate(space.genes) if not is_rank(gene.keys[0].dim)]
+    latencies: dict[tuple[int, ...], set[float]] = {}
+    for line in map(json.loads, lines):
+        widths = tuple(line["genome"][place] for place in places)
+        latencies.setdefault(widths, set()).add(line["values"]["latency"])
+    assert len(lines) > len(latencies) > 1
+    assert all(len(values) == 1 for values in latencies.values())
+    assert len(set.union(*latencies.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("command", "program"),
+    [
+        ("search --supernet_dir ranks --objectives metric,latency --output_dir new", "lonas"),
+        ("latency-table --supernet_dir ranks --output_file new", "bootstrapnas"),
+    ],
+)
+def test_latency_is_no_objective_where_ranks_alone_vary(world: Path, command: str, program: str) -> None:
+    whose = "the supernet" if program == "lonas" else "ranks"
+    refused(
+        command,
+        f"the subnets of {whose} differ in ranks alone: with their adapters merged, as they are deployed, all have the "
+        "same latency",
+        world,
+        program,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--latency_step pass", "--latency_step must be prefill or token, not 'pass'"),
+        (
+            "--latency_length 250",
+            "--latency_length 250 exceeds the 248 tokens that the model takes, and 8 more after them",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_search(world: Path, flags: str, message: str) -> None:
+    refused(f"{SEARCH} --measure_finalists 1 {flags} --output_dir new", message, world, "lonas")
