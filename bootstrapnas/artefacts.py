@@ -8,6 +8,7 @@ finds the finished directory again; after a kill it resumes; anything else is re
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
+FULL_BYTES = 1 << 20
+"""A disk with less room than this, where writing failed, counts as full."""
 STAGE_FILE = "stage.json"
 _UNTRACKED = (STAGE_FILE, "README.md")  # a model card is rewritten when its subnet has been measured
 
@@ -43,7 +46,7 @@ class OtherRunError(UserError):
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around a library's call that writes `path`: what it raises when it cannot (a full disk, mostly) is a `UserError`.
 
-    Libraries in C++ and Rust raise no OSError, but RuntimeError or an exception of their own.
+    Libraries in C++ and Rust raise no OSError, but RuntimeError, an exception of their own or (tokenizers) a bare one.
     """
     from safetensors import SafetensorError
 
@@ -51,10 +54,20 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        text = why or (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"cannot write {path}: {text}") from error
+    except Exception as error:
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
+            raise
+        raise UserError(f"cannot write {path}: {_why_not_written(path, error)}") from error
+
+
+def _why_not_written(path: str | os.PathLike[str], error: Exception) -> str:
+    """Return what an error says, or should have said of a full disk (OpenVINO: "iostream error")."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
+    if shutil.disk_usage(there).free < FULL_BYTES:
+        return os.strerror(errno.ENOSPC)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import data_inputs, resolve_task, task_settings
-from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, load_tokenizer
+from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, load_tokenizer, save_tokenizer
 from bootstrapnas.pipeline.stages import begin, report_config
 from bootstrapnas.pipeline.supernets import (
     ADAPTER_CONFIG,
@@ -80,7 +80,7 @@ def run(
     supernet = build_super_adapter(load_for_task(source, spec), adapters, config, {})
     put_adapter(supernet.model, read_adapter(arguments.adapter_dir), arguments.adapter_dir)
     save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), {})
-    load_tokenizer(source).save_pretrained(stage.directory)
+    save_tokenizer(stage.directory, load_tokenizer(source))
     spec.save(stage.directory / TASK_FILE)
     if config is not None:
         write_json(stage.directory / SPACE_FILE, config.raw)

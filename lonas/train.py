@@ -31,7 +31,14 @@ from bootstrapnas.pipeline.arguments import (
 )
 from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
-from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, fit_length, load_student, student_tokenizer
+from bootstrapnas.pipeline.models import (
+    SPACE_FILE,
+    evaluate_model,
+    fit_length,
+    load_student,
+    save_tokenizer,
+    student_tokenizer,
+)
 from bootstrapnas.pipeline.sampled import save_sampled
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
@@ -175,7 +182,7 @@ def run(
     measured = evaluate_model(model, rows, "validation") if config is None else measure_extremes(supernet, rows)
     notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}")
     save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters, integers), found)
-    tokenizer.save_pretrained(stage.directory)
+    save_tokenizer(stage.directory, tokenizer)
     spec.save(stage.directory / TASK_FILE)
     if config is not None:
         write_json(stage.directory / SPACE_FILE, config.raw)

@@ -483,6 +483,15 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (f"{EXPORT} --quant_mode int8 --calibration_file nowhere.jsonl", "nowhere.jsonl does not exist"),
     (
+        f"{EXPORT} --calibration_file train.jsonl",
+        "--calibration_file is for --quant_mode int8, and --awq, --scale_estimation or a --ratio below 1; nothing else "
+        "of a task's model is calibrated",
+    ),
+    (
+        f"{EXPORT.replace('teacher', 'pretrained')} --max_seq_length 65",
+        "--max_seq_length 65 exceeds the 64 tokens that the model takes",
+    ),
+    (
         f"{EXPORT} --quant_mode int8 --calibration_file other_task.jsonl",
         "other_task.jsonl has no column 'text' (line 1); found: sentence, label",
     ),

@@ -131,6 +131,7 @@ def test_ranks_change_no_predicted_latency(world: Path, monkeypatch: pytest.Monk
         ("search --supernet_dir ranks --objectives metric,latency --output_dir new", "lonas"),
         ("latency-table --supernet_dir ranks --output_file new", "bootstrapnas"),
     ],
+    ids=["search", "table"],
 )
 def test_latency_is_no_objective_where_ranks_alone_vary(world: Path, command: str, program: str) -> None:
     whose = "the supernet" if program == "lonas" else "ranks"

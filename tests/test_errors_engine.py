@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,6 +247,34 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         assert json.load(reader) == {"old": 1}  # a new file took the name; nobody sees half of it
     assert artefacts.read_json(path) == {"new": 2}
     assert path.stat().st_mode & 0o777 == 0o666 & ~current_umask()
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 0, "No space left on device"),
+        (OSError(errno.EACCES, "Permission denied"), 0, "Permission denied"),
+        (RuntimeError("basic_ios::clear: iostream error"), 0, "No space left on device"),  # OpenVINO
+        (RuntimeError("unexpected pos 12032\nframe #0"), 1 << 30, "unexpected pos 12032"),  # torch
+        (Exception("No space left (os error 28)"), 1 << 30, "No space left (os error 28)"),  # tokenizers
+        (TypeError("a mistake of this program"), 0, None),
+    ],
+)  # fmt: skip
+def test_what_a_library_could_not_write_is_told(
+    error: Exception, free: int, told: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    path = tmp_path / "below" / "file"
+
+    def write() -> None:
+        with artefacts.writing(path):
+            raise error
+
+    if told is None:
+        with pytest.raises(TypeError):
+            write()
+    else:
+        assert message(write) == f"cannot write {path}: {told}"
 
 
 def current_umask() -> int:

@@ -15,7 +15,7 @@ from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
-from bootstrapnas.adapters import base_linears
+from bootstrapnas.adapters import base_linears, merged_adapters
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key, subnet_from_json
 from bootstrapnas.distillation import LargestSubnet
@@ -301,6 +301,8 @@ def test_a_base_of_integers(
     run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
     with supernet.activate(supernet.space.subnet(best)):
         expected = logits(model, directory)
+    with supernet.activate(supernet.space.subnet(best)), merged_adapters(supernet):
+        torch.testing.assert_close(logits(model, directory), expected, rtol=1e-4, atol=1e-4)
     auto = AutoModelForSequenceClassification
     merged = auto.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged, directory), expected, rtol=1e-4, atol=1e-4)

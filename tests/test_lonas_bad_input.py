@@ -172,6 +172,15 @@ MISTAKES: list[tuple[str, str]] = [
 ]
 
 
+def test_a_latency_table_needs_a_search_space(world: Path) -> None:
+    refused(
+        "latency-table --supernet_dir plain --output_file new",
+        "plain holds an ordinary LoRA without a search space: it was trained without --nncf_config",
+        world,
+        "bootstrapnas",
+    )
+
+
 @pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
 def test_a_mistake_is_told_in_a_line_and_nothing_is_lost(world: Path, command: str, message: str) -> None:
     refused(command, message.replace("{root}", str(world)), world, "lonas")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bootstrapnas.artefacts import writing
 from bootstrapnas.errors import UserError
 from bootstrapnas.export.causal_runtime import CausalIR, pad_left
 from bootstrapnas.export.conversion import convert
@@ -208,7 +209,8 @@ class CausalConversion:
         """Write the tokenizer, its IR and the IR of its way back; return why there are no IRs, if there are none."""
         if self.tokenizer is None:
             return "no tokenizer was given"
-        self.tokenizer.save_pretrained(directory)
+        with writing(directory):
+            self.tokenizer.save_pretrained(directory)
         texts = self.tokenizer.batch_decode(self.sequences, skip_special_tokens=True)
         reason = save_tokenizer_ir(self.tokenizer, directory, texts, detokenizer=True)
         if reason is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
+from bootstrapnas.artefacts import writing
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export.runtime import IRModel, Runner, last_line
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
@@ -141,7 +142,8 @@ class EncoderConversion:
         tokenizer = self.tokenizer
         if tokenizer is None:
             return "no tokenizer was given"
-        tokenizer.save_pretrained(directory)
+        with writing(directory):
+            tokenizer.save_pretrained(directory)
         ids = [row for batch in self.batches for row in batch["input_ids"]]
         reason = save_tokenizer_ir(tokenizer, directory, tokenizer.batch_decode(ids, skip_special_tokens=True))
         if reason is not None:

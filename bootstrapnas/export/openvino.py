@@ -294,9 +294,10 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
 
 def save_config(model: PreTrainedModel, directory: Path) -> None:
     """Write ``config.json``, and what a model that generates is asked to do by default."""
-    model.config.save_pretrained(directory)
-    if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+    with writing(directory):
+        model.config.save_pretrained(directory)
+        if model.can_generate():
+            model.generation_config.save_pretrained(directory)
     config = read_json(directory / "config.json")
     config.pop("auto_map", None)  # it names a Python file that an IR does not need
     write_json(directory / "config.json", config)

@@ -76,6 +76,7 @@ class ExportArguments:
 
 
 GROUPS = (ExportArguments, TaskArguments, OutputArguments)
+BY_DATA = "for --quant_mode int8, and --awq, --scale_estimation or a --ratio below 1"
 OF_QUANT_MODE = ("preset", "smooth_quant_alpha", "ignored_operations")
 OF_INT4 = ("group_size", "ratio", "all_layers", "awq", "scale_estimation")
 
@@ -112,6 +113,8 @@ def run(
     load_config(arguments.model_dir)  # says so if it is no model
     tokenizer = load_tokenizer(arguments.model_dir)
     by_data = quantisation is not None or (compression is not None and compression.needs_data)
+    if arguments.calibration_file is not None and spec is not None and not by_data:
+        raise UserError(f"--calibration_file is {BY_DATA}; nothing else of a task's model is calibrated")
     wanted = arguments.calibration_samples if by_data else 0
     calibration: dict[str, Any] = {"calibration_rows": wanted, "calibration_file": arguments.calibration_file}
     model = load_as_saved(arguments.model_dir) if spec is None else load_for_task(arguments.model_dir, spec)
@@ -202,9 +205,7 @@ def check(arguments: ExportArguments, typed: Mapping[str, Any]) -> tuple[Quantis
         )
     by_data = quantisation is not None or (compression is not None and compression.needs_data)
     if "calibration_samples" in typed and not by_data:
-        raise UserError(
-            "--calibration_samples is for --quant_mode int8, and --awq, --scale_estimation or a --ratio below 1"
-        )
+        raise UserError(f"--calibration_samples is {BY_DATA}")
     return quantisation, compression
 
 

@@ -29,7 +29,7 @@ from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import SPACE_FILE
-from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, check_elastic, load_supernet
 from bootstrapnas.progress import Ticker, notice
 from bootstrapnas.space import SearchSpace
 
@@ -185,7 +185,8 @@ def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:
     if arguments.supernet_dir is not None:
         if arguments.nncf_config is not None:
             raise UserError("--supernet_dir has a search space of its own: leave --nncf_config out")
-        read_stage(arguments.supernet_dir)
+        read_stage(arguments.supernet_dir, "train")
+        check_elastic(arguments.supernet_dir)
         return arguments.supernet_dir, str(Path(arguments.supernet_dir) / SPACE_FILE)
     if arguments.nncf_config is None:
         raise UserError("--model_name_or_path needs --nncf_config, which says what is elastic and how wide")

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
+from bootstrapnas.artefacts import writing
 from bootstrapnas.distillation import label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
@@ -213,10 +214,16 @@ def _model_from_scratch(
     return model.to(dtype)
 
 
+def save_tokenizer(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a tokenizer."""
+    with writing(directory):
+        tokenizer.save_pretrained(directory)
+
+
 def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, spec: TaskSpec) -> None:
     """Write a model directory that later stages start from: weights, config, tokenizer, task."""
     save_subnet(model, directory)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(directory, tokenizer)
     spec.save(directory / TASK_FILE)
 
 

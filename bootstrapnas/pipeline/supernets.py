@@ -58,15 +58,20 @@ def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]
         If the directory is not a finished stage's, or a super-adapter's base is not what it was trained on.
     """
     read_stage(directory, "train")
-    if not (Path(directory) / SPACE_FILE).is_file():
-        raise UserError(
-            f"{directory} holds an ordinary LoRA without a search space: it was trained without --nncf_config"
-        )
+    check_elastic(directory)
     config = read_config(Path(directory) / SPACE_FILE)
     if (Path(directory) / SUPER_ADAPTER_FILE).is_file():
         return load_super_adapter(directory, spec, config), config
     model = load_for_task(directory, spec)
     return Supernet(model, build_space(config, Blueprint.of(model))), config
+
+
+def check_elastic(directory: str) -> None:
+    """Raise `UserError` if what was trained has no search space."""
+    if not (Path(directory) / SPACE_FILE).is_file():
+        raise UserError(
+            f"{directory} holds an ordinary LoRA without a search space: it was trained without --nncf_config"
+        )
 
 
 # -- super-adapters ----------------------------------------------------------------------------------------------------
