@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bootstrapnas.costs import FULL, count_costs
+from bootstrapnas.extraction import load_config
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
@@ -59,6 +62,8 @@ def run(
         told = f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
     else:
         where = stage.directory / BASE
+        if all("lora_" in name for name in parts.tensors):  # nothing else was trained: all is as the checkpoint has it
+            parts.base.to(load_config(about.base).dtype or torch.float32)
         save_artefact(where, parts.base, tokenizer, spec)
         architecture, adapter = deployed.blueprint.architecture, stage.directory / ADAPTER
         save_adapter(adapter, local_path(str(where)), architecture, about.adapters, parts.tensors, parts.ranks)

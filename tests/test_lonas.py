@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from causal_models import build_causal, build_tokenizer
-from peft import AutoPeftModelForSequenceClassification, PeftModel
+from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
@@ -26,6 +26,7 @@ from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.sampled import most_frequent
 from bootstrapnas.pipeline.supernets import (
+    ADAPTER_FILE,
     SuperAdapter,
     build_super_adapter,
     load_supernet,
@@ -389,6 +390,30 @@ def test_an_adapter_of_old_peft_is_taken_over(
         assert main(["import-adapter", *map(str, arguments)]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         shutil.rmtree(tmp_path / "no", ignore_errors=True)
+
+
+def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path) -> None:
+    """An adapter of stock peft, of a language model in bfloat16: what is frozen needs no more room than before."""
+    build_causal("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(build_causal("llama"), config).save_pretrained(tmp_path / "peft")
+    rows = [{"instruction": f"{i} + 1 = ?", "output": f"It is {i + 1}.", "answer": str(i + 1)} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model, space = ["--model_name_or_path", tmp_path / "base"], tmp_path / "space.json"
+    run("search-space", *model, "--target_config", space, "--lora_r", 4, "--target_modules", "q_proj,down_proj")
+    run("import-adapter", "--adapter_dir", tmp_path / "peft", *model, "--nncf_config", space, "--task_name", "math",
+        "--train_file", tmp_path / "rows.jsonl", "--validation_file", tmp_path / "rows.jsonl", "--max_seq_length", 120,
+        "--output_dir", tmp_path / "super")  # fmt: skip
+    for subnet in ("max", "min"):
+        flags = ["--supernet_dir", tmp_path / "super", "--subnet", subnet]
+        run("extract", *flags, "--output_dir", tmp_path / subnet)
+        found = load_file(tmp_path / subnet / "base" / "model.safetensors")
+        assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+        assert {t.dtype for t in load_file(tmp_path / subnet / "adapter" / ADAPTER_FILE).values()} == {torch.float32}
+    whole = load_file(tmp_path / "base" / "model.safetensors")
+    kept = load_file(tmp_path / "max" / "base" / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("kind", ["super-adapter", "LoRA, best epoch"])
