@@ -96,6 +96,8 @@ def test_an_interrupted_stage_ends_with_the_same_tensors(
     found, wanted = (load_tensors(directory / file)[0] for directory in (cut, whole))
     assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
     assert (cut / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
+    if stage == "train":
+        assert (cut / "sampled.json").read_bytes() == (whole / "sampled.json").read_bytes(), "earlier losses count"
     assert not list(cut.glob("checkpoint-*"))
 
 

@@ -160,7 +160,7 @@ MODEL = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
     [
         ("teacher", MODEL | {"eval_results.json"}),
         ("importance", {"importance.safetensors", "structured_sparsity.csv", "task.json", "stage.json"}),
-        ("supernet", MODEL | {"eval_results.json", "nncf_config.json"}),
+        ("supernet", MODEL | {"eval_results.json", "nncf_config.json", "sampled.json"}),
         (
             "search",
             {
