@@ -120,7 +120,7 @@ class StageTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.pop_callback(ProgressCallback)
         self.pop_callback(PrinterCallback)
-        self._progress = _Progress(title)
+        self._progress = _Progress(title, stop_after)
         self._describe, self._trained_only = describe, trained_only
         self._losses: dict[str, Any] = {}
         self._loss_steps: set[int] = set()
@@ -334,13 +334,15 @@ class LengthGrouped(Sampler[int]):
 class _Progress(TrainerCallback):
     """Shows steps, and the state that the trainer describes."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, stop_after: int | None = None) -> None:
+        self.title, self.stop_after = title, stop_after
         self.state = ""
         self._ticker: Ticker | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._ticker = Ticker(self.title, state.max_steps).__enter__()
+        # Training that ends before its learning rate does has fewer steps to go.
+        total = state.max_steps if self.stop_after is None else min(self.stop_after, state.max_steps)
+        self._ticker = Ticker(self.title, total).__enter__()
         self._ticker.update(state.global_step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

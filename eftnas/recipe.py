@@ -197,6 +197,10 @@ class Run:
         training = dict(recipe.training)
         if training.get("bf16") == "auto":
             training["bf16"] = fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            if not training["bf16"]:
+                notice(
+                    "bf16 auto: float32, as this processor computes bfloat16 no faster; expect several times as long"
+                )
         teacher, importance, space = root / "teacher", root / "importance", root / "space.json"
         supernet, search = root / "supernet", root / "search"
         self.stage(

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a pre-trained BERT to smaller, faster OpenVINO models on a bare machine, without any download but packages.
 #
-#   bash running_commands/quickstart.sh            about ten minutes on two cores after installation
+#   bash running_commands/quickstart.sh            about ten minutes on two idle cores with bfloat16 units (AVX-512 BF16,
+#                                                  AMX), several times as long without, after installation
 #   bash running_commands/quickstart.sh --long     trains the supernet three times as long
 #   bash running_commands/quickstart.sh --fresh    starts over instead of finding finished stages
 #

@@ -219,6 +219,7 @@ def test_weights_of_any_width_are_compressed(
     stored: dict[tuple[str, int], int],
     odd_qwen: torch.nn.Module,
     tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     result = export_openvino(
         odd_qwen,
@@ -229,6 +230,8 @@ def test_weights_of_any_width_are_compressed(
         calibration=[batch_of([text]) for text in TEXTS],
         example_batches=[batch_of(TEXTS)],
     )
+    told = "are no groups of" in capsys.readouterr().err
+    assert told == (weight_format == "int4" and settings.group_size != -1)  # int8 has no groups
     found = read_json(tmp_path / "ir/export.json")
     assert result.max_rel_difference < 1e-5  # before
     weights = found["compression"]["weights"]

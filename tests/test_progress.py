@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from command_line import LENGTH, succeed, write_config
 from conftest import TaskFiles
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import integration_utils
 
 from bootstrapnas.pipeline import arguments
 from bootstrapnas.progress import Ticker
+from bootstrapnas.training import _Progress
 
 
 class Ledger(TrainerCallback):
@@ -73,6 +74,14 @@ def test_time_left_goes_by_the_steps_since_the_start(capsys: pytest.CaptureFixtu
         "work: 60/100, 30 s, 120 s left, loss 1",
         "work: 100/100, 30 s",
     ]
+
+
+def test_a_stage_that_ends_before_its_learning_rate_is_done_when_it_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    progress, state = _Progress("importance", stop_after=10), TrainerState(max_steps=60)
+    for state.global_step in (0, 10):
+        progress.on_train_begin(None, state, TrainerControl())
+        progress.close()
+    assert capsys.readouterr().err.splitlines() == ["importance: 0/10, 0 s", "importance: 10/10, 0 s"]
 
 
 def test_a_log_moves_before_the_first_tenth_is_done(capsys: pytest.CaptureFixture[str]) -> None:

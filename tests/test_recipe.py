@@ -13,7 +13,8 @@ from conftest import TaskFiles
 
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.errors import UserError
-from eftnas.recipe import merged, read_recipe, resolve_model, with_effect
+from eftnas import recipe as recipe_module
+from eftnas.recipe import Run, merged, read_recipe, resolve_model, with_effect
 
 ROOT = Path(__file__).parents[1]
 BRIEF = {"per_device_train_batch_size": 16, "learning_rate": 1e-3}
@@ -45,6 +46,30 @@ def write_recipe(directory: Path, model: Path, files: TaskFiles, **changes: Any)
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_float32_is_told_where_bfloat16_is_no_faster(
+    fast: bool,
+    tmp_path: Path,
+    tiny_bert_dir: Path,
+    tiny_task_files: TaskFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = []
+
+    def first_stage(self: Run, command: str, wired: dict[str, Any], chosen: dict[str, Any]) -> None:
+        asked.append(wired["bf16"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe_module, "fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(Run, "stage", first_stage)
+    recipe = read_recipe(str(write_recipe(tmp_path, tiny_bert_dir, tiny_task_files)))
+    with pytest.raises(KeyboardInterrupt):
+        Run(recipe, tmp_path / "run").all()
+    assert asked == [fast]
+    assert ("bf16 auto: float32" in capsys.readouterr().err) == (not fast)
 
 
 def test_a_recipe_runs_is_found_again_and_refuses_to_change(

@@ -168,18 +168,19 @@ def compressed_weights(ir: Any) -> tuple[CompressedWeights, ...]:
 
 
 def warn_of_widths(groups: Sequence[CompressedWeights], settings: WeightCompression) -> None:
-    """Say which matrices have smaller groups or stayed int8, as the group size does not divide their rows."""
+    """Say which matrices of an int4 model have smaller groups or stayed int8: the group size does not fit the rows."""
     if settings.group_size == PER_CHANNEL:
         return
     for group in groups:
         if group.row % settings.group_size:
             power = group.row & -group.row
-            what = f"have groups of {group.group_size}"
+            several = len(group.layers) > 1
+            what = f"{'have' if several else 'has'} groups of {group.group_size}"
             if group.type.startswith("int8"):
-                what = "are int8"
+                what = f"{'stay' if several else 'stays'} int8"
                 if power >= SMALLEST_GROUP:
                     continue  # for another reason
-            others = f" and {len(group.layers) - 1} more" if len(group.layers) > 1 else ""
+            others = f" and {len(group.layers) - 1} more" if several else ""
             warn(
                 f"{group.layers[0]}{others} {what}: rows of {group.row} weights are no groups of {settings.group_size}"
             )

@@ -186,7 +186,8 @@ def export_openvino(
             items = [complete(batch, conversion.inputs) for batch in calibration] if compression.needs_data else []
             ir = compress(ir, name, weight_format, compression, items)
             weights = compressed_weights(ir)
-            warn_of_widths(weights, compression)
+            if weight_format == "int4":
+                warn_of_widths(weights, compression)
             stored = [asdict(group) for group in weights]
             how["compression"] = {**asdict(compression), "calibration_rows": len(items), "weights": stored}
         seconds += time.perf_counter() - started
