@@ -19,7 +19,7 @@ install:
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bootstrapnas
+	$(BIN)/mypy bootstrapnas eftnas lonas
 	$(BIN)/lint-imports
 
 # A process a core, each with whole files, which share what is slow to make.

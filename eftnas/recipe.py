@@ -144,9 +144,9 @@ def read_recipe(path: str, variant: str | None = None) -> Recipe:
             raise UserError(f"recipe {path}: unknown key {where!r}{near_miss(str(first['loc'][-1]), names)}") from None
         raise UserError(f"recipe {path}: {where}: {first['msg']}") from None
     for name in recipe.quantise:
-        known = (FULL, *recipe.subnets)
-        if name not in known:
-            raise UserError(f"recipe {path}: quantise: there is no subnet {name!r}{near_miss(name, known)}")
+        subnets = (FULL, *recipe.subnets)
+        if name not in subnets:
+            raise UserError(f"recipe {path}: quantise: there is no subnet {name!r}{near_miss(name, subnets)}")
     return recipe
 
 
