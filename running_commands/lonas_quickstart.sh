@@ -99,7 +99,7 @@ lonas train --model_name_or_path "$llama/base" "${task[@]}" "${adapters[@]}" "${
     --lr_scheduler_type cosine --warmup_steps 30 --output_dir "$llama/lora"
 [[ -e $llama/space.json ]] || lonas search-space --model_name_or_path "$llama/base" --lora_r 16 \
     --target_modules q_proj,k_proj,v_proj,up_proj,gate_proj,down_proj \
-    --ranks 16,12,8 --ffn_shares 1,0.875,0.75,0.625,0.5 --max_seq_length 64 --target_config "$llama/space.json"
+    --ranks 16,12,8 --ffn_shares 1,0.875,0.75,0.625,0.5 --max_seq_length 128 --target_config "$llama/space.json"
 lonas train --model_name_or_path "$llama/base" "${task[@]}" "${adapters[@]}" "${training[@]}" \
     --nncf_config "$llama/space.json" --reorder wanda --output_dir "$llama/super"
 lonas search --supernet_dir "$llama/super" --objectives metric,params --num_evals 16 --population 8 --acc_delta 1 \
@@ -120,7 +120,7 @@ python - "$out" <<'PYTHON' | tee "$out/summary.md"
 import json, pathlib, sys
 
 models = {"base": "before adapters", "lora": "LoRA", "heuristic": "middle subnet", "best": "best subnet"}
-print("\n| | model | test accuracy | parameters (k) | MACs of 64 tokens (M) |\n| --- | --- | ---: | ---: | ---: |")
+print("\n| | model | test accuracy | parameters (k) | MACs (M) | of tokens |\n| --- | --- | ---: | ---: | ---: | ---: |")
 for part in ("bert", "llama"):
     full = {}
     for name, title in models.items():
@@ -133,7 +133,7 @@ for part in ("bert", "llama"):
                 f"{costs[cost] / unit:,.1f} ({costs[cost] / full[cost]:.0%})" if costs else "–"
                 for cost, unit in (("params", 1e3), ("macs", 1e6))
             )
-            print(f"| {part} | {title} | {100 * found['accuracy']:.1f} % | {params} | {macs} |")
+            print(f"| {part} | {title} | {100 * found['accuracy']:.1f} % | {params} | {macs} | {costs.get('length', '–')} |")
 PYTHON
 
 # The best LLaMA as it would be deployed: texts in, texts out.
