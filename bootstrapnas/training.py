@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,11 @@ class StageTrainer(Trainer):
 
 
 class LengthGrouped(Sampler[int]):
-    """Batches of rows of similar length, in an order that depends on seed and epoch alone."""
+    """Batches of rows of similar length, in an order that depends on seed and epoch alone.
+
+    The batch of the longest row is the first, so that memory that does not suffice is told at once. The others are in
+    random order: Hugging Face's sampler goes from long rows to short ones, again and again.
+    """
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
@@ -326,9 +331,13 @@ class LengthGrouped(Sampler[int]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        first, *batches = (indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size))
+        last = [batches.pop()] if batches and len(batches[-1]) < self.batch_size else []
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return chain(first, *(batches[i] for i in order), *last)
 
 
 class _Progress(TrainerCallback):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -218,6 +220,19 @@ def test_length_grouped_order_depends_on_seed_and_epoch_alone() -> None:
     assert list(sampler) != first
     sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+def test_batches_of_like_length_are_in_random_order() -> None:
+    """As they come from Hugging Face, batches fall in length within a window."""
+    lengths = [(row * 37) % 211 + 1 for row in range(205)]
+    found = [lengths[row] for row in LengthGrouped(lengths, 8, seed=3)]
+    batches = [found[start : start + 8] for start in range(0, len(found), 8)]
+    assert [len(batch) for batch in batches] == [8] * 25 + [5]
+    assert max(lengths) in batches[0]
+    assert median(max(batch) - min(batch) for batch in batches) < 50  # of 211; of random rows about 165
+    means = [sum(batch) / len(batch) for batch in batches]
+    rises = sum(later > earlier for earlier, later in pairwise(means))
+    assert 7 < rises < 18
 
 
 def test_last_checkpoint_skips_and_deletes_cut_off_ones(tmp_path: Path) -> None:
