@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     ``student`` is what the supernet starts from: the fine-tuned ``teacher``, or the ``pretrained`` model as published.
     Without ``nncf_config`` the labels of the model decide what is scored and what is elastic. ``quantise`` has, by
     subnet or ``full``, the flags of a second export, which the report shows as ``<name> int8``. ``variants`` are
-    changes to ``output_dir``, ``stages`` and ``subnets`` that a name chosen on the command line makes.
+    changes to ``output_dir``, ``task``, ``stages`` and so on that a name chosen on the command line makes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -9,8 +9,10 @@
 # they write (default: runs/lonas_quickstart).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=$PATH:$PWD/.venv/bin
-command -v lonas >/dev/null || bash install.sh
+if ! command -v lonas >/dev/null; then # no environment is active
+    bash install.sh
+    PATH=$PWD/.venv/bin:$PATH
+fi
 export HF_HUB_OFFLINE=1 # everything needed is installed
 
 out=${OUTPUT_DIR:-runs/lonas_quickstart}

@@ -3,6 +3,7 @@
 #
 #   bash running_commands/quickstart.sh            about ten minutes on two idle cores with bfloat16 units (AVX-512 BF16,
 #                                                  AMX), several times as long without, after installation
+#   bash running_commands/quickstart.sh --short    trains on a third of the rows
 #   bash running_commands/quickstart.sh --long     trains the supernet three times as long
 #   bash running_commands/quickstart.sh --fresh    starts over instead of finding finished stages
 #
@@ -13,10 +14,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 flags=()
 for argument in "$@"; do
     case $argument in
-        --long) flags+=(--variant long) ;;
+        --short | --long) flags+=(--variant "${argument#--}") ;;
         --fresh) flags+=(--fresh True) ;;
         *)
-            echo "quickstart.sh: unknown argument $argument; it takes --long and --fresh" >&2
+            echo "quickstart.sh: unknown argument $argument; it takes --short, --long and --fresh" >&2
             exit 2
             ;;
     esac
