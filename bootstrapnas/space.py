@@ -117,6 +117,14 @@ class SearchSpace:
             genome.append(gene.choices.index(sizes.pop()))
         return tuple(genome)
 
+    def __contains__(self, subnet: Subnet) -> bool:
+        """Whether a genome describes the subnet."""
+        try:
+            self.genome(subnet)
+        except UserError:
+            return False
+        return True
+
     @property
     def model_wide(self) -> frozenset[str]:
         """The dimensions of the genes that are no layer's own, such as the hidden size."""

@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForSequenceClassification
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
+settings.load_profile("untimed")
 
 SIGNALS = {"red": "stop", "green": "go", "yellow": "wait"}  # the word that decides the label
 FILLERS = (

@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path) -> Run:
         test_file=task.test,
         max_seq_length=LENGTH,
         output_dir=root / "teacher",
-        num_train_epochs=10,
+        num_train_epochs=16,
         per_device_train_batch_size=8,
         learning_rate=2e-3,
     ).err

@@ -46,6 +46,12 @@ def test_a_loss_that_is_no_number_is_none(tmp_path: Path) -> None:
         lowest_loss(tmp_path, SPACE)
 
 
+def test_subnets_of_earlier_stages_outside_the_space_do_not_count(tmp_path: Path) -> None:
+    outside = {**SPACE.subnet((0, 0)), Key("ffn", 0): 16, Key("ffn", 1): 16}
+    save_sampled(tmp_path, SPACE, [("random", outside, 0.1), ("random", SPACE.subnet((1, 1)), 2.0)])
+    assert lowest_loss(tmp_path, SPACE) == most_frequent(tmp_path, SPACE) == (1, 1)
+
+
 def test_what_is_not_of_the_space_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"as it has no sampled.json: choose heuristic, or search it"):
         most_frequent(tmp_path, SPACE)

@@ -32,11 +32,12 @@ def save_sampled(directory: Path, space: SearchSpace, draws: Iterable[tuple[str,
     space
         All that is elastic.
     draws
-        A subnet's name in its step, the subnet, its training loss.
+        A subnet's name in its step, the subnet, its training loss. Those outside the space are left out: an earlier
+        stage may have had more widths than the last one, whose subnets are searched.
     """
     losses: dict[Genome, list[float]] = {}
     for name, subnet, loss in draws:
-        if name not in FIXED:
+        if name not in FIXED and subnet in space:
             losses.setdefault(space.genome(subnet), []).append(loss)
     entries = [
         {"genome": list(genome), "times": len(found), "loss": mean if math.isfinite(mean) else None}
