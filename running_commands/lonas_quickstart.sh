@@ -2,7 +2,7 @@
 # LoNAS from end to end on a bare machine, without any download but packages: super-adapters of a BERT and of a small
 # LLaMA, each searched, cut out, merged and exported to OpenVINO, beside an ordinary LoRA of the same model.
 #
-#   bash running_commands/lonas_quickstart.sh          some ten minutes on two quiet cores after installation
+#   bash running_commands/lonas_quickstart.sh          ten to fifteen minutes on two quiet cores after installation
 #   bash running_commands/lonas_quickstart.sh --fresh  starts over instead of finding finished stages
 #
 # The same command again finds the stages that are finished and resumes one that was interrupted. OUTPUT_DIR says where
@@ -95,7 +95,7 @@ eftnas finetune --model_name_or_path "$llama/config" --from_scratch True \
 # Adapters learn from all problems; the base model stays as it is.
 task=(--task_name builtin-arithmetic)
 adapters=(--lora_r 16 --lora_alpha 32 --lora_dropout 0 --target_modules q_proj,k_proj,v_proj,up_proj,gate_proj,down_proj)
-training=(--num_train_epochs 4 --learning_rate 5e-3 --adam_beta2 0.98 --per_device_train_batch_size 16
+training=(--num_train_epochs 8 --learning_rate 5e-3 --adam_beta2 0.98 --per_device_train_batch_size 16
     --train_sampling_strategy random) # by length, batches would have problems of one kind each
 lonas train --model_name_or_path "$llama/base" "${task[@]}" "${adapters[@]}" "${training[@]}" \
     --lr_scheduler_type cosine --warmup_steps 30 --output_dir "$llama/lora"
