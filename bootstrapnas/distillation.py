@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.intermediate import TERMS, Term, compared, recording
 from bootstrapnas.outputs import IGNORED, LABELS, LOGITS, TOKENS, VALUE, VOCABULARY, Output
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from bootstrapnas.supernet import Supernet
 
 KD_MODES: Mapping[str, tuple[str, ...]] = {
     "original": (),
@@ -160,37 +157,6 @@ class Teacher:
             if output.last == LABELS:
                 said[output.name] = said[output.name][..., self.order]
         return {**said, **inner}
-
-
-class LargestSubnet(Teacher):
-    """The largest subnet of a supernet as it is at each step: in-place distillation (Yu & Huang 2019).
-
-    Parameters
-    ----------
-    supernet
-        What is trained.
-    subnet
-        Its largest subnet.
-    inputs, outputs
-        As for `Teacher`.
-    """
-
-    def __init__(self, supernet: Supernet, subnet: Subnet, inputs: Sequence[str], outputs: Sequence[Output]) -> None:
-        self._supernet, self._subnet = supernet, subnet
-        self.model, self.terms = supernet.model, ()
-        self.inputs, self.outputs = frozenset(inputs), tuple(outputs)
-        self.order = list(range(supernet.model.config.num_labels))
-
-    def __call__(self, batch: Mapping[str, Any]) -> Said:
-        """Return what it says of a batch, without dropout and without gradients."""
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            with self._supernet.activate(self._subnet):
-                return super().__call__(batch)
-        finally:
-            for module in training:
-                module.training = True
 
 
 def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "the teacher") -> list[int]:

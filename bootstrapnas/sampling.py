@@ -13,14 +13,23 @@ Sampling: TypeAlias = Callable[[SearchSpace, Random], dict[str, Genome]]
 """A space and a random generator -> the genomes of one step, by name."""
 
 
+LARGEST = "max"
+"""The name of the largest subnet in a step that computes it."""
+
+
 def sandwich(space: SearchSpace, random: Random) -> dict[str, Genome]:
     """Return the largest, one random and the smallest subnet (Yu & Huang 2019, "sandwich rule"; EFTNAS)."""
-    return {"max": space.max_genome, "random": space.sample(random), "min": space.min_genome}
+    return {LARGEST: space.max_genome, "random": space.sample(random), "min": space.min_genome}
 
 
 def one_random(space: SearchSpace, random: Random) -> dict[str, Genome]:
     """Return one random subnet (stock BootstrapNAS, LoNAS)."""
     return {"random": space.sample(random)}
+
+
+def with_largest(sample: Sampling) -> Sampling:
+    """Return a way of sampling that computes the largest subnet of each step first, beside what `sample` draws."""
+    return lambda space, random: {LARGEST: space.max_genome, **sample(space, random)}
 
 
 SAMPLINGS: Mapping[str, Sampling] = {"sandwich": sandwich, "random": one_random}

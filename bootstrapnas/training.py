@@ -25,6 +25,7 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.intermediate import recording
 from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker, warn
+from bootstrapnas.sampling import LARGEST
 from bootstrapnas.supernet import Supernet
 
 TRAINED_FILE, LOSSES_FILE = "trained.safetensors", "losses.safetensors"
@@ -55,6 +56,9 @@ class StageTrainer(Trainer):
     teacher
         Says of every batch, once for all subnets of a step, what the distillation compares; needed where that is more
         than the batch carries. Placed on the training device.
+    in_place
+        In-place distillation (Yu & Huang 2019): the subnet called ``"max"``, the first of each step, learns from the
+        labels alone, and what it says of the batch teaches the others. Instead of a teacher.
     penalty
         A term added to the loss of every pass, scalar.
     before_step
@@ -87,6 +91,7 @@ class StageTrainer(Trainer):
         subnets: Callable[[int], Mapping[str, Subnet]] | None = None,
         distillation: Distillation | None = None,
         teacher: Teacher | None = None,
+        in_place: bool = False,
         penalty: Callable[[], Tensor] | None = None,
         before_step: Callable[[int], None] | None = None,
         orders: Callable[[int], Mapping[Key, Tensor]] | None = None,
@@ -112,6 +117,8 @@ class StageTrainer(Trainer):
         )
         self._supernet, self._subnets = supernet, subnets
         self._distillation, self._teacher, self._penalty = distillation, teacher, penalty
+        self._in_place = in_place
+        self._said: dict[str, Tensor] = {}
         if teacher is not None:
             teacher.model.to(args.device)
         self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
@@ -157,6 +164,8 @@ class StageTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         losses = {}
         for name, subnet in self._subnets(self.state.global_step).items():
+            if self._in_place:
+                inputs[_TAUGHT] = self._said if name != LARGEST else None
             with self._supernet.activate(subnet):
                 losses[name] = super().training_step(model, dict(inputs), num_items_in_batch)
             # As the Trainer's own: parts of an accumulation window add up. A number would wait for the GPU.
@@ -198,6 +207,8 @@ class StageTrainer(Trainer):
             )
         if distillation is not None and taught:
             loss = distillation(loss, {**outputs, **inner}, taught, inputs.get(MASK), inputs.get("labels"))
+        elif distillation is not None and self._in_place:
+            self._said = {output.name: outputs[output.name].detach() for output in distillation.outputs}
         if self._penalty is not None:
             loss = loss + self._penalty()
         return (loss, outputs) if return_outputs else loss

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
-from bootstrapnas.distillation import Distillation, LargestSubnet
+from bootstrapnas.distillation import Distillation
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
@@ -100,7 +100,10 @@ class AdapterArguments:
     lora: bool = flag(False, f"No effect: {WITHOUT_EFFECT['lora']}.")
     do_test: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_test']}.")
     do_search: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_search']}.")
-    kd_own: bool = flag(False, "Distil every subnet from the largest one as it is at each step, instead of a teacher.")
+    kd_own: bool = flag(
+        False,
+        "Every step trains the largest subnet by the labels and distils the others from it; no other teacher.",
+    )
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
 
 
@@ -160,9 +163,7 @@ def run(
     save_orders(stage.directory, found)
     supernet = build_super_adapter(model, adapters, config, found, integers, dtype)
     lesson = (
-        own_lesson(rows, supernet, kd)
-        if arguments.kd_own
-        else prepare_lesson(rows, rows.split("train"), kd, training, model)
+        own_lesson(rows, kd) if arguments.kd_own else prepare_lesson(rows, rows.split("train"), kd, training, model)
     )
     trainer = (
         build_lora_trainer(supernet, training, rows, lesson)
@@ -253,13 +254,11 @@ def orders_of(
     return {key: order.cpu() for key, order in found.items() if len(order) > 1}
 
 
-def own_lesson(rows: Rows, supernet: Supernet, kd: DistillationArguments) -> Lesson:
-    """Return the training rows with the largest subnet as the teacher of all."""
+def own_lesson(rows: Rows, kd: DistillationArguments) -> Lesson:
+    """Return the training rows with the largest subnet as the teacher of the others."""
     outputs = rows.spec.kind.outputs
     distillation = Distillation(kd.kd_temperature, kd.kd_task_weight, kd.kd_teacher_weight, outputs)
-    largest = supernet.space.subnet(supernet.space.max_genome)
-    teacher = LargestSubnet(supernet, largest, rows.tokenizer.model_input_names, outputs)
-    return Lesson(rows.split("train"), distillation, teacher)
+    return Lesson(rows.split("train"), distillation, in_place=True)
 
 
 def build_lora_trainer(

@@ -17,11 +17,9 @@ from transformers import AutoModelForSequenceClassification
 
 from bootstrapnas.adapters import base_linears, merged_adapters
 from bootstrapnas.artefacts import read_json
-from bootstrapnas.dims import Key, subnet_from_json
-from bootstrapnas.distillation import LargestSubnet
+from bootstrapnas.dims import subnet_from_json
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.integers import IntegerLinear, to_integers
-from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.sampled import most_frequent
@@ -34,8 +32,6 @@ from bootstrapnas.pipeline.supernets import (
     read_adapter,
     save_super_adapter,
 )
-from bootstrapnas.space import Gene, SearchSpace
-from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
 from lonas.cli import main
 
@@ -247,20 +243,6 @@ def test_a_merged_subnet_is_exported_and_evaluated(trained: Path, tmp_path: Path
     expected = json.loads(capsys.readouterr().out)["accuracy"]
     run("evaluate", "--ir_dir", tmp_path / "ir")
     assert json.loads(capsys.readouterr().out)["accuracy"] == pytest.approx(expected)
-
-
-def test_the_largest_subnet_teaches_in_place(tiny_bert_dir: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert_dir, num_labels=3).train()
-    supernet = Supernet(model, SearchSpace((Gene((Key("ffn", 0),), (128, 32)),)))
-    batch = {"input_ids": torch.arange(10, 26).view(2, 8), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
-    teacher = LargestSubnet(supernet, {}, ["input_ids", "attention_mask"], (LOGITS,))
-    with supernet.activate({Key("ffn", 0): 32}):
-        said = teacher({**batch, "labels": torch.tensor([0, 1])})["logits"]
-        assert all(module.training for module in model.modules())
-        assert supernet.active == {Key("ffn", 0): 32}
-    assert not said.requires_grad
-    with torch.no_grad():
-        assert torch.equal(said, model.eval()(**batch).logits)
 
 
 def test_training_with_the_largest_subnet_as_teacher(

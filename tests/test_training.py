@@ -95,6 +95,8 @@ def first_gradients(tmp_path: Path, batch: int, accumulation: int, **settings: A
 
 
 def taught(mode: str) -> dict[str, Any]:
+    if mode == "in_place":
+        return {"distillation": Distillation(), "in_place": True}
     terms = terms_of(mode)
     teacher = (
         Teacher(build_tiny_bert(1), terms, ["input_ids", "attention_mask"], [LOGITS], [0, 1, 2]) if terms else None
@@ -104,7 +106,14 @@ def taught(mode: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("mode", "elastic"),
-    [(None, False), (None, True), ("original", False), ("original", True), ("self_attention_distillation", True)],
+    [
+        (None, False),
+        (None, True),
+        ("original", False),
+        ("original", True),
+        ("self_attention_distillation", True),
+        ("in_place", True),
+    ],
 )
 def test_accumulation_changes_no_gradient(tmp_path: Path, mode: str | None, elastic: bool) -> None:
     """Two rows four times are eight rows at once: losses are means, and a window keeps its subnets."""
@@ -115,6 +124,29 @@ def test_accumulation_changes_no_gradient(tmp_path: Path, mode: str | None, elas
     assert sum(float(gradient.norm()) for gradient in whole.values()) > 0.1
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_largest_subnet_learns_from_labels_and_teaches_the_others(tmp_path: Path) -> None:
+    found = first_gradients(tmp_path, ROWS, 1, elastic=True, distillation=Distillation(), in_place=True)
+    model = build_tiny_bert().eval()
+    blueprint = Blueprint.of(model)
+    space = SearchSpace.build(blueprint, [(Key("head", 0), (4, 2)), (Key("ffn", 1), (128, 64, 32))])
+    supernet, batch, said = Supernet(model, space), collate(list(rows())), None
+    del batch["teacher_logits"]
+    for genome in sandwich(space, step_random(0, 0)).values():  # the largest first
+        with supernet.activate(space.subnet(genome)):
+            outputs = model(**batch)
+        loss = outputs.loss
+        if said is None:
+            said = torch.log_softmax(outputs.logits.detach() / 2, -1)
+        else:
+            student = torch.log_softmax(outputs.logits / 2, -1)
+            loss = 0.1 * loss + 0.9 * 4 * (said.exp() * (said - student)).sum(-1).mean()
+        loss.backward()
+    expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 POSITIONS = (Output("start", "tokens"), Output("end", "tokens"))

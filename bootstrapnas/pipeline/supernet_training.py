@@ -19,7 +19,7 @@ from bootstrapnas.pipeline.models import evaluate_model
 from bootstrapnas.pipeline.stages import preferred, steps_of_epoch
 from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.progress import warn
-from bootstrapnas.sampling import Sampling, sampling_of, step_random
+from bootstrapnas.sampling import Sampling, sampling_of, step_random, with_largest
 from bootstrapnas.schedule import StageSchedule, build_schedule
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.training import StageTrainer
@@ -55,6 +55,8 @@ def build_trainer(
     trained_only: bool = False,
 ) -> StageTrainer:
     """Return the trainer of all stages of a schedule; `orders` and `trained_only` are `StageTrainer`'s."""
+    if lesson.in_place:
+        sample = with_largest(sample)
     # What is elastic once each stage has begun, within its indicators.
     spaces = [build_space(config, supernet.blueprint, stage=index) for index in range(len(schedule.stages))]
 
@@ -81,6 +83,7 @@ def build_trainer(
         subnets=subnets,
         distillation=lesson.distillation,
         teacher=lesson.teacher,
+        in_place=lesson.in_place,
         orders=orders,
         trained_only=trained_only,
         learning_rate=schedule.lr,

@@ -45,11 +45,14 @@ class Lesson:
         The loss; None without a teacher.
     teacher
         Where the loss compares more than the rows carry.
+    in_place
+        Whether the largest subnet of each step is the teacher of the others.
     """
 
     rows: Dataset
     distillation: Distillation | None = None
     teacher: Teacher | None = None
+    in_place: bool = False
 
 
 def settle_distillation(arguments: DistillationArguments, typed: Mapping[str, Any], document: Document) -> None:
