@@ -18,14 +18,14 @@ from tiny_llama import TARGETS, lonas, write_model, write_rows
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
-from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.export import load_ir
 from bootstrapnas.export.latency_build import Measure
 from bootstrapnas.families.adapted import is_rank
 from bootstrapnas.pipeline import finalists as finalists_module
 from bootstrapnas.pipeline import latency_table as latency_module
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.deployed import Deployed
-from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer, outputs_of_ir
 from bootstrapnas.pipeline.supernets import load_supernet
 
 DATA = "--task_name commonsense --dataset_path train.json --validation_file val.json --max_seq_length 128"
@@ -95,12 +95,12 @@ def test_finalists_of_a_super_adapter_are_merged_and_measured(
         with supernet.activate(supernet.space.subnet(entry["genome"])):
             expected = evaluate_model(supernet.model, rows, "validation")
         assert entry["measured"][spec.metric] == pytest.approx(expected[spec.metric])
-        if by == "score":
-            outputs = predict_ir(ir, batches, spec.kind.outputs)
-            assert rows.measure("validation", outputs)[spec.metric] == pytest.approx(expected[spec.metric])
+        outputs = outputs_of_ir(ir, rows, batches)
+        assert rows.measure("validation", outputs)[spec.metric] == pytest.approx(expected[spec.metric])
     report = (directory / "finalists" / "report.md").read_text()
     assert "f32 prefill latency (ms)" in report
     assert "f32 token latency (ms)" in report
+    assert ("by the float32 IR, which writes greedily" in report) == (by == "generate")
     shutil.rmtree(directory)
 
 

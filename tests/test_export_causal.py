@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.causal_runtime import describe_cache, pad_left
 from bootstrapnas.outputs import INDEX, TOKENS, VOCABULARY, Output
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import Generation, generate, generate_by_ir
+from bootstrapnas.tasks import generation as generation_module
+from bootstrapnas.tasks.generation import text_of
 
 TOKENIZER = build_tokenizer()
 NEW = 12
@@ -169,6 +173,30 @@ def test_stop_tokens_end_a_row(irs: dict[str, Path]) -> None:
     assert ir.generate_greedy(ids, mask, max_new_tokens=6, stop=[free[0][2]])[0] == free[0][:3]
     with pytest.raises(UserError, match="call prefill first"):
         load_causal_ir(irs["tied"]).step(ids)
+
+
+@pytest.mark.parametrize("most_logits", [1 << 20, 1])
+def test_texts_are_what_torch_writes(
+    most_logits: int, irs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a subnet whose layers differ in kv heads: prompts padded on the right, rows that end at different places."""
+    monkeypatch.setattr(generation_module, "_MOST_LOGITS", most_logits)
+    model, tokenizer = MODELS["subnet"](), build_tokenizer()
+    tokenizer.padding_side = "right"
+    batches = [
+        {**tokenizer(texts, padding=True, return_tensors="pt"), INDEX: torch.tensor(rows)}
+        for texts, rows in ((TEXTS[:3], [4, 0, 2]), (TEXTS[3:], [1, 3]))
+    ]
+    free = torch_greedy(model, batch_of(TEXTS[:3]))
+    model.generation_config.eos_token_id = [1, free[1][3]]
+    shutil.copytree(irs["subnet"], tmp_path / "ir")
+    model.generation_config.save_pretrained(tmp_path / "ir")
+    settings = Generation(max_new_tokens=NEW)
+    wanted = generate(model, batches, tokenizer, settings)["text"]
+    found = generate_by_ir(load_causal_ir(tmp_path / "ir"), batches, tokenizer, settings)["text"]
+    assert [text_of(text) for text in found] == [text_of(text) for text in wanted]
+    assert text_of(found[0]) == tokenizer.decode(free[1][:4], skip_special_tokens=True)
+    assert len({len(tokenizer(text_of(text))["input_ids"]) for text in found}) > 1
 
 
 def test_whole_texts_are_predicted_as_by_torch_whichever_side_is_padded(irs: dict[str, Path]) -> None:

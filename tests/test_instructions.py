@@ -16,12 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import IGNORED
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.export_data import task_data
-from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of
+from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of, save_artefact
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, tokenize
 from bootstrapnas.tasks.answers import RULES, Choice, Number, rule_of
@@ -348,9 +349,42 @@ def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> Non
     assert list(scored)[:3] == ["accuracy", "average", "accuracy_norm"]
     loss = json.loads(eftnas("evaluate", model_dir=adapted_dir, evaluate_by="loss").out)
     assert list(loss) == ["perplexity", "loss", "token_accuracy"]
-    spec = TaskSpec.load(adapted_dir / "task.json").without_writing()
-    assert (spec.generation, spec.metric, spec.maximise) == (None, "perplexity", False)
-    assert spec.without_writing() == spec
+
+
+def test_an_ir_answers_as_torch_does(adapted_dir: Path, tmp_path: Path) -> None:
+    """Of fewer and uneven kv heads; by what it writes, by choices and by the loss; `export` records each."""
+    spec, model, tokenizer = load(adapted_dir, num_beams=4)
+    half, torch_said, ir_said = tmp_path / "half", tmp_path / "torch.jsonl", tmp_path / "ir.jsonl"
+    save_artefact(half, Supernet(model).extract({Key("kv", 1): 2, Key("ffn", 0): 16}), tokenizer, spec)
+    for way, metric in (("generate", "accuracy"), ("score", "accuracy"), ("loss", "perplexity")):
+        flags = {"evaluate_by": way, "max_eval_samples": 3}
+        outcome = eftnas("export", model_dir=half, output_dir=tmp_path / way, **flags)
+        assert outcome.status == 0, outcome.err
+        assert f"export: measuring {metric} of the torch model on 3 rows" in " ".join(outcome.err.split())
+        exported = read_json(tmp_path / way / "export.json")["metric"]
+        assert (exported["name"], exported["rows"]) == (metric, 3)
+        assert exported["ir"] == pytest.approx(exported["torch"], rel=1e-4)
+        by_ir = eftnas("evaluate", ir_dir=tmp_path / way, split="test", predict=ir_said)
+        by_torch = eftnas("evaluate", model_dir=half, split="test", num_beams=1, evaluate_by=way, predict=torch_said)
+        assert json.loads(by_ir.out) == pytest.approx(json.loads(by_torch.out), rel=1e-4)
+        assert ("an IR writes greedily" in by_ir.err) == (way == "generate")
+        if way != "loss":
+            assert ir_said.read_text() == torch_said.read_text()
+        if way == "generate":
+            assert json.loads(by_ir.out)["accuracy"] > 0
+            assert all(json.loads(line)["text"] for line in ir_said.read_text().splitlines())
+    outcome = eftnas("evaluate", ir_dir=tmp_path / "generate", num_beams=2)
+    assert (outcome.status, "an IR writes greedily: --num_beams must be 1, not 2" in outcome.err) == (2, True)
+
+
+def test_what_integers_cost_in_answers_is_recorded(adapted_dir: Path, tmp_path: Path) -> None:
+    flags = {"weight_format": "int4", "group_size": 16, "all_layers": True}
+    outcome = eftnas("export", model_dir=adapted_dir, output_dir=tmp_path / "ir", **flags)
+    assert outcome.status == 0, outcome.err
+    found = read_json(tmp_path / "ir" / "export.json")
+    assert found["metric"]["name"] == "accuracy"
+    printed = json.loads(eftnas("evaluate", ir_dir=tmp_path / "ir", split="validation").out)
+    assert printed["accuracy"] == pytest.approx(found["metric"]["ir"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

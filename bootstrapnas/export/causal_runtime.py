@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class CausalIR:
         attention_mask: np.ndarray | None = None,
         *,
         max_new_tokens: int,
-        stop: Iterable[int] = (),
+        stop: Collection[int] = (),
     ) -> list[list[int]]:
         """Return for each prompt the tokens that follow, each the likeliest after those before.
 
@@ -101,18 +101,19 @@ class CausalIR:
         stop
             Tokens that end a row; they are part of the result.
         """
-        ends = frozenset(stop)
         found: list[list[int]] = [[] for _ in input_ids]
+        writing = found
         logits = self.prefill(input_ids, attention_mask)
-        while True:
+        for place in range(1, max_new_tokens + 1):
             chosen = logits[:, -1].argmax(axis=-1)
-            for row, token in zip(found, chosen.tolist(), strict=True):
-                if not row or row[-1] not in ends:
-                    row.append(token)
-            done = all(len(row) == max_new_tokens or row[-1] in ends for row in found)
-            if done:
-                return found
-            logits = self.step(chosen[:, None])
+            for row, token in zip(writing, chosen.tolist(), strict=True):
+                row.append(token)
+            going = np.flatnonzero(~np.isin(chosen, list(stop)))  # a row that has ended costs nothing more
+            if place == max_new_tokens or not len(going):
+                break
+            writing = [writing[row] for row in going]
+            logits = self.step(chosen[going, None], going)
+        return found
 
     def _infer(self, input_ids: np.ndarray, beams: np.ndarray) -> np.ndarray:
         given: dict[str, np.ndarray] = {IDS: np.asarray(input_ids, dtype=np.int64)}

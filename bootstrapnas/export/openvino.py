@@ -193,6 +193,7 @@ def export_openvino(
         seconds += time.perf_counter() - started
         _save(ir, temporary / MODEL_FILE, directory, half=weight_format == "fp16")
         del ir
+        save_config(reference, temporary)
         loaded = load_ir(temporary, "f32")
         found = conversion.compare(loaded)
         if not integers:
@@ -204,7 +205,6 @@ def export_openvino(
         measured = None if metric is None else metric.of(loaded)
         _check_drop(metric, measured, quantisation or compression, name, directory)
         del loaded
-        save_config(reference, temporary)
         tokenizer_note = conversion.save_tokenizer(temporary)
         verified = plain if integers and plain is not None else found
         result = ExportResult(

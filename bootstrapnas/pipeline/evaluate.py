@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
-from bootstrapnas.export import load_ir, predict_ir
+from bootstrapnas.export import load_ir
 from bootstrapnas.extraction import load_config
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
-from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of
+from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of, outputs_of_ir
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TaskSpec, write_predictions
@@ -61,11 +61,11 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
     if arguments.lm_eval is not None:
         return _by_harness(arguments, task_args, spec)
-    if arguments.ir_dir is not None and spec.generation is not None:
-        if typed.get("evaluate_by") is not None:
-            raise UserError("an IR writes no texts here; pass --evaluate_by score or loss")
-        notice("an IR writes no texts here: measuring the loss of the responses (--evaluate_by score counts choices)")
-        spec = spec.without_writing()
+    if arguments.ir_dir is not None and spec != spec.greedily():
+        if typed.get("num_beams") is not None:
+            raise UserError(f"an IR writes greedily: --num_beams must be 1, not {typed['num_beams']}")
+        notice("an IR writes greedily: a beam instead of the task's several")
+        spec = spec.greedily()
     rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
     outputs = _outputs(arguments, spec, rows)
     metrics = rows.measure(arguments.split, outputs)
@@ -104,6 +104,6 @@ def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Output
     prepared = rows.batches(arguments.split)
     if arguments.ir_dir is not None:
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
-        return predict_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), prepared, spec.kind.outputs)
+        return outputs_of_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), rows, prepared, progress=True)
     assert arguments.model_dir is not None
     return outputs_of(_model(arguments.model_dir, spec, arguments.precision), rows, prepared, progress=True)

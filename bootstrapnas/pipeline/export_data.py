@@ -17,7 +17,7 @@ from bootstrapnas.export import TaskMetric, predict_ir
 from bootstrapnas.export.runtime import Runner
 from bootstrapnas.outputs import INDEX, Outputs
 from bootstrapnas.pipeline.data import Rows
-from bootstrapnas.pipeline.models import evaluate_model, max_length
+from bootstrapnas.pipeline.models import max_length, outputs_of, outputs_of_ir
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TaskSpec, batches, load_file, tokenize
 from bootstrapnas.tasks.builtin_text import find_packages, scan
@@ -70,7 +70,7 @@ def task_data(
     UserError
         If rows are missing, or the file is one of another task.
     """
-    rows = Rows(spec.without_writing(), tokenizer, EVALUATION_ROWS)
+    rows = Rows(spec.greedily(), tokenizer, EVALUATION_ROWS)
     validation = rows.batches("validation")
     # The longest rows and the shortest: what verification should see of the lengths.
     examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]
@@ -145,12 +145,13 @@ def _calibration(rows: Rows, count: int, file: str | None) -> list[Batch]:
 
 def _metric(rows: Rows, validation: Sequence[Batch], model: PreTrainedModel) -> TaskMetric:
     spec, count = rows.spec, len(rows.rows("validation"))
+    writes = spec.generation is not None
     notice(f"export: measuring {spec.metric} of the torch model on {count} rows")
 
     def of(ir: Runner) -> float:
-        return rows.measure("validation", predict_ir(ir, validation, spec.kind.outputs))[spec.metric]
+        return rows.measure("validation", outputs_of_ir(ir, rows, validation, progress=writes))[spec.metric]
 
-    own = evaluate_model(model, rows, "validation", validation)[spec.metric]
+    own = rows.measure("validation", outputs_of(model, rows, validation, progress=writes))[spec.metric]
     return TaskMetric(spec.metric, "validation", count, own, validation, of, spec.maximise)
 
 

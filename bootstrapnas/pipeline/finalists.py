@@ -14,7 +14,7 @@ from bootstrapnas.artefacts import FORMAT, Stage, read_json, write_json
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
-from bootstrapnas.export import Latency, export_openvino, load_ir, measure_latency, predict_ir, speed_up
+from bootstrapnas.export import Latency, export_openvino, load_ir, measure_latency, speed_up
 from bootstrapnas.export.latency import time_generation
 from bootstrapnas.export.latency_build import NEW_TOKENS
 from bootstrapnas.export.latency_table import STEPS, Accuracy
@@ -24,7 +24,7 @@ from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.export_data import VERIFICATION_ROWS
 from bootstrapnas.pipeline.latency_table import LatencyArguments
-from bootstrapnas.pipeline.models import load_tokenizer, max_length, outputs_of
+from bootstrapnas.pipeline.models import load_tokenizer, max_length, outputs_of_ir
 from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet, read_super_adapter
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Row, build_report, terminal_table, write_report
@@ -64,7 +64,7 @@ class Finalist:
     candidate
         What the search knew.
     metric
-        The task's metric on the validation rows, in float32: of its IR, or where texts are written of the model.
+        The task's metric on the validation rows, of its IR in float32.
     latency
         What the search goes by, measured beside the others.
     figures
@@ -155,7 +155,7 @@ def measure_finalists(
     largest = supernet.space.max_genome
     if all(each.genome != largest for each in candidates.values()):
         candidates[LARGEST] = Candidate(largest, costs(largest), 0)
-    rows = Rows(spec, load_tokenizer(supernet_dir), VERIFICATION_ROWS)
+    rows = Rows(spec.greedily(), load_tokenizer(supernet_dir), VERIFICATION_ROWS)
     directory = stage.directory / FINALISTS
     metrics, irs = {}, {}
     for name, candidate in candidates.items():
@@ -224,11 +224,7 @@ def _exported(directory: Path, subnet: Subnet, candidate: Candidate, deployed: D
     model = deployed.extract(subnet)
     directory.parent.mkdir(parents=True, exist_ok=True)
     export_openvino(model, rows.tokenizer, directory, example_batches=[batches[0], batches[-1]])
-    if spec.generation is None:
-        outputs = predict_ir(load_ir(directory, "f32"), batches, spec.kind.outputs)
-    else:
-        outputs = outputs_of(model, rows, batches)
-    metric = rows.measure("validation", outputs)[spec.metric]
+    metric = rows.measure("validation", outputs_of_ir(load_ir(directory, "f32"), rows, batches))[spec.metric]
     write_json(note, {"genome": genome, spec.metric: metric})
     return metric
 
@@ -255,7 +251,7 @@ def _write(
         }
         for each in finalists
     ]
-    by = "the float32 IR" if spec.generation is None else "torch in float32"
+    by = "the float32 IR" + (", which writes greedily" if spec.generation is not None else "")
     notes = [f"{spec.metric} on the validation rows, by {by}; names are indices on the front."]
     accuracy = None
     if all("latency" in each.candidate.values for each in finalists):

@@ -16,13 +16,15 @@ from bootstrapnas.artefacts import writing
 from bootstrapnas.distillation import label_order
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
+from bootstrapnas.export import CausalIR, IRModel, predict_ir
+from bootstrapnas.export.runtime import Runner
 from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import FAMILIES, family_of
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TASK_FILE, TaskSpec, generate, load_task, train_tokenizer
+from bootstrapnas.tasks import TASK_FILE, TaskSpec, generate, generate_by_ir, load_task, train_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -238,3 +240,12 @@ def outputs_of(model: Any, rows: Rows, prepared: Sequence[Any], *, progress: boo
     if writing is not None:
         return generate(model, prepared, rows.tokenizer, writing, progress=progress)
     return predict(model, prepared, rows.spec.kind.outputs)
+
+
+def outputs_of_ir(ir: Runner, rows: Rows, prepared: Sequence[Any], *, progress: bool = False) -> Outputs:
+    """Return what an IR says of prepared batches, as `outputs_of`; texts are written greedily (`TaskSpec.greedily`)."""
+    writing = rows.spec.generation
+    if writing is not None:
+        assert isinstance(ir, IRModel), "only OpenVINO's IRs are exported of language models"
+        return generate_by_ir(CausalIR(ir), prepared, rows.tokenizer, writing, progress=progress)
+    return predict_ir(ir, prepared, rows.spec.kind.outputs)

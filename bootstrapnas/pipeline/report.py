@@ -10,11 +10,11 @@ import rich
 
 from bootstrapnas.artefacts import open_stage, read_json
 from bootstrapnas.costs import Costs
-from bootstrapnas.export import EXPORT_FILE, available_precisions, load_ir, measure_latency, predict_ir
+from bootstrapnas.export import EXPORT_FILE, available_precisions, load_ir, measure_latency
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.card import write_card
 from bootstrapnas.pipeline.data import Rows, inherited_task
-from bootstrapnas.pipeline.models import load_tokenizer
+from bootstrapnas.pipeline.models import load_tokenizer, outputs_of_ir
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report
 from bootstrapnas.tasks import TaskSpec, tfidf_baseline
@@ -51,7 +51,7 @@ def write_run_report(
     The first entry is the full model, quantised ones come last. Metrics are those of the IR at float32 on `split`;
     latencies are measured together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
     """
-    spec = inherited_task(str(entries[0].model)).without_writing()
+    spec = inherited_task(str(entries[0].model)).greedily()
     models = [entry for entry in entries if not entry.quantised]
     subnets = {entry.model: read_json(entry.model / SUBNET_FILE) for entry in models[1:]}
     full = Costs(**next(iter(subnets.values()))["full_costs"])
@@ -62,7 +62,7 @@ def write_run_report(
     metrics = {}
     for entry in entries:
         notice(f"report: evaluating {entry.name}")
-        outputs = predict_ir(load_ir(entry.ir, "f32"), prepared, spec.kind.outputs)
+        outputs = outputs_of_ir(load_ir(entry.ir, "f32"), rows_of_task, prepared)
         metrics[entry.name] = rows_of_task.measure(split, outputs)
     irs = {entry.name: entry.ir for entry in entries}
     latency = {

@@ -11,7 +11,7 @@ from bootstrapnas.tasks.batching import (
 )
 from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec, changed_settings
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
-from bootstrapnas.tasks.generation import Generation, generate
+from bootstrapnas.tasks.generation import Generation, generate, generate_by_ir
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.loading import TaskData, data_files, load_file, load_task, why_no_rows
 from bootstrapnas.tasks.metrics import METRICS
@@ -42,6 +42,7 @@ __all__ = [
     "data_files",
     "export_builtin",
     "generate",
+    "generate_by_ir",
     "load_file",
     "load_task",
     "predictions",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bootstrapnas.artefacts import read_json
 from bootstrapnas.outputs import INDEX, MASK, Outputs
 from bootstrapnas.progress import Ticker
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from bootstrapnas.export import CausalIR
     from bootstrapnas.reading import Reading
 
 TEXT = "text"
 """The output that holds a text, as bytes of UTF-8."""
+_MOST_LOGITS = 1 << 28  # of prompts that an IR reads at once, which foretells after each token: 1 GiB at float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def generate(
 
     from bootstrapnas.reading import begin
 
-    ends = sorted({tokenizer.eos_token_id, *_listed(model.generation_config.eos_token_id)} - {None})
+    ends = _ends(tokenizer, model.generation_config.eos_token_id)
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = tokenizer.eos_token_id or 0
@@ -65,22 +68,67 @@ def generate(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    found: dict[int, np.ndarray] = {}
-    total = sum(len(batch[INDEX]) for batch in batches)
-    ticker = Ticker("generating", total) if progress else None
+
+    def said(ids: Tensor, mask: Tensor) -> Tensor:
+        reading = begin(model, ids.to(device), mask.to(device), settings.max_new_tokens)
+        return write(reading, settings, ends, pad).cpu()
+
     try:
         with torch.inference_mode():
-            for batch in batches:
-                ids, mask = batch["input_ids"].to(device), batch[MASK].to(device)
-                said = write(begin(model, ids, mask, settings.max_new_tokens), settings, ends, pad)
-                texts = tokenizer.batch_decode(said.cpu(), skip_special_tokens=True)
-                for index, text in zip(batch[INDEX].tolist(), texts, strict=True):
-                    found[index] = np.frombuffer(text.encode(), dtype=np.uint8)
-                if ticker is not None:
-                    ticker.update(len(found))
+            return _texts(said, batches, tokenizer, progress)
     finally:
         model.train(was_training)
+
+
+def generate_by_ir(
+    ir: CausalIR,
+    batches: Sequence[Mapping[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Generation,
+    *,
+    progress: bool = False,
+) -> Outputs:
+    """Return what an IR writes after each prompt, greedily, whatever `settings` say of beams; else as `generate`."""
+    from bootstrapnas.reading import left_padded
+
+    config = ir.directory / "generation_config.json"
+    ends = _ends(tokenizer, read_json(config).get("eos_token_id") if config.is_file() else None)
+
+    def said(ids: Tensor, mask: Tensor) -> list[list[int]]:
+        ids, mask = left_padded(ids, mask)
+        rows = max(1, _MOST_LOGITS // (len(tokenizer) * ids.shape[1]))
+        found = []
+        for some, of_some in zip(ids.split(rows), mask.split(rows), strict=True):
+            found += ir.generate_greedy(
+                some.numpy(), of_some.numpy(), max_new_tokens=settings.max_new_tokens, stop=ends
+            )
+        return found
+
+    return _texts(said, batches, tokenizer, progress)
+
+
+def _texts(
+    said: Callable[[Tensor, Tensor], Any],
+    batches: Sequence[Mapping[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase,
+    progress: bool,
+) -> Outputs:
+    """Return the texts of what `said` makes of ids and mask of prompts: a row of tokens each."""
+    found: dict[int, np.ndarray] = {}
+    ticker = Ticker("generating", sum(len(batch[INDEX]) for batch in batches)) if progress else None
+    for batch in batches:
+        texts = tokenizer.batch_decode(said(batch["input_ids"], batch[MASK]), skip_special_tokens=True)
+        for index, text in zip(batch[INDEX].tolist(), texts, strict=True):
+            found[index] = np.frombuffer(text.encode(), dtype=np.uint8)
+        if ticker is not None:
+            ticker.update(len(found))
     return {TEXT: [found[index] for index in sorted(found)]}
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, of_model: Any) -> list[int]:
+    """Return the tokens that end a text: the tokenizer's, and one or several of the model's."""
+    listed = of_model if isinstance(of_model, list | tuple) else (of_model,)
+    return sorted({tokenizer.eos_token_id, *listed} - {None})
 
 
 def _likeliest_tokens(reading: Reading, settings: Generation, ends: list[int], pad: int) -> Tensor:
@@ -130,7 +178,3 @@ def _likeliest_texts(reading: Reading, settings: Generation, ends: list[int], pa
 def text_of(array: np.ndarray) -> str:
     """Return a text from its bytes."""
     return array.tobytes().decode()
-
-
-def _listed(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list | tuple) else (value,)

@@ -10,7 +10,7 @@ from typing import get_args
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks.generation import Generation
-from bootstrapnas.tasks.instructions import LOSS, InstructionSettings
+from bootstrapnas.tasks.instructions import InstructionSettings
 from bootstrapnas.tasks.kind import Head, Kind, ProblemType
 from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import KNOWN
@@ -141,11 +141,11 @@ class TaskSpec:
         """How texts are written, if models are measured by those."""
         return None if self.kind.generation is None else self.kind.generation(self)
 
-    def without_writing(self) -> TaskSpec:
-        """Return the task as it is measured where a model cannot write texts, as an IR cannot: by its loss on them."""
+    def greedily(self) -> TaskSpec:
+        """Return the task as an IR is measured by it: texts, if they are written, are so without beams."""
         if self.generation is None or self.instructions is None:
             return self
-        return replace(self, instructions=replace(self.instructions, evaluate_by=LOSS), metric="")
+        return replace(self, instructions=replace(self.instructions, num_beams=1))
 
     @property
     def columns(self) -> tuple[str, ...]:
