@@ -175,7 +175,9 @@ class Subnet{base.__name__}({base.__name__}):
 '''
 
 
-def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTrainedModel:
+def load_model(
+    directory_or_id: str, auto_class: Any, dtype: torch.dtype | None = None, **settings: Any
+) -> PreTrainedModel:
     """Load a model by hub id or directory; an extracted subnet is built by this package, without remote code.
 
     Parameters
@@ -184,6 +186,8 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
         As in ``from_pretrained``.
     auto_class
         A Hugging Face auto class, for example ``AutoModelForSequenceClassification``.
+    dtype
+        What the parameters are loaded in, without a copy in another; None for that of the checkpoint.
     settings
         Changes to the config (``num_labels``, ``id2label``, …).
 
@@ -195,11 +199,12 @@ def load_model(directory_or_id: str, auto_class: Any, **settings: Any) -> PreTra
     from safetensors import SafetensorError
 
     config = load_config(directory_or_id, **settings)
+    how = {"config": config, "dtype": dtype}
     try:
         if config.to_dict().get("subnet") is None:
-            model = auto_class.from_pretrained(directory_or_id, config=config, trust_remote_code=False)
+            model = auto_class.from_pretrained(directory_or_id, trust_remote_code=False, **how)
         else:
-            model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, config=config)
+            model = _saved_subnet_class(config, auto_class).from_pretrained(directory_or_id, **how)
     except SafetensorError as error:
         raise UserError(
             f"cannot load a model from {directory_or_id!r}: its weights are damaged ({error}); copy or make them again"

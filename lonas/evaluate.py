@@ -13,7 +13,6 @@ import torch
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.errors import UserError
-from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import read_config, sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
@@ -21,7 +20,7 @@ from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import computing, load_super_adapter
+from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter
 
 # ruff: noqa: UP045
 
@@ -40,7 +39,11 @@ class EvaluateArguments:
     )
     search_dir: Optional[str] = flag(None, "Output of lonas search; needed for best or an index.")
     split: str = flag("validation", "validation, test or train.")
-    precision: str = flag("float32", "float32, bfloat16, or auto (bfloat16 where the hardware has it).")
+    precision: Optional[str] = flag(
+        None,
+        "float32, bfloat16, or auto (bfloat16 where the hardware has it, else as trained); default: as trained, in "
+        "float32 but for a base with --base_dtype.",
+    )
     eval_batch_size: int = flag(64, "Rows of a batch.")
     merge_adapters: bool = flag(False, "Evaluate with the adapters added to a copy of the weights; faster.")
     lm_eval: Optional[str] = flag(
@@ -62,15 +65,16 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     if config is None and "subnet" in typed:
         where = arguments.supernet_dir
         raise UserError(f"--subnet {arguments.subnet}: {where} is an ordinary LoRA, which has no subnets")
-    supernet = load_super_adapter(arguments.supernet_dir, spec, config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = evaluation_dtypes(arguments.supernet_dir, arguments.precision, device)
+    supernet = load_super_adapter(arguments.supernet_dir, spec, config, *dtypes)
     length = spec.max_seq_length if config is None else sequence_length(config)
     subnet = {}
     if config is not None:
         chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
         subnet = choose(chosen, ConstraintArguments(), supernet, length)[0]
     tokenizer, batch_size = load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    supernet.model.to(device, evaluation_dtype(arguments.precision, device))
+    supernet.model.to(device)
     with computing(supernet, subnet, merge=arguments.merge_adapters):
         metrics: dict[str, Any] = (
             dict(evaluate_model(supernet.model, Rows(spec, tokenizer, batch_size), arguments.split))

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bootstrapnas.costs import FULL, count_costs
-from bootstrapnas.extraction import load_config
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
@@ -51,7 +48,7 @@ def run(
     if stage.finished:
         return stage.directory
     spec, about = inherited_task(arguments.supernet_dir), read_super_adapter(arguments.supernet_dir)
-    supernet, config = load_supernet(arguments.supernet_dir, spec)
+    supernet, config = load_supernet(arguments.supernet_dir, spec, None)
     length = sequence_length(config)
     subnet, values = choose(arguments, bounds, supernet, length)
 
@@ -62,8 +59,8 @@ def run(
         told = f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
     else:
         where = stage.directory / BASE
-        if all("lora_" in name for name in parts.tensors):  # nothing else was trained: all is as the checkpoint has it
-            parts.base.to(load_config(about.base).dtype or torch.float32)
+        if not all("lora_" in name for name in parts.tensors):  # what was trained whole is in float32: so is the rest
+            parts.base.float()
         save_artefact(where, parts.base, tokenizer, spec)
         architecture, adapter = deployed.blueprint.architecture, stage.directory / ADAPTER
         save_adapter(adapter, local_path(str(where)), architecture, about.adapters, parts.tensors, parts.ranks)

@@ -77,7 +77,7 @@ def run(
     )
     if stage.finished:
         return stage.directory
-    supernet = build_super_adapter(load_for_task(source, spec), adapters, config, {})
+    supernet = build_super_adapter(load_for_task(source, spec, dtype=None), adapters, config, {})
     put_adapter(supernet.model, read_adapter(arguments.adapter_dir), arguments.adapter_dir)
     save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), {})
     save_tokenizer(stage.directory, load_tokenizer(source))

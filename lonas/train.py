@@ -43,6 +43,7 @@ from bootstrapnas.pipeline.sampled import save_sampled
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
 from bootstrapnas.pipeline.supernets import (
+    DTYPES,
     SuperAdapter,
     build_super_adapter,
     load_orders,
@@ -65,7 +66,6 @@ WITHOUT_EFFECT = {
 }
 """Flags of the published scripts that change nothing here, and why."""
 TASK_TYPES = ("commonsense", "math", "glue", "sft")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -157,7 +157,7 @@ def run(
     tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
     integers = arguments.base_weight_format
-    model = load_student(model_args, spec, training, tokenizer, dtype if integers is None else torch.float32)
+    model = load_student(model_args, spec, training, tokenizer, dtype if integers is None else None)
     # Kept for a run that resumes: computed again, on another machine, an order might not be that of the checkpoint.
     found = load_orders(stage.directory) or orders_of(arguments, model, rows, training)
     save_orders(stage.directory, found)
@@ -182,7 +182,8 @@ def run(
     trainer.train(resume_from_checkpoint=resume_point(stage))
     measured = evaluate_model(model, rows, "validation") if config is None else measure_extremes(supernet, rows)
     notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}")
-    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters, integers), found)
+    about = SuperAdapter(local_path(source), adapters, integers, arguments.base_dtype)
+    save_super_adapter(stage.directory, supernet, about, found)
     save_tokenizer(stage.directory, tokenizer)
     spec.save(stage.directory / TASK_FILE)
     if config is not None:

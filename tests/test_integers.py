@@ -54,8 +54,9 @@ def ir_weights(directory: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-def test_an_adapter_is_trained_on_the_weights_of_the_ir(weight_format: str, tmp_path: Path) -> None:
-    model = build_causal("llama", num_hidden_layers=1, hidden_size=64, intermediate_size=96)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_adapter_is_trained_on_the_weights_of_the_ir(weight_format: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = build_causal("llama", num_hidden_layers=1, hidden_size=64, intermediate_size=96).to(dtype)
     batch = dict(build_tokenizer()(TEXTS, padding=True, return_tensors="pt"))
     settings = {"weight_format": weight_format, "compression": WeightCompression(), "example_batches": [batch]}
     export_openvino(model, build_tokenizer(), tmp_path / "ir", **settings)

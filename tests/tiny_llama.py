@@ -7,16 +7,17 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import torch
 from causal_models import build_causal, build_tokenizer
 from command_line import call
 
 TARGETS = "--target_modules q_proj,v_proj,up_proj"
 
 
-def write_model(path: str, seed: int = 0, *, ffn: int = 48) -> None:
+def write_model(path: str, seed: int = 0, *, ffn: int = 48, dtype: torch.dtype = torch.float32) -> None:
     """Write a LLaMA of two layers with a tokenizer."""
     model = build_causal("llama", seed, num_hidden_layers=2, max_position_embeddings=256, intermediate_size=ffn)
-    model.save_pretrained(path)
+    model.to(dtype).save_pretrained(path)
     build_tokenizer().save_pretrained(path)
 
 

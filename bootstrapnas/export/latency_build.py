@@ -197,7 +197,7 @@ def openvino_timer(
     Parameters
     ----------
     model
-        The full-size model in float32, elastic or not. Its weights do not matter.
+        The full-size model, elastic or not. Its weights do not matter.
     blueprint
         Its blueprint.
     circumstances
@@ -209,7 +209,7 @@ def openvino_timer(
     with tempfile.TemporaryDirectory(prefix="latency_table.") as directory:
 
         def export(subnet: Subnet, target: Path) -> Path:
-            export_quickly(extract(model, blueprint, subnet), target)
+            export_quickly(extract(model, blueprint, subnet).float(), target)
             return target
 
         def measure(subnets: Sequence[Subnet]) -> list[Sequence[float]]:

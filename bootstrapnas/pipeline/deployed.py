@@ -63,7 +63,7 @@ class Deployed:
     spec
         Its task.
     supernet
-        What was loaded from there, in float32 on the CPU.
+        What was loaded from there, on the CPU.
     merged
         Whether those of a super-adapter are to be merged: then the base's weights are what it was trained on, rounded
         to integers where that was so.
@@ -71,7 +71,8 @@ class Deployed:
     Attributes
     ----------
     model
-        The full-size model that subnets are taken from: of a super-adapter, the base, its units in the adapter's order.
+        The full-size model that subnets are taken from: of a super-adapter, the base in the dtype of its checkpoint but
+        for what was trained, its units in the adapter's order.
     blueprint
         Its blueprint.
     space
@@ -82,17 +83,18 @@ class Deployed:
         self._supernet = supernet
         self.model, self.blueprint, self.space = supernet.model, supernet.blueprint, supernet.space
         self._adapters: Adapters | None = None
+        self._integers: str | None = None
         if not (Path(directory) / SUPER_ADAPTER_FILE).is_file():
             return
         about = read_super_adapter(directory)
         self._adapters = about.adapters
-        self.model = load_for_task(about.base, spec)
+        self._integers = about.weight_format if merged else None
+        self.model = load_for_task(about.base, spec, dtype=None)
         settle_padding(self.model, load_tokenizer(directory))
         self.blueprint = Blueprint.of(self.model)
         reorder(self.model, self.blueprint, load_orders(directory))
-        self.model.load_state_dict(trained_whole(supernet.model, about.adapters.whole), strict=False)
-        if merged and about.weight_format is not None:
-            round_to_integers(self.model, base_linears(self.blueprint), about.weight_format)
+        for name, trained in trained_whole(supernet.model, about.adapters.whole).items():
+            self.model.get_parameter(name).data = trained.data
         self.space = SearchSpace(tuple(gene for gene in supernet.space.genes if not is_rank(gene.keys[0].dim)))
 
     def part(self, subnet: Subnet) -> dict[Key, int]:
@@ -106,6 +108,11 @@ class Deployed:
         tensors, ranks = extract_adapters(supernet.blueprint, dict(supernet.model.named_parameters()), subnet)
         base = extract(self.model, self.blueprint, smaller)
         name_of = partial(extracted_name, base, self.blueprint, smaller)
+        if self._integers is not None:
+            parameters = self.blueprint.parameters
+            linears = base_linears(self.blueprint)
+            kept = [path for path in linears if self.blueprint.exists(parameters[f"{path}.weight"], smaller)]
+            round_to_integers(base.float(), map(name_of, kept), self._integers)
         found = {name_of(name): tensor for name, tensor in tensors.items()}
         whole = trained_whole(supernet.model, self._adapters.whole)
         found |= {name: parameter for name, parameter in base.named_parameters() if name in whole}
@@ -119,11 +126,11 @@ class Deployed:
 
 
 def merge(parts: Parts, adapters: Adapters) -> PreTrainedModel:
-    """Return a model with an adapter added to its weights, by peft."""
+    """Return a model with an adapter added to its weights, by peft, in float32."""
     from peft import PeftModel
 
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(Path(directory), "", "", adapters, parts.tensors, parts.ranks)
         with warnings.catch_warnings():  # peft reads a property that transformers deprecates
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            return PeftModel.from_pretrained(parts.base, directory).merge_and_unload()
+            return PeftModel.from_pretrained(parts.base.float(), directory).merge_and_unload()

@@ -94,9 +94,7 @@ def _by_harness(arguments: EvaluateArguments, task_args: TaskArguments, spec: Ta
 
 def _model(directory: str, spec: TaskSpec, precision: str) -> PreTrainedModel:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_for_task(directory, spec)
-    model.to(device, evaluation_dtype(precision, device))
-    return model
+    return load_for_task(directory, spec, dtype=evaluation_dtype(precision, device)).to(device)
 
 
 def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Outputs:

@@ -149,7 +149,7 @@ def measure_finalists(
     keep
         Whether the IRs stay.
     """
-    supernet, _ = load_supernet(supernet_dir, spec)
+    supernet, _ = load_supernet(supernet_dir, spec, None)
     deployed = Deployed(supernet_dir, spec, supernet)
     candidates = dict(chosen)
     largest = supernet.space.max_genome

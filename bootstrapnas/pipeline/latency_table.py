@@ -84,7 +84,7 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
     config = read_config(config_path)
     if (Path(source) / SUPER_ADAPTER_FILE).is_file():
         spec = inherited_task(source)
-        deployed = Deployed(source, spec, load_supernet(source, spec)[0])
+        deployed = Deployed(source, spec, load_supernet(source, spec, None)[0])
         model, blueprint, space = deployed.model, deployed.blueprint, deployed.space
         _check_varies(space, source)
     else:

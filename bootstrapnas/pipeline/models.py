@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -63,12 +64,12 @@ def load_tokenizer(directory_or_id: str) -> PreTrainedTokenizerBase:
 
 
 def load_for_task(
-    directory_or_id: str, spec: TaskSpec, seed: int = 42, dtype: torch.dtype = torch.float32, **settings: Any
+    directory_or_id: str, spec: TaskSpec, seed: int = 42, dtype: torch.dtype | None = torch.float32, **settings: Any
 ) -> PreTrainedModel:
     """Load a model with the task's head; a head that the checkpoint lacks is initialised from `seed`.
 
-    Returned in `dtype`, whatever the checkpoint holds, its outputs in the order of the task's labels. `settings` are
-    further changes to its config.
+    Its parameters are in `dtype`, whatever the checkpoint holds (None: in the checkpoint's own), its outputs in the
+    order of the task's labels. `settings` are further changes to its config.
     """
     set_seed(seed)
     names = spec.output_names
@@ -76,12 +77,22 @@ def load_for_task(
     has_head = spec.head.is_in(saved.architectures)
     order = class_order(saved, spec, directory_or_id) if has_head else list(range(len(names)))
     check_length(saved, spec, directory_or_id)
-    model = load_model(directory_or_id, spec.head.load_class(), **settings, **label_settings(spec))
+    # Random numbers depend on what they are drawn in: those of a new head are of the checkpoint's dtype first.
+    at_once = dtype if has_head else None
+    model = load_model(directory_or_id, spec.head.load_class(), at_once, **settings, **label_settings(spec))
     if order != sorted(order):
         for name, parameter in model.named_parameters():
             if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
                 parameter.data = parameter.data[order]
-    return model.to(dtype)
+    if dtype is not None:
+        cast_parameters(model.parameters(), dtype)
+    return model
+
+
+def cast_parameters(parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Put parameters in another dtype one by one; buffers (frequencies of rotary positions) keep their precision."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
 
 
 def label_settings(spec: TaskSpec) -> dict[str, Any]:
@@ -106,7 +117,7 @@ def load_as_saved(directory_or_id: str) -> PreTrainedModel:
     auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
     if auto_class is None or not architecture:
         raise UserError(f"{directory_or_id}: its config names no architecture with a known head: {architecture!r}")
-    return load_model(directory_or_id, auto_class).float()
+    return load_model(directory_or_id, auto_class, torch.float32)
 
 
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:
@@ -161,9 +172,9 @@ def load_student(
     spec: TaskSpec,
     training: StageTrainingArguments,
     tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> PreTrainedModel:
-    """Load the model that a stage trains, as its flags ask for."""
+    """Load the model that a stage trains, as its flags ask for; `dtype` as in `load_for_task`."""
     settings: dict[str, Any] = {}
     if arguments.attn_implementation is not None:
         settings["attn_implementation"] = arguments.attn_implementation
@@ -174,7 +185,7 @@ def load_student(
         settings |= dict.fromkeys(names, arguments.dropout)
     source = arguments.model_name_or_path
     if arguments.from_scratch:
-        model = _model_from_scratch(source, spec, tokenizer, training.seed, dtype, **settings)
+        model = _model_from_scratch(source, spec, tokenizer, training.seed, dtype or torch.float32, **settings)
     else:
         if Path(source).is_dir() and not any(path.suffix in WEIGHTS for path in Path(source).iterdir()):
             raise UserError(f"{source} has no weights; pass --from_scratch True to initialise them at random")

@@ -17,7 +17,6 @@ from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import COSTS, FULL, Conditions, Cost, count_macs
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.errors import UserError
-from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
@@ -42,7 +41,7 @@ from bootstrapnas.pipeline.objectives import (
     objectives_of,
 )
 from bootstrapnas.pipeline.stages import begin, preferred
-from bootstrapnas.pipeline.supernets import computing, load_supernet, read_super_adapter
+from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_supernet, read_super_adapter
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
@@ -95,7 +94,10 @@ class SearchArguments:
     )
     acc_delta: Optional[float] = flag(None, "Points of a percent that the best subnet may lose against ref_acc.")
     eval_metric_name: Optional[str] = flag(None, "Metric to search by; default: the task's.")
-    precision: str = flag("auto", "Of the evaluations: auto (bfloat16 where the hardware has it), float32, bfloat16.")
+    precision: str = flag(
+        "auto",
+        "Of the evaluations: auto (bfloat16 where the hardware has it, else as trained), float32, bfloat16.",
+    )
     eval_batch_size: int = flag(64, "Rows of a batch.")
     merge_adapters: bool = flag(
         False, "Super-adapters: evaluate each subnet with its adapters added to a copy of its weights; faster."
@@ -148,7 +150,10 @@ def run(
     if stage.finished:
         return stage.directory
     settings = for_objectives(settings_of(search, config, typed), objectives, config)
-    supernet, _ = load_supernet(search.supernet_dir, spec)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    supernet, _ = load_supernet(
+        search.supernet_dir, spec, *evaluation_dtypes(search.supernet_dir, search.precision, device)
+    )
     length = sequence_length(config)
     table, conditions = None, Conditions(length, None)
     if LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives):
@@ -160,8 +165,7 @@ def run(
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation") if search.early_stop is None else []
     parts = [] if search.early_stop is None else split_up(rows, "validation")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    supernet.model.to(device, evaluation_dtype(search.precision, device))
+    supernet.model.to(device)
 
     def evaluate(genome: Genome) -> dict[str, float]:
         with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):

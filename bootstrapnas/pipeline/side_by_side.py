@@ -405,7 +405,7 @@ def _convert(source: Path, target: Path) -> None:
     if auto_class is None:
         raise UserError(f"{source} holds a model for {task}, which cannot be converted here: export it first")
     notice(f"{source} holds no OpenVINO IR: converting it to one in float32, for the occasion")
-    model = load_model(str(source), auto_class).float()
+    model = load_model(str(source), auto_class, torch.float32)
     export_openvino(model, None, target, example_batches=[_random_batch(config.vocab_size, 2)])
 
 

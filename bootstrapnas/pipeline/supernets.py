@@ -28,17 +28,19 @@ from bootstrapnas.artefacts import (
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import NAME, Adapters, is_rank
 from bootstrapnas.foreign import load_foreign_tensors
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
-from bootstrapnas.pipeline.models import SPACE_FILE, load_for_task, load_tokenizer, settle_padding
+from bootstrapnas.pipeline.models import SPACE_FILE, cast_parameters, load_for_task, load_tokenizer, settle_padding
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPER_ADAPTER_FILE, ORDERS_FILE = "super_adapter.json", "orders.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _TASK_TYPES = {
@@ -49,8 +51,19 @@ _TASK_TYPES = {
 }  # what peft's auto classes go by
 
 
-def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]:
+def load_supernet(
+    directory: str, spec: TaskSpec, dtype: torch.dtype | None = torch.float32, adapters: torch.dtype = torch.float32
+) -> tuple[Supernet, NNCFConfig]:
     """Load a trained supernet or super-adapter, and the config that describes its space.
+
+    Parameters
+    ----------
+    directory, spec
+        Where it is, and its task.
+    dtype
+        Of its weights, of a super-adapter's base; None for that of the checkpoint. There is no copy in another.
+    adapters
+        Dtype of what was trained of a super-adapter.
 
     Raises
     ------
@@ -61,8 +74,8 @@ def load_supernet(directory: str, spec: TaskSpec) -> tuple[Supernet, NNCFConfig]
     check_elastic(directory)
     config = read_config(Path(directory) / SPACE_FILE)
     if (Path(directory) / SUPER_ADAPTER_FILE).is_file():
-        return load_super_adapter(directory, spec, config), config
-    model = load_for_task(directory, spec)
+        return load_super_adapter(directory, spec, config, dtype, adapters), config
+    model = load_for_task(directory, spec, dtype=dtype)
     return Supernet(model, build_space(config, Blueprint.of(model))), config
 
 
@@ -72,6 +85,18 @@ def check_elastic(directory: str) -> None:
         raise UserError(
             f"{directory} holds an ordinary LoRA without a search space: it was trained without --nncf_config"
         )
+
+
+def evaluation_dtypes(directory: str, precision: str | None, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+    """Return what `load_supernet` loads in to be evaluated in a precision of `bootstrapnas.evaluation`.
+
+    With None, and with ``auto`` where the hardware has no bfloat16, it is what was computed in training.
+    """
+    found = torch.float32 if precision is None else evaluation_dtype(precision, device)
+    if precision not in (None, "auto") or found != torch.float32:
+        return found, found
+    adapted = (Path(directory) / SUPER_ADAPTER_FILE).is_file()
+    return DTYPES[read_super_adapter(directory).base_dtype] if adapted else found, found
 
 
 # -- super-adapters ----------------------------------------------------------------------------------------------------
@@ -89,11 +114,14 @@ class SuperAdapter:
         Which layers have adapters.
     weight_format
         Integers that the base's weights were rounded to in training, of `bootstrapnas.integers`; None if they were not.
+    base_dtype
+        What else of the base was in in training, one of `DTYPES`.
     """
 
     base: str
     adapters: Adapters
     weight_format: str | None = None
+    base_dtype: str = "float32"
 
 
 @contextmanager
@@ -109,14 +137,15 @@ def build_super_adapter(
     config: NNCFConfig | None,
     orders: Mapping[Key, Tensor],
     weight_format: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Supernet:
     """Return the supernet of a base model with new adapters: its units in `orders`, all but `trained_whole` frozen.
 
     Parameters
     ----------
     model
-        The base model; in float32 if its weights become integers, so that they are the same ones everywhere.
+        The base model; in the dtype of its checkpoint if its weights become integers, so that they are the same ones
+        everywhere.
     adapters
         New ones, in float32 whatever the base model is in.
     config
@@ -126,7 +155,7 @@ def build_super_adapter(
     weight_format
         Integers that its linear layers become, of `bootstrapnas.integers`.
     dtype
-        Of what stays floating point in the base model.
+        Of what stays floating point in the base model; None if it stays as it is.
 
     Raises
     ------
@@ -148,9 +177,8 @@ def build_super_adapter(
     if config is not None and weight_format is not None:
         _check_no_widths(space, Blueprint.of(model, family), weight_format, config.path)
     supernet = adapter_supernet(model, family, adapters, space, weight_format)
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+    if dtype is not None:
+        cast_parameters((p for p in model.parameters() if not p.requires_grad), dtype)
     supernet.reorder(orders)
     return supernet
 
@@ -276,11 +304,18 @@ def read_super_adapter(directory: str | Path) -> SuperAdapter:
     check_format(path, found)
     entry = found["adapters"]
     lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
-    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}), found.get("weight_format"))
+    rest = {name: found[name] for name in ("weight_format", "base_dtype") if name in found}
+    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}), **rest)
 
 
-def load_super_adapter(directory: str, spec: TaskSpec, config: NNCFConfig | None) -> Supernet:
-    """Load a super-adapter onto its base model.
+def load_super_adapter(
+    directory: str,
+    spec: TaskSpec,
+    config: NNCFConfig | None,
+    dtype: torch.dtype | None = torch.float32,
+    adapters: torch.dtype = torch.float32,
+) -> Supernet:
+    """Load a super-adapter onto its base model; dtypes as in `load_supernet`.
 
     Raises
     ------
@@ -289,10 +324,11 @@ def load_super_adapter(directory: str, spec: TaskSpec, config: NNCFConfig | None
     """
     about = read_super_adapter(directory)
     check_base(directory, about.base)
-    model = load_for_task(about.base, spec)
+    model = load_for_task(about.base, spec, dtype=dtype if about.weight_format is None else None)
     settle_padding(model, load_tokenizer(directory))
-    supernet = build_super_adapter(model, about.adapters, config, {}, about.weight_format)
+    supernet = build_super_adapter(model, about.adapters, config, {}, about.weight_format, dtype)
     put_adapter(supernet.model, read_adapter(directory), directory)
+    cast_parameters((p for p in model.parameters() if p.requires_grad), adapters)
     supernet.reorder(load_orders(directory))
     model.requires_grad_(False)
     return supernet
