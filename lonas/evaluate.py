@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Optional
 
 import torch
@@ -13,14 +12,14 @@ import torch
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.errors import UserError
-from bootstrapnas.nncf_config import read_config, sequence_length
+from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
-from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter
+from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter, read_space
 
 # ruff: noqa: UP045
 
@@ -60,8 +59,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     read_stage(arguments.supernet_dir, "train")
     spec = resolve_task(task_args, arguments.supernet_dir)
     harness = None if arguments.lm_eval is None else harness_tasks(arguments.lm_eval, spec)
-    path = Path(arguments.supernet_dir) / SPACE_FILE
-    config = read_config(path) if path.is_file() else None
+    config = read_space(arguments.supernet_dir)
     if config is None and "subnet" in typed:
         where = arguments.supernet_dir
         raise UserError(f"--subnet {arguments.subnet}: {where} is an ordinary LoRA, which has no subnets")

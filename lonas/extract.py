@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import FULL, count_costs
+from bootstrapnas.errors import UserError
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
@@ -16,7 +18,7 @@ from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
 from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import load_supernet, read_super_adapter, save_adapter
+from bootstrapnas.pipeline.supernets import load_super_adapter, read_space, read_super_adapter, save_adapter
 from bootstrapnas.progress import notice
 from lonas.train import local_path
 
@@ -29,7 +31,9 @@ class AdapterExtractArguments(ExtractArguments):
 
     _argument_group_name = "subnet"
 
-    merge: bool = flag(False, "Add the adapter to the base's weights: one model instead of two directories.")
+    merge: bool = flag(
+        False, "Add the adapter to the base's weights: one model instead of two directories. Of an ordinary LoRA, too."
+    )
 
 
 GROUPS = (AdapterExtractArguments, ConstraintArguments, OutputArguments)
@@ -43,14 +47,18 @@ def run(
     typed: Mapping[str, Any],
 ) -> Path:
     """Extract; return the output directory."""
-    chosen_by = words_of(arguments.subnet, bounds)
+    read_stage(arguments.supernet_dir, "train")
+    config = read_space(arguments.supernet_dir)
+    if config is None:
+        check_lora(arguments, bounds)
+    chosen_by = "all of an ordinary LoRA" if config is None else words_of(arguments.subnet, bounds)
     stage = begin_extraction(arguments, output, typed)
     if stage.finished:
         return stage.directory
     spec, about = inherited_task(arguments.supernet_dir), read_super_adapter(arguments.supernet_dir)
-    supernet, config = load_supernet(arguments.supernet_dir, spec, None)
-    length = sequence_length(config)
-    subnet, values = choose(arguments, bounds, supernet, length)
+    supernet = load_super_adapter(arguments.supernet_dir, spec, config, None)
+    length = spec.max_seq_length if config is None else sequence_length(config)
+    subnet, values = ({}, None) if config is None else choose(arguments, bounds, supernet, length)
 
     deployed = Deployed(arguments.supernet_dir, spec, supernet, merged=arguments.merge)
     parts, tokenizer = deployed.parts(subnet), load_tokenizer(arguments.supernet_dir)
@@ -73,7 +81,7 @@ def run(
     whole = count_costs(deployed.blueprint, FULL, length=length)
     kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
     write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by)
-    if arguments.merge:
+    if arguments.merge and config is not None:
         measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
         write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
     notice(
@@ -82,3 +90,17 @@ def run(
     )
     stage.complete(macs=small.macs, params=small.params)
     return stage.directory
+
+
+def check_lora(arguments: AdapterExtractArguments, bounds: ConstraintArguments) -> None:
+    """Raise `UserError` unless all that is asked for of an ordinary LoRA is to merge it."""
+    where = arguments.supernet_dir
+    flags = {"subnet": arguments.subnet, **vars(bounds)}
+    named = [f"--{name} {value}" for name, value in flags.items() if value is not None]
+    if named:
+        raise UserError(f"{named[0]}: {where} is an ordinary LoRA, which has no subnets")
+    if not arguments.merge:
+        raise UserError(
+            f"{where} is an ordinary LoRA, which has no subnets to extract: it is an adapter of its base as it is; "
+            "--merge True adds it to the base's weights"
+        )

@@ -306,7 +306,15 @@ def test_without_a_config_it_is_an_ordinary_lora(
     assert "--do_test has no effect: lonas eval measures a subnet" in capsys.readouterr().err
     assert set(read_json(tmp_path / "lora" / "eval_results.json")) >= {"accuracy"}
     run("eval", "--supernet_dir", tmp_path / "lora")
-    assert main(["search", "--supernet_dir", str(tmp_path / "lora"), "--output_dir", str(tmp_path / "s")]) == 2
+    run("extract", "--supernet_dir", tmp_path / "lora", "--merge", "True", "--output_dir", tmp_path / "merged")
+    auto = AutoModelForSequenceClassification
+    stock = PeftModel.from_pretrained(auto.from_pretrained(tiny_bert_dir, num_labels=3), tmp_path / "lora")
+    merged, base = auto.from_pretrained(tmp_path / "merged"), auto.from_pretrained(tiny_bert_dir)
+    torch.testing.assert_close(logits(merged, tmp_path / "merged"), logits(stock, tmp_path / "lora"))
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(merged.get_parameter(name), base.get_parameter(name))
+    costs = read_json(tmp_path / "merged" / "subnet.json")["costs"]
+    assert costs["params"] == sum(p.numel() for p in merged.parameters())
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,19 @@ MISTAKES: list[tuple[str, str]] = [
         "--subnet min: plain is an ordinary LoRA, which has no subnets",
     ),
     (
+        "extract --supernet_dir plain --output_dir new",
+        "plain is an ordinary LoRA, which has no subnets to extract: it is an adapter of its base as it is; --merge "
+        "True adds it to the base's weights",
+    ),
+    (
+        "extract --supernet_dir plain --output_dir new --merge True --max_macs_ratio 0.5",
+        "--max_macs_ratio 0.5: plain is an ordinary LoRA, which has no subnets",
+    ),
+    (
+        "search --supernet_dir plain --output_dir new",
+        "plain holds an ordinary LoRA without a search space: it was trained without --nncf_config",
+    ),
+    (
         f"{EXTRACT} --subnet mni",
         "--subnet 'mni' is neither best, max, min, heuristic, frequent, lowest_loss, nor an index, nor a file; did you "
         "mean 'min'?",

@@ -41,7 +41,13 @@ from bootstrapnas.pipeline.objectives import (
     objectives_of,
 )
 from bootstrapnas.pipeline.stages import begin, preferred
-from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_supernet, read_super_adapter
+from bootstrapnas.pipeline.supernets import (
+    check_elastic,
+    computing,
+    evaluation_dtypes,
+    load_supernet,
+    read_super_adapter,
+)
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
@@ -131,6 +137,7 @@ def run(
 ) -> Path:
     """Search; return the output directory."""
     read_stage(search.supernet_dir, "train")
+    check_elastic(search.supernet_dir)
     spec = resolve_task(task_args, search.supernet_dir)
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))

@@ -79,6 +79,12 @@ def load_supernet(
     return Supernet(model, build_space(config, Blueprint.of(model))), config
 
 
+def read_space(directory: str) -> NNCFConfig | None:
+    """Return the config with the search space of what was trained; None of an ordinary LoRA."""
+    path = Path(directory) / SPACE_FILE
+    return read_config(path) if path.is_file() else None
+
+
 def check_elastic(directory: str) -> None:
     """Raise `UserError` if what was trained has no search space."""
     if not (Path(directory) / SPACE_FILE).is_file():
