@@ -88,7 +88,7 @@ def run(
         f"extract: {small.macs / whole.macs:.1%} of the base model's MACs, {small.params / whole.params:.1%} of its "
         f"parameters; adapters of {costs.params - small.params:,} parameters, of {full.params - whole.params:,}"
     )
-    stage.complete(macs=small.macs, params=small.params)
+    stage.complete(macs=kept.macs, params=kept.params)
     return stage.directory
 
 

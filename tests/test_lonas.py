@@ -129,10 +129,12 @@ def test_extracted_and_merged_compute_what_the_supernet_computes(trained: Path, 
     torch.testing.assert_close(logits(parts, trained / "super"), expected, rtol=1e-4, atol=1e-5)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", trust_remote_code=True)
     torch.testing.assert_close(logits(merged, tmp_path / "merged"), expected, rtol=1e-4, atol=1e-4)
-    costs = read_json(tmp_path / "merged" / "subnet.json")["costs"]
-    assert costs["params"] == sum(p.numel() for p in merged.parameters())
-    both = read_json(tmp_path / "parts" / "subnet.json")["costs"]
-    assert both["params"] == sum(p.numel() for name, p in parts.named_parameters() if "original_module" not in name)
+    one = sum(p.numel() for p in merged.parameters())
+    two = sum(p.numel() for name, p in parts.named_parameters() if "original_module" not in name)
+    for name, params in (("merged", one), ("parts", two)):
+        costs = read_json(tmp_path / name / "subnet.json")["costs"]
+        assert costs["params"] == params
+        assert read_json(tmp_path / name / "stage.json")["result"] == {"macs": costs["macs"], "params": params}
 
 
 def test_an_adapter_of_one_rank_needs_no_patterns(trained: Path, tmp_path: Path) -> None:
