@@ -71,7 +71,10 @@ def run(
             parts.base.float()
         save_artefact(where, parts.base, tokenizer, spec)
         architecture, adapter = deployed.blueprint.architecture, stage.directory / ADAPTER
-        save_adapter(adapter, local_path(str(where)), architecture, about.adapters, parts.tensors, parts.ranks)
+        if parts.ranks:
+            save_adapter(adapter, local_path(str(where)), architecture, about.adapters, parts.tensors, parts.ranks)
+        else:
+            notice(f"extract: no layer with an adapter is left, so {BASE}/ is the whole subnet")
         told = f"{BASE}/ holds the weights as they were before training rounded them to {about.weight_format}"
     if about.weight_format is not None:
         notice(f"extract: {told}")

@@ -177,6 +177,23 @@ def test_without_a_layer_and_with_a_smaller_hidden_size(tmp_path: Path, tiny_tas
         torch.testing.assert_close(logits(model, tmp_path / "super"), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_without_any_layer_that_has_an_adapter(trained: Path, tmp_path: Path, capsys: Any) -> None:
+    """The base, with what was trained whole beside adapters, is all that is left: a model of its own either way."""
+    sizes = {"mha_block": [0, 0]}
+    (tmp_path / "subnet.json").write_text(json.dumps(sizes))
+    flags = ["--supernet_dir", trained / "super", "--subnet", tmp_path / "subnet.json"]
+    run("extract", *flags, "--output_dir", tmp_path / "parts")
+    assert "no layer with an adapter is left, so base/ is the whole subnet" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "adapter").exists()
+    run("extract", *flags, "--output_dir", tmp_path / "merged", "--merge", "True")
+    supernet, _ = load_supernet(str(trained / "super"), inherited_task(str(trained / "super")))
+    with supernet.activate(subnet_from_json(sizes)):
+        expected = logits(supernet.model, trained / "super")
+    for path in (tmp_path / "parts" / "base", tmp_path / "merged"):
+        model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=True)
+        torch.testing.assert_close(logits(model, trained / "super"), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_embeddings_that_are_the_head_too_are_trained_as_one(tmp_path: Path) -> None:
     """Stock peft, which copies modules that are trained whole, loads both uses; so does this program."""
     adapters = Adapters(("q_proj",), rank=4, alpha=8, whole=("embed_tokens",))

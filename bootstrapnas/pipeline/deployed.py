@@ -129,6 +129,8 @@ def merge(parts: Parts, adapters: Adapters) -> PreTrainedModel:
     """Return a model with an adapter added to its weights, by peft, in float32."""
     from peft import PeftModel
 
+    if not parts.ranks:  # what was trained whole is in the base
+        return parts.base.float()
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(Path(directory), "", "", adapters, parts.tensors, parts.ranks)
         with warnings.catch_warnings():  # peft reads a property that transformers deprecates
