@@ -45,6 +45,7 @@ class EvaluateArguments:
     )
     eval_batch_size: int = flag(64, "Rows of a batch.")
     merge_adapters: bool = flag(False, "Evaluate with the adapters added to a copy of the weights; faster.")
+    model_name_or_path: Optional[str] = flag(None, "Where the base model is; default: where it was in training.")
     lm_eval: Optional[str] = flag(
         None, "Instead of the task, tasks of lm-evaluation-harness, separated by commas: hellaswag,arc_easy."
     )
@@ -65,7 +66,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         raise UserError(f"--subnet {arguments.subnet}: {where} is an ordinary LoRA, which has no subnets")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = evaluation_dtypes(arguments.supernet_dir, arguments.precision, device)
-    supernet = load_super_adapter(arguments.supernet_dir, spec, config, *dtypes)
+    supernet = load_super_adapter(arguments.supernet_dir, spec, config, *dtypes, arguments.model_name_or_path)
     length = spec.max_seq_length if config is None else sequence_length(config)
     subnet = {}
     if config is not None:

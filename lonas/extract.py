@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import FULL, count_costs
@@ -22,6 +22,8 @@ from bootstrapnas.pipeline.supernets import load_super_adapter, read_space, read
 from bootstrapnas.progress import notice
 from lonas.train import local_path
 
+# ruff: noqa: UP045
+
 BASE, ADAPTER = "base", "adapter"
 
 
@@ -31,6 +33,7 @@ class AdapterExtractArguments(ExtractArguments):
 
     _argument_group_name = "subnet"
 
+    model_name_or_path: Optional[str] = flag(None, "Where the base model is; default: where it was in training.")
     merge: bool = flag(
         False, "Add the adapter to the base's weights: one model instead of two directories. Of an ordinary LoRA, too."
     )
@@ -56,11 +59,13 @@ def run(
     if stage.finished:
         return stage.directory
     spec, about = inherited_task(arguments.supernet_dir), read_super_adapter(arguments.supernet_dir)
-    supernet = load_super_adapter(arguments.supernet_dir, spec, config, None)
+    supernet = load_super_adapter(arguments.supernet_dir, spec, config, None, base=arguments.model_name_or_path)
     length = spec.max_seq_length if config is None else sequence_length(config)
     subnet, values = ({}, None) if config is None else choose(arguments, bounds, supernet, length)
 
-    deployed = Deployed(arguments.supernet_dir, spec, supernet, merged=arguments.merge)
+    deployed = Deployed(
+        arguments.supernet_dir, spec, supernet, merged=arguments.merge, base=arguments.model_name_or_path
+    )
     parts, tokenizer = deployed.parts(subnet), load_tokenizer(arguments.supernet_dir)
     if arguments.merge:
         save_artefact(stage.directory, merge(parts, about.adapters), tokenizer, spec)

@@ -18,6 +18,7 @@ from tiny_llama import TARGETS, lonas, write_model, write_rows
 
 import lonas.extract as lonas_extract
 from bootstrapnas.artefacts import read_json
+from bootstrapnas.pipeline import finalists
 
 CONFIG = f"--nncf_config space.json {TARGETS}"
 FILES = "--task_name commonsense --dataset_path train.json --validation_file val.json"
@@ -114,11 +115,13 @@ MISTAKES: list[tuple[str, str]] = [
     (f"{IMPORT} pickle", "pickle/adapter_model.bin is neither safetensors nor a file of tensors by torch.save: …"),
     (
         "eval --supernet_dir orphan",
-        "the base model of the adapter in orphan is gone: there is no {root}/nowhere",
+        "the base model of the adapter in orphan is gone: there is no {root}/nowhere; --model_name_or_path tells where "
+        "it is now",
     ),
     (
         "extract --supernet_dir orphan --output_dir new --subnet max",
-        "the base model of the adapter in orphan is gone: there is no {root}/nowhere",
+        "the base model of the adapter in orphan is gone: there is no {root}/nowhere; --model_name_or_path tells where "
+        "it is now",
     ),
     # rows
     (
@@ -166,6 +169,10 @@ MISTAKES: list[tuple[str, str]] = [
         "plain holds an ordinary LoRA without a search space: it was trained without --nncf_config",
     ),
     (
+        "eval --supernet_dir orphan --model_name_or_path other",
+        "other is not the base model that the adapter in orphan was trained on: it has changed",
+    ),
+    (
         f"{EXTRACT} --subnet mni",
         "--subnet 'mni' is neither best, max, min, heuristic, frequent, lowest_loss, nor an index, nor a file; did you "
         "mean 'min'?",
@@ -197,6 +204,24 @@ def test_a_latency_table_needs_a_search_space(world: Path) -> None:
 @pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
 def test_a_mistake_is_told_in_a_line_and_nothing_is_lost(world: Path, command: str, message: str) -> None:
     refused(command, message.replace("{root}", str(world)), world, "lonas")
+
+
+def test_a_base_may_have_moved(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finalists, "MAX_SECONDS", 1.0)
+    found = [
+        lonas(f"eval --supernet_dir {name}")
+        for name in ("super", f"orphan --model_name_or_path {Path('base').absolute()}")
+    ]
+    assert found[0] == found[1]
+    moved = "--supernet_dir orphan --model_name_or_path base"
+    flags = "--num_evals 3 --population 2 --measure_finalists 1 --latency_length 16"
+    lonas(f"search {moved} {flags} --output_dir {tmp_path}/search")
+    for merge in (False, True):
+        flags = f"--subnet heuristic --merge {merge} --output_dir {tmp_path}"
+        lonas(f"extract {moved} {flags}/{merge}")
+        lonas(f"extract --supernet_dir super {flags}/{merge}_there")
+        name = "model.safetensors" if merge else "base/model.safetensors"
+        assert (tmp_path / str(merge) / name).read_bytes() == (tmp_path / f"{merge}_there" / name).read_bytes()
 
 
 # -- what looks like a mistake and is none -----------------------------------------------------------------------------

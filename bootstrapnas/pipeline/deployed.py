@@ -67,6 +67,8 @@ class Deployed:
     merged
         Whether those of a super-adapter are to be merged: then the base's weights are what it was trained on, rounded
         to integers where that was so.
+    base
+        Where the base of a super-adapter is now; None for where it was in training.
 
     Attributes
     ----------
@@ -79,14 +81,16 @@ class Deployed:
         What of the supernet's space concerns it.
     """
 
-    def __init__(self, directory: str, spec: TaskSpec, supernet: Supernet, *, merged: bool = True) -> None:
+    def __init__(
+        self, directory: str, spec: TaskSpec, supernet: Supernet, *, merged: bool = True, base: str | None = None
+    ) -> None:
         self._supernet = supernet
         self.model, self.blueprint, self.space = supernet.model, supernet.blueprint, supernet.space
         self._adapters: Adapters | None = None
         self._integers: str | None = None
         if not (Path(directory) / SUPER_ADAPTER_FILE).is_file():
             return
-        about = read_super_adapter(directory)
+        about = read_super_adapter(directory, base)
         self._adapters = about.adapters
         self._integers = about.weight_format if merged else None
         self.model = load_for_task(about.base, spec, dtype=None)

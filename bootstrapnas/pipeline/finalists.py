@@ -78,8 +78,13 @@ class Finalist:
     figures: Mapping[str, Latency] = field(default_factory=dict)
 
 
-def check_finalists(arguments: FinalistArguments, timing: LatencyArguments, supernet_dir: str, spec: TaskSpec) -> None:
-    """Raise `UserError` unless finalists of this supernet can be measured, where that is asked for."""
+def check_finalists(
+    arguments: FinalistArguments, timing: LatencyArguments, supernet_dir: str, spec: TaskSpec, base: str | None
+) -> None:
+    """Raise `UserError` unless finalists of this supernet can be measured, where that is asked for.
+
+    `base` is where the base of a super-adapter is now; None for where it was in training.
+    """
     if arguments.measure_finalists < 0:
         raise UserError(f"--measure_finalists must not be negative, is {arguments.measure_finalists}")
     if arguments.measure_finalists == 0:
@@ -89,7 +94,7 @@ def check_finalists(arguments: FinalistArguments, timing: LatencyArguments, supe
     known = CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS
     if timing.latency_step not in (None, *known):
         raise UserError(f"--latency_step must be {' or '.join(known)}, not {timing.latency_step!r}")
-    longest = _longest_prompt(supernet_dir, spec)
+    longest = _longest_prompt(supernet_dir, spec, base)
     if timing.latency_length is not None and timing.latency_length > longest:
         room = f", and {NEW_TOKENS} more after them" if spec.kind.causal else ""
         raise UserError(
@@ -127,6 +132,7 @@ def measure_finalists(
     costs: Callable[[Genome], Mapping[str, float]],
     *,
     keep: bool,
+    base: str | None = None,
 ) -> list[Finalist]:
     """Extract, export and measure candidates, the largest subnet beside them; write `FINALISTS_FILE` and a report.
 
@@ -148,9 +154,11 @@ def measure_finalists(
         What the search knows of a genome.
     keep
         Whether the IRs stay.
+    base
+        Where the base of a super-adapter is now; None for where it was in training.
     """
-    supernet, _ = load_supernet(supernet_dir, spec, None)
-    deployed = Deployed(supernet_dir, spec, supernet)
+    supernet, _ = load_supernet(supernet_dir, spec, None, base=base)
+    deployed = Deployed(supernet_dir, spec, supernet, base=base)
     candidates = dict(chosen)
     largest = supernet.space.max_genome
     if all(each.genome != largest for each in candidates.values()):
@@ -162,7 +170,7 @@ def measure_finalists(
         irs[name] = directory / "ir" / name
         metrics[name] = _exported(irs[name], supernet.space.subnet(candidate.genome), candidate, deployed, rows)
         notice(f"finalists: {name} has {spec.metric} {metrics[name]:.4f}, exported")
-    tokens = timing.latency_length or int(min(length, _longest_prompt(supernet_dir, spec)))
+    tokens = timing.latency_length or int(min(length, _longest_prompt(supernet_dir, spec, base)))
     figures = _measured(irs, timing, tokens, causal=spec.kind.causal)
     step = timing.latency_step or (CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS)[0]
     finalists = [
@@ -185,10 +193,10 @@ def measured(finalists: Sequence[Finalist], metric: str) -> list[Candidate]:
     ]
 
 
-def _longest_prompt(supernet_dir: str, spec: TaskSpec) -> float:
+def _longest_prompt(supernet_dir: str, spec: TaskSpec, base: str | None) -> float:
     """Return how many tokens the model takes, less those that a language model writes while it is measured."""
     adapted = (Path(supernet_dir) / SUPER_ADAPTER_FILE).is_file()
-    config = load_config(read_super_adapter(supernet_dir).base if adapted else supernet_dir)
+    config = load_config(read_super_adapter(supernet_dir, base).base if adapted else supernet_dir)
     return max_length(config) - (NEW_TOKENS if spec.kind.causal else 0)
 
 

@@ -108,6 +108,9 @@ class SearchArguments:
     merge_adapters: bool = flag(
         False, "Super-adapters: evaluate each subnet with its adapters added to a copy of its weights; faster."
     )
+    model_name_or_path: Optional[str] = flag(
+        None, "Super-adapters: where the base model is; default: where it was in training."
+    )
     early_stop: Optional[float] = flag(
         None,
         "Stop evaluating a subnet once it will not reach the front, with this confidence: 0.99, or 1 for certain. "
@@ -142,9 +145,10 @@ def run(
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
-    check_finalists(finalists, timing, search.supernet_dir, spec)
+    base = search.model_name_or_path
+    check_finalists(finalists, timing, search.supernet_dir, spec, base)
     check_early_stop(search.early_stop, spec)
-    if search.merge_adapters:
+    if search.merge_adapters or base is not None:
         read_super_adapter(search.supernet_dir)
     stage = begin(
         "search",
@@ -159,12 +163,12 @@ def run(
     settings = for_objectives(settings_of(search, config, typed), objectives, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet, _ = load_supernet(
-        search.supernet_dir, spec, *evaluation_dtypes(search.supernet_dir, search.precision, device)
+        search.supernet_dir, spec, *evaluation_dtypes(search.supernet_dir, search.precision, device), base
     )
     length = sequence_length(config)
     table, conditions = None, Conditions(length, None)
     if LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives):
-        deployed = Deployed(search.supernet_dir, spec, supernet)
+        deployed = Deployed(search.supernet_dir, spec, supernet, base=base)
         table = searched_table(timing, stage.directory, deployed, length)
         predict, part = table.predict, deployed.part
         conditions = Conditions(length, lambda subnet: predict(part(subnet)))
@@ -230,7 +234,15 @@ def run(
     if finalists.measure_finalists:
         chosen = choose_finalists(result.front, best, finalists.measure_finalists)
         found = measure_finalists(
-            stage, chosen, search.supernet_dir, spec, timing, length, problem.costs, keep=finalists.keep_finalists
+            stage,
+            chosen,
+            search.supernet_dir,
+            spec,
+            timing,
+            length,
+            problem.costs,
+            keep=finalists.keep_finalists,
+            base=base,
         )
         if problem.cost.name == "latency":
             best = best_as_measured(result, found, objectives[-1], settings.ref_acc, settings.acc_delta)

@@ -52,7 +52,11 @@ _TASK_TYPES = {
 
 
 def load_supernet(
-    directory: str, spec: TaskSpec, dtype: torch.dtype | None = torch.float32, adapters: torch.dtype = torch.float32
+    directory: str,
+    spec: TaskSpec,
+    dtype: torch.dtype | None = torch.float32,
+    adapters: torch.dtype = torch.float32,
+    base: str | None = None,
 ) -> tuple[Supernet, NNCFConfig]:
     """Load a trained supernet or super-adapter, and the config that describes its space.
 
@@ -64,6 +68,8 @@ def load_supernet(
         Of its weights, of a super-adapter's base; None for that of the checkpoint. There is no copy in another.
     adapters
         Dtype of what was trained of a super-adapter.
+    base
+        Where its base is now; None for where it was in training.
 
     Raises
     ------
@@ -74,7 +80,7 @@ def load_supernet(
     check_elastic(directory)
     config = read_config(Path(directory) / SPACE_FILE)
     if (Path(directory) / SUPER_ADAPTER_FILE).is_file():
-        return load_super_adapter(directory, spec, config, dtype, adapters), config
+        return load_super_adapter(directory, spec, config, dtype, adapters, base), config
     model = load_for_task(directory, spec, dtype=dtype)
     return Supernet(model, build_space(config, Blueprint.of(model))), config
 
@@ -301,8 +307,8 @@ def save_adapter(
     save_tensors(directory / ADAPTER_FILE, renamed, {})
 
 
-def read_super_adapter(directory: str | Path) -> SuperAdapter:
-    """Return what a super-adapter is for; `UserError` if the directory holds none."""
+def read_super_adapter(directory: str | Path, base: str | None = None) -> SuperAdapter:
+    """Return what a super-adapter is for, its base being at `base` now; `UserError` if the directory holds none."""
     path = Path(directory) / SUPER_ADAPTER_FILE
     if not path.is_file():
         raise UserError(f"{directory} holds no super-adapter: it has no {SUPER_ADAPTER_FILE}")
@@ -311,7 +317,7 @@ def read_super_adapter(directory: str | Path) -> SuperAdapter:
     entry = found["adapters"]
     lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
     rest = {name: found[name] for name in ("weight_format", "base_dtype") if name in found}
-    return SuperAdapter(found["base"], Adapters(**{**entry, **lists}), **rest)
+    return SuperAdapter(base or found["base"], Adapters(**{**entry, **lists}), **rest)
 
 
 def load_super_adapter(
@@ -320,15 +326,16 @@ def load_super_adapter(
     config: NNCFConfig | None,
     dtype: torch.dtype | None = torch.float32,
     adapters: torch.dtype = torch.float32,
+    base: str | None = None,
 ) -> Supernet:
-    """Load a super-adapter onto its base model; dtypes as in `load_supernet`.
+    """Load a super-adapter onto its base model; dtypes and `base` as in `load_supernet`.
 
     Raises
     ------
     UserError
         If the base model is not the one that it was trained on, or a matrix is missing or of another shape.
     """
-    about = read_super_adapter(directory)
+    about = read_super_adapter(directory, base)
     check_base(directory, about.base)
     model = load_for_task(about.base, spec, dtype=dtype if about.weight_format is None else None)
     settle_padding(model, load_tokenizer(directory))
@@ -346,7 +353,10 @@ def check_base(directory: str, base: str) -> None:
     if trained_on is not None and Path(base).is_dir() and digest(base) != trained_on:
         raise UserError(f"{base} is not the base model that the adapter in {directory} was trained on: it has changed")
     if trained_on is not None and not Path(base).exists():
-        raise UserError(f"the base model of the adapter in {directory} is gone: there is no {base}")
+        raise UserError(
+            f"the base model of the adapter in {directory} is gone: there is no {base}; --model_name_or_path tells "
+            "where it is now"
+        )
 
 
 def save_orders(directory: Path, orders: Mapping[Key, Tensor]) -> None:
