@@ -10,6 +10,7 @@ from typing import Any, Optional
 from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import data_inputs, resolve_task, task_settings
@@ -17,6 +18,7 @@ from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, 
 from bootstrapnas.pipeline.stages import begin, report_config
 from bootstrapnas.pipeline.supernets import (
     ADAPTER_CONFIG,
+    DTYPES,
     SuperAdapter,
     build_super_adapter,
     put_adapter,
@@ -24,7 +26,7 @@ from bootstrapnas.pipeline.supernets import (
     save_super_adapter,
 )
 from bootstrapnas.tasks import TASK_FILE
-from lonas.train import local_path
+from lonas.train import check_dtype, local_path
 
 # ruff: noqa: UP045
 
@@ -41,6 +43,10 @@ class ImportArguments:
     adapter_dir: str = required("Directory with adapter_config.json and adapter_model.safetensors or .bin.")
     nncf_config: Optional[str] = flag(None, "The config that it was trained with; without one, an ordinary LoRA.")
     model_name_or_path: Optional[str] = flag(None, "The base model; default: what adapter_config.json names.")
+    base_dtype: str = flag("float32", f"What the base was in in training: {listed(DTYPES)}.")
+    base_weight_format: Optional[str] = flag(
+        None, f"{listed(WEIGHT_FORMATS)}: the base's linear layers as integers, as those of lonas train are."
+    )
 
 
 _OTHER_KINDS = (
@@ -63,6 +69,10 @@ def run(
     source = arguments.model_name_or_path or base
     if not source:
         raise UserError(f"{path} names no base model; pass --model_name_or_path")
+    check_dtype(arguments.base_dtype)
+    integers = arguments.base_weight_format
+    if integers is not None:
+        check_weight_format(integers)
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
     if config is not None:
         report_config(config)
@@ -77,9 +87,10 @@ def run(
     )
     if stage.finished:
         return stage.directory
-    supernet = build_super_adapter(load_for_task(source, spec, dtype=None), adapters, config, {})
+    supernet = build_super_adapter(load_for_task(source, spec, dtype=None), adapters, config, {}, integers)
     put_adapter(supernet.model, read_adapter(arguments.adapter_dir), arguments.adapter_dir)
-    save_super_adapter(stage.directory, supernet, SuperAdapter(local_path(source), adapters), {})
+    about = SuperAdapter(local_path(source), adapters, integers, arguments.base_dtype)
+    save_super_adapter(stage.directory, supernet, about, {})
     save_tokenizer(stage.directory, load_tokenizer(source))
     spec.save(stage.directory / TASK_FILE)
     if config is not None:

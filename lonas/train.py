@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -130,7 +129,8 @@ def run(
             raise UserError("--reorder is for elastic widths, which a base with --base_weight_format has not")
     source = model_args.model_name_or_path
     adapters = adapters_of(arguments, source)
-    dtype = dtype_of(arguments.base_dtype)
+    check_dtype(arguments.base_dtype)
+    dtype = DTYPES[arguments.base_dtype]
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
     if config is not None:
         report_config(config)
@@ -227,11 +227,10 @@ def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
     return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole)
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """Return a floating-point type by name; `UserError` if there is none."""
+def check_dtype(name: str) -> None:
+    """Raise `UserError` if a base model cannot be in a dtype of that name."""
     if name not in DTYPES:
         raise UserError(f"unknown --base_dtype {name!r} (known: {listed(DTYPES)}){near_miss(name, DTYPES)}")
-    return DTYPES[name]
 
 
 def local_path(source: str) -> str:

@@ -27,9 +27,11 @@ from bootstrapnas.pipeline.supernets import (
     ADAPTER_FILE,
     SuperAdapter,
     build_super_adapter,
+    load_super_adapter,
     load_supernet,
     put_adapter,
     read_adapter,
+    read_super_adapter,
     save_super_adapter,
 )
 from bootstrapnas.training import StageTrainer
@@ -386,6 +388,16 @@ def test_an_adapter_of_old_peft_is_taken_over(
     ours, _ = load_supernet(str(trained / "super"), spec)
     torch.testing.assert_close(logits(taken.model, tmp_path / "taken"), logits(ours.model, trained / "super"))
     assert taken.space == ours.space
+    again = tmp_path / "integers"  # the config varies widths
+    arguments = [*flags[:2], *flags[4:], "--model_name_or_path", tiny_bert_dir, "--output_dir", again]
+    run("import-adapter", *arguments, "--base_dtype", "bfloat16", "--base_weight_format", "int8")
+    model = load_super_adapter(str(again), spec, None).model
+    assert sum(isinstance(module, IntegerLinear) for module in model.modules()) == 12
+    about = read_super_adapter(again)
+    assert (about.weight_format, about.base_dtype) == ("int8", "bfloat16")
+    assert main(["import-adapter", *map(str, flags), "--model_name_or_path", str(tiny_bert_dir), "--output_dir",
+                 str(tmp_path / "no"), "--base_weight_format", "int8"]) == 2  # fmt: skip
+    assert "but widths of a base in int8 stay as they are" in " ".join(capsys.readouterr().err.split())
     for change, message in (
         ({"peft_type": "IA3"}, "peft_type is 'IA3', not LORA"),
         ({"target_modules": ".*query"}, "target_modules must list layers by name"),
