@@ -20,6 +20,7 @@ from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import IGNORED
+from bootstrapnas.pipeline import data as pipeline_data
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.export_data import task_data
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of, save_artefact
@@ -317,6 +318,20 @@ def test_scores_are_log_likelihoods(adapted_dir: Path) -> None:
     assert found["accuracy_norm"] == pytest.approx(np.mean(by_length))
     sets = ("ARC-Easy", "openbookqa", "hellaswag")
     assert found["average"] == pytest.approx(np.mean([found[f"accuracy_{name}"] for name in sets]))
+
+
+@pytest.mark.parametrize("way", ["score", "loss"])
+def test_of_prompts_no_outputs_are_computed_that_batches_must_make_room_for(
+    adapted_dir: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    spec, model, tokenizer = load(adapted_dir, evaluate_by=way)
+    expected = evaluate_model(model, Rows(spec, tokenizer), "test")
+    monkeypatch.setattr(pipeline_data, "_MOST_LOGITS", 400 * len(tokenizer))
+    rows = Rows(spec, tokenizer)
+    whole, tail = ([batch["input_ids"] for batch in rows.batches("test", tail=tail)] for tail in (False, True))
+    assert len(tail) < len(whole)
+    assert max(ids.numel() for ids in whole) <= 400 < max(ids.numel() for ids in tail)
+    assert evaluate_model(model, rows, "test") == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_active_subnet_answers_as_the_extracted_one(adapted_dir: Path) -> None:

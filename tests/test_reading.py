@@ -181,3 +181,22 @@ def test_rows_of_a_group_share_batches() -> None:
     assert [batch["index"].tolist() for batch in batches(data, collator, 2)] == [[1, 5], [3, 2], [4, 0]]
     grouped = Dataset.from_dict({**columns, "group": groups})
     assert [batch["index"].tolist() for batch in batches(grouped, collator, 2)] == [[1, 5], [4], [3, 2], [0]]
+
+
+@pytest.mark.parametrize(
+    ("most", "starts", "expected"),
+    [
+        (1000, None, [[1, 5, 3, 2], [4, 0]]),
+        (18, None, [[1, 5], [3, 2], [4, 0]]),  # 9 tokens of the longest, twice; 7 of the next, twice
+        (15, None, [[1], [5], [3, 2], [4, 0]]),
+        (1, None, [[1], [5], [3], [2], [4], [0]]),
+        (15, "start", [[1, 5, 3], [2, 4, 0]]),  # 9 - 5 + 1 of the longest, three times
+        (1, "start", [[1], [5], [3], [2], [4], [0]]),
+    ],
+)
+def test_batches_have_so_many_outputs(most: int, starts: str | None, expected: list[list[int]]) -> None:
+    lengths = [3, 9, 5, 7, 4, 8]
+    columns = {"input_ids": [[5] * n for n in lengths], "attention_mask": [[1] * n for n in lengths], "length": lengths}
+    data = Dataset.from_dict({**columns, "start": [2, 8, 3, 5, 3, 6]})
+    collator = Collator((("input_ids", 0), ("attention_mask", 0)), "right", 1, (), ())
+    assert [batch["index"].tolist() for batch in batches(data, collator, 4, most, starts)] == expected

@@ -39,7 +39,7 @@ from bootstrapnas.tasks import (
 disable_progress_bars()
 
 SPLITS = ("validation", "validation_mismatched", "test", "train")
-_MOST_LOGITS = 1 << 28  # of a batch whose outputs have an axis of the vocabulary: 1 GiB at float32
+_MOST_LOGITS = 1 << 28  # that are computed of a batch to evaluate on: 1 GiB at float32
 
 
 def task_settings(spec: TaskSpec) -> dict[str, Any]:
@@ -175,9 +175,12 @@ class Rows:
             self._features[name] = tokenize_to_measure(self.rows(name), self.tokenizer, self.spec)
         return self._features[name]
 
-    def batches(self, name: str) -> list[dict[str, Any]]:
-        """Return a split as batches of similar length, to evaluate on: inputs and ``index``."""
-        return self._batches(self.features(name))
+    def batches(self, name: str, *, tail: bool = False) -> list[dict[str, Any]]:
+        """Return a split as batches of similar length, to evaluate on: inputs and ``index``.
+
+        With `tail` they may be larger: they are for `predict`, which computes the outputs of the last tokens only.
+        """
+        return self._batches(self.features(name), tail=tail)
 
     def parts(self, name: str, rows: int) -> list[Part]:
         """Return a split in random parts of at least so many rows (the same ones each time), to evaluate one by one."""
@@ -190,15 +193,18 @@ class Rows:
 
     def _part(self, rows: Dataset) -> Part:
         features = tokenize_to_measure(rows, self.tokenizer, self.spec)
-        return Part(self.spec, rows, features, self._batches(features))
+        return Part(self.spec, rows, features, self._batches(features, tail=True))
 
-    def _batches(self, features: Dataset) -> list[dict[str, Any]]:
+    def _batches(self, features: Dataset, *, tail: bool) -> list[dict[str, Any]]:
         wanted = (*self.collator.inputs, *self.collator.read, "length", GROUP)
         inputs = [column for column in features.column_names if column in wanted]
-        size = self.batch_size
-        if self.spec.generation is None and any(output.last == VOCABULARY for output in self.spec.kind.outputs):
-            size = max(1, min(size, _MOST_LOGITS // (len(self.tokenizer) * max(features["length"]))))
-        return list(batches(features.select_columns(inputs), self.collator, size))
+        outputs = [output for output in self.spec.kind.outputs if output.last == VOCABULARY]
+        if self.spec.generation is not None or not outputs:
+            return list(batches(features.select_columns(inputs), self.collator, self.batch_size))
+        found = (output.reduction.start for output in outputs if tail and output.reduction is not None)
+        starts = next((name for name in found if name in inputs), None)
+        most = _MOST_LOGITS // len(self.tokenizer)
+        return list(batches(features.select_columns(inputs), self.collator, self.batch_size, most, starts))
 
     def measure(self, name: str, outputs: Outputs) -> dict[str, float]:
         """Return the task's metrics (fractions) of a model's outputs on a split; `UserError` if it diverged."""

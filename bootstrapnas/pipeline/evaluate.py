@@ -99,7 +99,7 @@ def _model(directory: str, spec: TaskSpec, precision: str) -> PreTrainedModel:
 
 def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Outputs:
     """Return what the model or IR gives for each feature of the split."""
-    prepared = rows.batches(arguments.split)
+    prepared = rows.batches(arguments.split, tail=arguments.ir_dir is None)
     if arguments.ir_dir is not None:
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
         return outputs_of_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), rows, prepared, progress=True)

@@ -242,7 +242,8 @@ def save_artefact(directory: Path, model: PreTrainedModel, tokenizer: PreTrained
 
 def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[Any] | None = None) -> dict[str, float]:
     """Return the task's metrics (fractions) of a model on a split, in the model's dtype."""
-    return rows.measure(split, outputs_of(model, rows, prepared if prepared is not None else rows.batches(split)))
+    batches = rows.batches(split, tail=True) if prepared is None else prepared
+    return rows.measure(split, outputs_of(model, rows, batches))
 
 
 def outputs_of(model: Any, rows: Rows, prepared: Sequence[Any], *, progress: bool = False) -> Outputs:

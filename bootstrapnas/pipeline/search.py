@@ -174,7 +174,7 @@ def run(
         conditions = Conditions(length, lambda subnet: predict(part(subnet)))
     problem = build_problem(supernet, objectives, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
-    prepared = rows.batches("validation") if search.early_stop is None else []
+    prepared = rows.batches("validation", tail=True) if search.early_stop is None else []
     parts = [] if search.early_stop is None else split_up(rows, "validation")
     supernet.model.to(device)
 

@@ -71,7 +71,7 @@ def build_trainer(
     def describe(subnet: Mapping[Key, int]) -> str:
         return f"{count_macs(supernet.blueprint, subnet, length=length) / full:.0%} of the MACs"
 
-    validation = rows.batches("validation")
+    validation = rows.batches("validation", tail=True)
     return StageTrainer(
         model=supernet.model,
         args=training,
@@ -130,7 +130,7 @@ def schedule_of(
 
 def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:
     """Return the selecting metric of the largest and the smallest subnet on the validation rows."""
-    prepared = prepared or rows.batches("validation")
+    prepared = prepared or rows.batches("validation", tail=True)
     metric, found = rows.spec.metric, {}
     for name, genome in (("max", supernet.space.max_genome), ("min", supernet.space.min_genome)):
         with supernet.activate(supernet.space.subnet(genome)):

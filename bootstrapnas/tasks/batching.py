@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,21 +143,46 @@ def training_columns(features: Dataset, collator: Collator) -> list[str]:
     return [name for name in features.column_names if name in (*collator.inputs, *collator.targets, "length")]
 
 
-def batches(dataset: Dataset, collator: Collator, batch_size: int) -> Iterator[dict[str, Tensor]]:
+def batches(
+    dataset: Dataset,
+    collator: Collator,
+    batch_size: int,
+    most_tokens: float = math.inf,
+    starts: str | None = None,
+) -> Iterator[dict[str, Tensor]]:
     """Yield a tokenized data set as batches of rows of like length, the longest first.
 
     Nearly nothing is padded that way, and what does not fit in memory fails at once. Rows of one ``group``, where there
     is such a column, share batches: their texts begin alike. The group of the longest row comes first. Each batch
     carries ``index`` ``[batch]``, the positions of its rows in `dataset`.
+
+    A batch of more than one row has at most `most_tokens` tokens whose outputs are computed, padding too: all of them,
+    or those that `predict` computes where the column `starts` has each row's first that counts (`Reduction.start`).
     """
     lengths = list(dataset["length"])
     grouped = list(dataset[GROUP]) if GROUP in dataset.column_names else [0] * len(lengths)
     groups: dict[int, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         groups.setdefault(grouped[row], []).append(row)
+    first = [1] * len(lengths) if starts is None else list(dataset[starts])
     for order in groups.values():
-        for start in range(0, len(order), batch_size):
-            index = order[start : start + batch_size]
+        for index in _cut(order, lengths, first, batch_size, most_tokens):
             columns = dataset[index]
             rows = [{name: values[i] for name, values in columns.items()} | {INDEX: row} for i, row in enumerate(index)]
             yield collator(rows)
+
+
+def _cut(
+    order: Sequence[int], lengths: Sequence[int], starts: Sequence[int], most_rows: int, most_tokens: float
+) -> Iterator[list[int]]:
+    """Yield rows, which are in order of their lengths, in batches as large as the limits of `batches` let them be."""
+    batch: list[int] = []
+    for row in order:
+        grown = [*batch, row]
+        tokens = lengths[grown[0]] - min(starts[each] for each in grown) + 1
+        if batch and (len(batch) == most_rows or len(grown) * tokens > most_tokens):
+            yield batch
+            grown = [row]
+        batch = grown
+    if batch:
+        yield batch
