@@ -2,8 +2,8 @@
 
 The data sets are LLM-Adapters' (Hu et al. 2023, https://arxiv.org/abs/2304.01933). Their published rules take the first
 choice, letter or the last number that a text holds, wherever it stands. Here what follows "the answer is" (or ``####``)
-counts before the rest of the text does, a letter is none where it is a word of the sentence, and a comma belongs to a
-number only between thousands.
+counts before the rest of the text does, a letter is none where it is a word of the sentence (after "the answer is" only
+"A" may be), and a comma belongs to a number only between thousands.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 _MARKER = re.compile(r"answer\s*(?:is\b|:|=)|####", re.IGNORECASE)
 _FORMAT = re.compile(r"answer format:\s*([^\s/]+(?:/[^\s/]+)+)", re.IGNORECASE)
 _CLOSE_ENOUGH = 1e-3
+_IN_SENTENCE = r"\s+(?!(?:because|since|as|is (?:the )?(?:correct|right|answer))\b)[a-z]"
+"""What follows a letter that is a word: the article of a noun, an unknown in a sum, a person's name."""
 _SENTENCE_END = re.compile(r"\.(?!\d)|\n")
 _NUMBER = re.compile(
     r"""(?<![\w.])
@@ -85,10 +87,10 @@ class Letter(Rule):
     def find(self, text: str) -> str | None:
         one = f"[{self.letters}]"
         for part in _after_markers(text):
-            match = re.match(rf"\W*(?:option|choice)?\W*({one})(?![\w'’])(?!\s+[a-z])", part)
+            match = re.match(rf"\W*(?:option|choice)?\W*({one})(?![\w'’])(?!(?<=A){_IN_SENTENCE})", part)
             if match is not None:
                 return match.group(1)
-        for pattern in (rf"\(({one})\)", rf"(?<![\w'’])({one})(?![\w'’])(?!\s+[a-z])"):
+        for pattern in (rf"\(({one})\)", rf"(?<![\w'’])({one})(?![\w'’])(?!{_IN_SENTENCE})"):
             found = re.findall(pattern, text)
             if found:
                 return str(found[-1])
