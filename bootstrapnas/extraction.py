@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MODELING_FILE = "modeling_subnet.py"
 SUBNET_FILE = "subnet.json"
+_ADAPTER_CONFIG = "adapter_config.json"
+MERGE = "lonas extract --merge True makes one model of both"
 
 
 def extract(model: PreTrainedModel, blueprint: Blueprint, subnet: Subnet) -> PreTrainedModel:
@@ -221,15 +223,27 @@ def load_config(directory_or_id: str, **settings: Any) -> PreTrainedConfig:
     directory = Path(directory_or_id)
     if directory.is_dir() and not (directory / "config.json").is_file():
         missing = "it has no config.json"
-        if (directory / "adapter_config.json").is_file():
+        below = sorted(path.parent for path in directory.glob("*/config.json"))
+        adapter = adapter_beside(below[0]) if below else None
+        if (directory / _ADAPTER_CONFIG).is_file():
             missing = "it holds an adapter, to be merged into its base first"
-        below = sorted(path.parent.name for path in directory.glob("*/config.json"))
-        meant = f"; there is one in {' and in '.join(str(directory / name) for name in below)}" if below else ""
-        raise UserError(f"{directory_or_id} is no model directory: {missing}{meant}")
+        elif adapter is not None:
+            missing = f"it holds a base ({below[0].name}/) beside its adapter ({adapter.name}/); {MERGE}"
+        elif below:
+            missing = f"{missing}; there is one in {' and in '.join(map(str, below))}"
+        raise UserError(f"{directory_or_id} is no model directory: {missing}")
     try:
         return AutoConfig.from_pretrained(directory_or_id, trust_remote_code=False, **settings)
     except (OSError, ValueError) as error:
         raise load_failure("a model", directory_or_id, error) from error
+
+
+def adapter_beside(directory: str | Path) -> Path | None:
+    """Return the adapter that was extracted together with the base model in a directory; None if there is none."""
+    both = Path(directory).absolute().parent
+    if not (both / SUBNET_FILE).is_file():
+        return None
+    return next((path.parent for path in sorted(both.glob(f"*/{_ADAPTER_CONFIG}"))), None)
 
 
 def load_failure(what: str, directory_or_id: str, error: Exception) -> UserError:

@@ -18,6 +18,7 @@ from tiny_llama import TARGETS, lonas, write_model, write_rows
 
 import lonas.extract as lonas_extract
 from bootstrapnas.artefacts import read_json
+from bootstrapnas.extraction import adapter_beside
 from bootstrapnas.pipeline import finalists
 
 CONFIG = f"--nncf_config space.json {TARGETS}"
@@ -179,7 +180,8 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         "export --model_dir parts --output_dir new",
-        "parts is no model directory: it has no config.json; there is one in parts/base",
+        "parts is no model directory: it holds a base (base/) beside its adapter (adapter/); lonas extract --merge "
+        "True makes one model of both",
     ),
     (
         "export --model_dir parts/adapter --output_dir new",
@@ -225,6 +227,17 @@ def test_a_base_may_have_moved(world: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 # -- what looks like a mistake and is none -----------------------------------------------------------------------------
+
+
+def test_a_base_may_be_exported_without_its_adapter(world: Path, tmp_path: Path) -> None:
+    """Programs that apply adapters themselves want that; whoever does not is told."""
+    outcome = call(shlex.split(f"export --model_dir parts/base --output_dir {tmp_path} --no_metric"), "lonas")
+    assert outcome.status == 0, outcome.err
+    told = (
+        f"warning: parts/base is a base without its adapter, which is in {world}/parts/adapter: lonas extract --merge"
+    )
+    assert told in " ".join(outcome.err.split())
+    assert adapter_beside("base") is None  # that of super, but it lies there by itself
 
 
 @pytest.mark.parametrize("missing", [("pad_token",), ("pad_token", "eos_token")], ids=" and ".join)

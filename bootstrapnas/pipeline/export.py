@@ -16,7 +16,7 @@ from bootstrapnas.export.compression import COMPRESSED
 from bootstrapnas.export.onnx import check_encoder, check_installed, export_onnx
 from bootstrapnas.export.openvino import check_formats
 from bootstrapnas.export.quantisation import PRESETS, SMOOTH_QUANT_ALPHA
-from bootstrapnas.extraction import load_config
+from bootstrapnas.extraction import MERGE, adapter_beside, load_config
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import data_inputs, has_task, resolve_task, task_settings
 from bootstrapnas.pipeline.export_data import ExportData, task_data, text_data
@@ -111,6 +111,9 @@ def run(
     for leftover in stage.directory.glob(f"{TEMPORARY}*"):  # of an export that was killed
         shutil.rmtree(leftover)
     load_config(arguments.model_dir)  # says so if it is no model
+    adapter = adapter_beside(arguments.model_dir)
+    if adapter is not None:
+        warn(f"{arguments.model_dir} is a base without its adapter, which is in {adapter}: {MERGE}")
     tokenizer = load_tokenizer(arguments.model_dir)
     by_data = quantisation is not None or (compression is not None and compression.needs_data)
     if arguments.calibration_file is not None and spec is not None and not by_data:
