@@ -39,6 +39,7 @@ from bootstrapnas.pipeline.arguments import (
 from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
+    check_evaluations,
     evaluate_model,
     fit_length,
     load_student,
@@ -174,6 +175,7 @@ def train_scores(
 ) -> Scores:
     """Return the scores of movement sparsity; training ends with the warm-up, when masks are resolved."""
     blueprint, names = Blueprint.of(model), NodeNames.of(model)
+    check_evaluations(rows, training)
     lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     settings = movement_settings(config, importance.nncf_quantile_cap)
     training.num_train_epochs = preferred(

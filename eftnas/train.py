@@ -49,6 +49,7 @@ from bootstrapnas.pipeline.stages import (
     report_config,
     resume_point,
     settle_best,
+    tell_metrics,
 )
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
 from bootstrapnas.pipeline.teacher import OWN_TEACHER, own_lesson, prepare_lesson, settle_distillation
@@ -151,7 +152,7 @@ def run(
         )
         trainer.train(resume_from_checkpoint=resume_point(stage))
         metrics = measure_extremes(supernet, rows)
-        notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
+        tell_metrics(stage, metrics)
         save_artefact(stage.directory, model, tokenizer, spec)
         write_json(stage.directory / SPACE_FILE, config.raw)
         save_sampled(stage.directory, supernet.space, trainer.drawn())

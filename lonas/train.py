@@ -32,14 +32,16 @@ from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     SPACE_FILE,
+    check_evaluations,
     evaluate_model,
     fit_length,
     load_student,
     save_tokenizer,
     student_tokenizer,
+    validate,
 )
 from bootstrapnas.pipeline.sampled import save_sampled
-from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best
+from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best, tell_metrics
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
 from bootstrapnas.pipeline.supernets import (
     DTYPES,
@@ -50,7 +52,7 @@ from bootstrapnas.pipeline.supernets import (
     save_super_adapter,
 )
 from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
-from bootstrapnas.progress import notice, warn
+from bootstrapnas.progress import warn
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
@@ -180,8 +182,8 @@ def run(
         )
     )
     trainer.train(resume_from_checkpoint=resume_point(stage))
-    measured = evaluate_model(model, rows, "validation") if config is None else measure_extremes(supernet, rows)
-    notice(f"train: {', '.join(f'{name} {value:.4f}' for name, value in measured.items())}")
+    measured = validate(model, rows) if config is None else measure_extremes(supernet, rows)
+    tell_metrics(stage, measured)
     about = SuperAdapter(local_path(source), adapters, integers, arguments.base_dtype)
     save_super_adapter(stage.directory, supernet, about, found)
     save_tokenizer(stage.directory, tokenizer)
@@ -265,6 +267,7 @@ def build_lora_trainer(
     supernet: Supernet, training: StageTrainingArguments, rows: Rows, lesson: Lesson
 ) -> StageTrainer:
     """Return the trainer of an ordinary LoRA, with Hugging Face's schedule."""
+    check_evaluations(rows, training)
     return StageTrainer(
         model=supernet.model,
         args=training,

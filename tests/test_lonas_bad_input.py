@@ -57,6 +57,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lonas(f"{TRAIN.replace('new', 'super')} {CONFIG}")
         lonas(f"{TRAIN.replace('new', 'plain')} --target_modules q_proj")
         lonas(f"{EXTRACT.replace('new', 'parts')} --subnet heuristic")
+        held = TRAIN.replace("--validation_file val.json", "--val_set_size {}")
+        lonas(f"{held.format(2).replace('new', 'held')} {CONFIG}")
+        lonas(f"{held.format(0).replace('new', 'all')} {CONFIG}")
         shutil.copytree("super", "orphan")
         about = read_json("orphan/super_adapter.json")
         Path("orphan/super_adapter.json").write_text(json.dumps({**about, "base": str(root / "nowhere")}))
@@ -149,6 +152,27 @@ MISTAKES: list[tuple[str, str]] = [
         f"{TRAIN.replace('val.json', 'word.json')} {CONFIG}",
         "{root}/word.json: row 2 has the answer 'four', which is none of the data set gsm8k",
     ),
+    # rows to validate on
+    (
+        "search --supernet_dir held --val_set_size 3 --output_dir new",
+        "--val_set_size 3 would be other rows than those held out of the training of held (--val_set_size 2), which "
+        "has learnt some of them; --max_eval_samples takes fewer of the same",
+    ),
+    (
+        "eval --supernet_dir held --task_name commonsense --train_file train.json --max_seq_length 128",
+        "a tenth of the rows would be other rows than those held out of the training of held (--val_set_size 2), which "
+        "has learnt some of them; --max_eval_samples takes fewer of the same",
+    ),
+    ("eval --supernet_dir super --val_set_size 2", "--val_set_size 2: there are rows to validate on already (…"),
+    ("eval --supernet_dir super --val_set_size -1", "val_set_size must be at least 0, not -1"),
+    (
+        "search --supernet_dir all --output_dir new",
+        "task commonsense has no rows to validate on: --val_set_size 0 held none out; pass --validation_file",
+    ),
+    (
+        f"{TRAIN.replace('--validation_file val.json', '--val_set_size 0')} {CONFIG} --eval_strategy epoch",
+        "task commonsense has no rows to validate on: --val_set_size 0 held none out; pass --validation_file",
+    ),
     # subnets and what is made of them
     (f"{EVAL} --split tset", "--split must be one of validation, validation_mismatched, test, train, not 'tset'"),
     (f"{EVAL} --subnet 9", "choosing from a search needs --search_dir"),
@@ -227,6 +251,16 @@ def test_a_base_may_have_moved(world: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 # -- what looks like a mistake and is none -----------------------------------------------------------------------------
+
+
+def test_what_was_trained_on_all_rows_is_measured_on_others(world: Path, tmp_path: Path) -> None:
+    assert read_json("all/eval_results.json") == {}
+    own = json.loads(lonas("eval --supernet_dir all --validation_file val.json"))
+    assert own.keys() >= {"accuracy", "accuracy_norm"}
+    assert "accuracy" in json.loads(lonas("eval --supernet_dir held --validation_file val.json"))
+    assert lonas("eval --supernet_dir held --val_set_size 2") == lonas("eval --supernet_dir held")
+    lonas(f"extract --supernet_dir all --subnet max --merge True --output_dir {tmp_path}/merged")
+    lonas(f"export --model_dir {tmp_path}/merged --no_metric --output_dir {tmp_path}/ir")
 
 
 def test_a_base_may_be_exported_without_its_adapter(world: Path, tmp_path: Path) -> None:

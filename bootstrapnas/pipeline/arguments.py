@@ -78,7 +78,9 @@ class TaskArguments:
     train_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
     validation_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
     test_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
-    val_set_size: Optional[int] = flag(None, "Training rows held out to validate, where no others are there for that.")
+    val_set_size: Optional[int] = flag(
+        None, "Training rows held out to validate, where no others are there for that; 0 trains on all of them."
+    )
     text_columns: Optional[str] = flag(None, "One or two column names, separated by a comma.")
     label_column: Optional[str] = flag(None, "Column of the label.")
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")

@@ -29,6 +29,7 @@ from bootstrapnas.tasks import (
     compute_metrics,
     data_files,
     export_builtin,
+    holds_out,
     load_task,
     tokenize,
     tokenize_to_measure,
@@ -39,6 +40,7 @@ from bootstrapnas.tasks import (
 disable_progress_bars()
 
 SPLITS = ("validation", "validation_mismatched", "test", "train")
+_TRAINED_ON = ("task_name", "dataset_dir", "train_file")
 _MOST_LOGITS = 1 << 28  # that are computed of a batch to evaluate on: 1 GiB at float32
 
 
@@ -58,6 +60,11 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
     """Return the task that the flags name, or the one inherited from the first directory that has one.
 
     Flags that were given change the inherited task (its length, its number of rows, where its files lie).
+
+    Raises
+    ------
+    UserError
+        If no task is named nor inherited, or other training rows would validate than did in the directory.
     """
     limits: dict[str, Any] = {
         "max_seq_length": task.max_seq_length,
@@ -69,8 +76,9 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
         name: {field.name: value for field in fields(which) if (value := getattr(task, field.name)) is not None}
         for name, which in SETTINGS.items()
     }
+    found = [directory for directory in directories if directory and (Path(directory) / TASK_FILE).is_file()]
     if task.task_name is not None or task.train_file is not None:
-        return build_task_spec(
+        spec = build_task_spec(
             task.task_name,
             dataset_dir=task.dataset_dir,
             train_file=task.train_file,
@@ -83,18 +91,24 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             instructions=settings["instructions"],
             **limits,
         )
-    for directory in directories:
-        if directory is not None and (Path(directory) / TASK_FILE).is_file():
-            spec = TaskSpec.load(Path(directory) / TASK_FILE)
-            changes: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
-            if task.dataset_dir is not None:
-                changes["dataset_dir"] = str(Path(task.dataset_dir).absolute())
-            has = {name: getattr(spec, name) for name in SETTINGS}
-            changes |= changed_settings(has, settings, spec.task_name)
-            if "evaluate_by" in settings["instructions"]:  # other metrics come of it
-                changes["metric"] = ""
-            spec = replace(spec, **changes)
-            return spec if task.metric is None else replace(spec, metric=spec.metric_named(task.metric))
+        if found and holds_out(spec):
+            before = TaskSpec.load(Path(found[0]) / TASK_FILE)
+            if all(getattr(spec, name) == getattr(before, name) for name in _TRAINED_ON):
+                _check_held_out(spec, before, found[0])
+        return spec
+    if found:
+        before = TaskSpec.load(Path(found[0]) / TASK_FILE)
+        changes: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
+        if task.dataset_dir is not None:
+            changes["dataset_dir"] = str(Path(task.dataset_dir).absolute())
+        changes |= _files_of_its_own(task, before, found[0])
+        has = {name: getattr(before, name) for name in SETTINGS}
+        changes |= changed_settings(has, settings, before.task_name)
+        if "evaluate_by" in settings["instructions"]:  # other metrics come of it
+            changes["metric"] = ""
+        spec = replace(before, **changes)
+        _check_held_out(spec, before, found[0])
+        return spec if task.metric is None else replace(spec, metric=spec.metric_named(task.metric))
     sources = [directory for directory in directories if directory is not None]
     missing = [directory for directory in sources if not Path(directory).is_dir()]
     if missing:
@@ -104,6 +118,32 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
         )
     looked = ", ".join(f"{directory} has no {TASK_FILE}" for directory in sources)
     raise UserError(f"no task: pass --task_name or --train_file (there is none to inherit: {looked})")
+
+
+def _files_of_its_own(task: TaskArguments, before: TaskSpec, directory: str) -> dict[str, Any]:
+    """Return what rows in files of their own change in an inherited task."""
+    given = {name: value for name in ("validation_file", "test_file") if (value := getattr(task, name)) is not None}
+    if given and before.train_file is None:
+        raise UserError(
+            f"--{next(iter(given))} is for tasks with a --train_file; {before.task_name}, which is inherited from "
+            f"{directory}, takes its files from --dataset_dir"
+        )
+    found: dict[str, Any] = {name: str(Path(value).absolute()) for name, value in given.items()}
+    return found | ({"val_set_size": task.val_set_size} if "validation_file" in given else {})
+
+
+def _check_held_out(spec: TaskSpec, before: TaskSpec, directory: str) -> None:
+    """Raise `UserError` if other training rows would validate than did in a directory, which has learnt the others."""
+    if spec.val_set_size == before.val_set_size or not holds_out(spec):
+        return
+    now, then = (
+        "a tenth of the rows" if each.val_set_size is None else f"--val_set_size {each.val_set_size}"
+        for each in (spec, before)
+    )
+    raise UserError(
+        f"{now} would be other rows than those held out of the training of {directory} ({then}), which has learnt some "
+        "of them; --max_eval_samples takes fewer of the same"
+    )
 
 
 def has_task(task: TaskArguments, directory: str) -> bool:

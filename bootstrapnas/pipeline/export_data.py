@@ -63,7 +63,9 @@ def task_data(
     calibration_file: str | None,
     measured: bool,
 ) -> ExportData:
-    """Return validation rows to verify on, training rows (or a file's) to calibrate by, and the metric.
+    """Return validation rows (for want of any training rows) to verify on, rows to calibrate by, and the metric.
+
+    Calibration takes training rows or a file's.
 
     Raises
     ------
@@ -71,7 +73,8 @@ def task_data(
         If rows are missing, or the file is one of another task.
     """
     rows = Rows(spec.greedily(), tokenizer, EVALUATION_ROWS)
-    validation = rows.batches("validation")
+    without = rows.data.validation is None and not measured
+    validation = rows.batches("train" if without else "validation")
     # The longest rows and the shortest: what verification should see of the lengths.
     examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]
     calibration = _calibration(rows, calibration_rows, calibration_file) if calibration_rows else ()

@@ -17,15 +17,16 @@ from bootstrapnas.pipeline.arguments import (
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
+    check_evaluations,
     evaluate_model,
     fit_length,
     load_student,
     save_artefact,
     student_tokenizer,
+    validate,
 )
-from bootstrapnas.pipeline.stages import begin, finish, resume_point, settle_best
+from bootstrapnas.pipeline.stages import begin, finish, resume_point, settle_best, tell_metrics
 from bootstrapnas.pipeline.teacher import prepare_lesson
-from bootstrapnas.progress import notice
 from bootstrapnas.training import StageTrainer
 
 GROUPS = (ModelArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
@@ -57,6 +58,7 @@ def run(
     tokenizer = student_tokenizer(model_args, spec)
     rows = Rows(spec, tokenizer, training.per_device_eval_batch_size)
     model = load_student(model_args, spec, training, tokenizer)
+    check_evaluations(rows, training)
     lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     trainer = StageTrainer(
         model=model,
@@ -70,11 +72,11 @@ def run(
         measure=lambda: evaluate_model(model, rows, "validation"),
     )
     trainer.train(resume_from_checkpoint=resume_point(stage))
-    metrics = evaluate_model(model, rows, "validation")
-    notice(f"finetune: {', '.join(f'{name} {value:.4f}' for name, value in metrics.items())}")
+    metrics = validate(model, rows)
+    tell_metrics(stage, metrics)
     save_artefact(stage.directory, model, tokenizer, spec)
     if (Path(source) / SUBNET_FILE).is_file():
-        keep_subnet(Path(source), stage, {spec.metric: metrics[spec.metric]})
+        keep_subnet(Path(source), stage, {name: value for name, value in metrics.items() if name == spec.metric})
     finish(stage, metrics)
     return stage.directory
 

@@ -246,6 +246,17 @@ def evaluate_model(model: nn.Module, rows: Rows, split: str, prepared: Sequence[
     return rows.measure(split, outputs_of(model, rows, batches))
 
 
+def validate(model: nn.Module, rows: Rows) -> dict[str, float]:
+    """Return the task's metrics of a model on the validation rows; none if no row was held out."""
+    return {} if rows.data.validation is None else evaluate_model(model, rows, "validation")
+
+
+def check_evaluations(rows: Rows, training: StageTrainingArguments) -> None:
+    """Raise `UserError` if evaluations while training are asked for without any rows to validate on."""
+    if training.eval_strategy != "no":
+        rows.rows("validation")
+
+
 def outputs_of(model: Any, rows: Rows, prepared: Sequence[Any], *, progress: bool = False) -> Outputs:
     """Return what a model says of prepared batches, as the task measures it: its outputs, or the texts it writes."""
     writing = rows.spec.generation

@@ -124,6 +124,12 @@ def steps_of_epoch(rows: int, training: StageTrainingArguments) -> int:
     return max(1, math.ceil(micro / training.gradient_accumulation_steps))
 
 
+def tell_metrics(stage: Stage, metrics: Mapping[str, float]) -> None:
+    """Say what a stage's model reaches on the validation rows."""
+    reached = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    notice(f"{stage.name}: {reached or 'no rows are there to validate on (--val_set_size 0)'}")
+
+
 def finish(stage: Stage, metrics: Mapping[str, float], **result: Any) -> None:
     """Write the metrics, delete checkpoints, mark the stage complete."""
     write_json(stage.directory / METRICS_FILE, dict(metrics))

@@ -15,7 +15,7 @@ from bootstrapnas.nncf_config import NNCFConfig, build_space
 from bootstrapnas.nncf_config.schema import COMMAND_LINE
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
-from bootstrapnas.pipeline.models import evaluate_model
+from bootstrapnas.pipeline.models import check_evaluations, evaluate_model
 from bootstrapnas.pipeline.stages import preferred, steps_of_epoch
 from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.progress import warn
@@ -71,7 +71,8 @@ def build_trainer(
     def describe(subnet: Mapping[Key, int]) -> str:
         return f"{count_macs(supernet.blueprint, subnet, length=length) / full:.0%} of the MACs"
 
-    validation = rows.batches("validation", tail=True)
+    check_evaluations(rows, training)
+    validation = None if rows.data.validation is None else rows.batches("validation", tail=True)
     return StageTrainer(
         model=supernet.model,
         args=training,
@@ -129,7 +130,9 @@ def schedule_of(
 
 
 def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:
-    """Return the selecting metric of the largest and the smallest subnet on the validation rows."""
+    """Return the selecting metric of the largest and the smallest subnet on the validation rows; none without any."""
+    if rows.data.validation is None:
+        return {}
     prepared = prepared or rows.batches("validation", tail=True)
     metric, found = rows.spec.metric, {}
     for name, genome in (("max", supernet.space.max_genome), ("min", supernet.space.min_genome)):

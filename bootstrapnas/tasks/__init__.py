@@ -13,7 +13,7 @@ from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec, changed_settin
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
 from bootstrapnas.tasks.generation import Generation, generate, generate_by_ir
 from bootstrapnas.tasks.kind import Head, Kind
-from bootstrapnas.tasks.loading import TaskData, data_files, load_file, load_task, why_no_rows
+from bootstrapnas.tasks.loading import TaskData, data_files, holds_out, load_file, load_task, why_no_rows
 from bootstrapnas.tasks.metrics import METRICS
 from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
@@ -43,6 +43,7 @@ __all__ = [
     "export_builtin",
     "generate",
     "generate_by_ir",
+    "holds_out",
     "load_file",
     "load_task",
     "predictions",

@@ -36,7 +36,7 @@ class TaskData:
 
     spec: TaskSpec
     train: Dataset
-    validation: Dataset
+    validation: Dataset | None
     test: Dataset | None = None
     validation_mismatched: Dataset | None = None
 
@@ -45,7 +45,8 @@ def load_task(spec: TaskSpec) -> TaskData:
     """Load the rows of a task.
 
     Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None. Of a data
-    set without a validation split (IMDB), a share of the training rows validates instead.
+    set without a validation split (IMDB), a share of the training rows validates instead, or none of them if
+    ``val_set_size`` is 0.
 
     Raises
     ------
@@ -70,10 +71,10 @@ def load_task(spec: TaskSpec) -> TaskData:
         sources = {split: f"{' '.join(KNOWN[spec.task_name].hub)} ({split})" for split in tables}
 
     tables = {split: _arranged(spec, table) for split, table in tables.items()}
-    if "validation" not in tables:
+    if "validation" not in tables and spec.val_set_size != 0:
         tables["train"], tables["validation"] = _hold_out(tables["train"], spec, sources["train"])
         sources["validation"] = f"{sources['train']}, held out"
-    elif spec.val_set_size is not None:
+    elif "validation" in tables and spec.val_set_size:
         raise UserError(
             f"--val_set_size {spec.val_set_size}: there are rows to validate on already ({sources['validation']}); "
             "--max_eval_samples takes fewer of them"
@@ -90,7 +91,7 @@ def load_task(spec: TaskSpec) -> TaskData:
         elif split in _REQUIRED:
             raise UserError(f"{sources[split]} holds no rows for the task {spec.task_name}")
     return TaskData(
-        spec, loaded["train"], loaded["validation"], loaded.get("test"), loaded.get("validation_mismatched")
+        spec, loaded["train"], loaded.get("validation"), loaded.get("test"), loaded.get("validation_mismatched")
     )
 
 
@@ -164,6 +165,13 @@ def _add_parts(spec: TaskSpec, tables: dict[str, Table], sources: dict[str, str]
 
 def why_no_rows(spec: TaskSpec, split: str) -> str:
     """Return why a task that was loaded has no rows of a split: the file that is missing, or has no labels."""
+    if split == "validation":
+        own = (
+            "pass --validation_file"
+            if spec.train_file
+            else f"put validation.jsonl into {spec.dataset_dir or 'a --dataset_dir'}"
+        )
+        return f"task {spec.task_name} has no rows to validate on: --val_set_size 0 held none out; {own}"
     if split not in _SPLITS or spec.dataset_dir is None:
         return f"task {spec.task_name} has no labelled split {split!r}"
     path = data_files(spec).get(split)
@@ -213,6 +221,12 @@ def _labelled(spec: TaskSpec, table: Table) -> Table:
 def held_out(spec: TaskSpec) -> float:
     """Return the share of the training rows that validate where a data set has no validation split; mostly 0."""
     return KNOWN[spec.task_name].held_out if spec.task_name in KNOWN else 0.0
+
+
+def holds_out(spec: TaskSpec) -> bool:
+    """Return whether training rows of a task validate, for want of others."""
+    files = data_files(spec)
+    return "validation" not in files if files else held_out(spec) > 0
 
 
 def _hold_out(table: Table, spec: TaskSpec, source: str) -> tuple[Table, Table]:

@@ -46,7 +46,7 @@ class TaskSpec:
     train_file, validation_file, test_file
         The splits of the task ``"files"``: JSON lines or CSV.
     val_set_size
-        How many training rows are held out to validate, where there are no rows of their own for that.
+        How many training rows are held out to validate, where there are no rows of their own for that; 0 trains on all.
     max_train_samples, max_validation_samples
         Sizes of random subsets; None takes all rows.
     seed
@@ -87,10 +87,12 @@ class TaskSpec:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")
         if self.dataset_dir is not None and self.train_file is not None and not self.parts:
             raise UserError(f"task {self.task_name} reads its files ({self.train_file}, ...); it takes no dataset_dir")
-        for name in ("max_seq_length", "val_set_size", "max_train_samples", "max_validation_samples"):
+        for name in ("max_seq_length", "max_train_samples", "max_validation_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be positive, not {value}")
+        if self.val_set_size is not None and self.val_set_size < 0:
+            raise UserError(f"val_set_size must be at least 0, not {self.val_set_size}")
         if not self.metric:
             object.__setattr__(self, "metric", self.metrics[0])
         if self.metric not in self.metrics:
