@@ -64,8 +64,26 @@ WITHOUT_EFFECT = {
     "lora": "adapters are all that is trained",
     "do_test": "lonas eval measures a subnet",
     "do_search": "lonas search searches",
+    "to_onnx": "lonas export --format onnx writes a merged model as ONNX",
+    "max_predict_samples": "nothing is predicted; --max_eval_samples of lonas eval --split test takes fewer test rows",
+    "pad_to_max_length": "a batch is as long as its longest row",
+    "overwrite_cache": "no tokenized rows are kept",
+    "cache_dir": "the environment variable HF_HOME says where downloads are kept",
+    "use_auth_token": "the environment variable HF_TOKEN says who asks the hub",
+    "use_fast_tokenizer": "the fast tokenizer is taken where there is one",
+    "config_name": "the model's own config is taken",
+    "ignore_mismatched_sizes": "a head of other classes than the task's is refused",
+    "dataset_name": "--task_name names the data sets that are known; others are files (--train_file)",
+    "dataset_config_name": "--task_name names the data sets that are known; others are files (--train_file)",
 }
 """Flags of the published scripts that change nothing here, and why."""
+INSTEAD = {
+    "lora_weights": "lonas import-adapter --adapter_dir {} takes over an adapter that is trained, for lonas eval and "
+    "lonas search; lonas train trains a new one",
+    "model_revision": "the hub's main revision is loaded; download {} (hf download --revision --local-dir) and pass "
+    "its directory as --model_name_or_path",
+}
+"""Those whose result would be another one without them, and what to do."""
 TASK_TYPES = ("commonsense", "math", "glue", "sft")
 
 
@@ -98,9 +116,6 @@ class AdapterArguments:
     )
     dataset_path: Optional[str] = flag(None, "Training rows, as --train_file, by its published name.")
     cutoff_len: Optional[int] = flag(None, "--max_seq_length by its published name.")
-    lora: bool = flag(False, f"No effect: {WITHOUT_EFFECT['lora']}.")
-    do_test: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_test']}.")
-    do_search: bool = flag(False, f"No effect: {WITHOUT_EFFECT['do_search']}.")
     kd_own: bool = flag(
         False,
         "Every step trains the largest subnet by the labels and distils the others from it; no other teacher.",
@@ -108,7 +123,43 @@ class AdapterArguments:
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
 
 
-GROUPS = (ModelArguments, AdapterArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
+def without_effect(name: str, default: Any) -> Any:
+    """Return the field of a flag that changes nothing."""
+    return flag(default, f"No effect: {WITHOUT_EFFECT[name]}.")
+
+
+@dataclass
+class PublishedArguments:
+    """Flags of the published scripts that have nothing to say here."""
+
+    _argument_group_name = "of the published scripts"
+
+    lora: bool = without_effect("lora", False)
+    do_test: bool = without_effect("do_test", False)
+    do_search: bool = without_effect("do_search", False)
+    to_onnx: Optional[str] = without_effect("to_onnx", None)
+    max_predict_samples: Optional[int] = without_effect("max_predict_samples", None)
+    pad_to_max_length: bool = without_effect("pad_to_max_length", False)
+    overwrite_cache: bool = without_effect("overwrite_cache", False)
+    cache_dir: Optional[str] = without_effect("cache_dir", None)
+    use_auth_token: bool = without_effect("use_auth_token", False)
+    use_fast_tokenizer: bool = without_effect("use_fast_tokenizer", False)
+    config_name: Optional[str] = without_effect("config_name", None)
+    ignore_mismatched_sizes: bool = without_effect("ignore_mismatched_sizes", False)
+    dataset_name: Optional[str] = without_effect("dataset_name", None)
+    dataset_config_name: Optional[str] = without_effect("dataset_config_name", None)
+    lora_weights: Optional[str] = flag(None, "Refused: lonas import-adapter takes over an adapter that is trained.")
+    model_revision: str = flag("main", "Refused, but for main: pass the directory of another revision.")
+
+
+GROUPS = (
+    ModelArguments,
+    AdapterArguments,
+    TaskArguments,
+    DistillationArguments,
+    StageTrainingArguments,
+    PublishedArguments,
+)
 
 
 def run(
@@ -117,10 +168,12 @@ def run(
     task_args: TaskArguments,
     kd: DistillationArguments,
     training: StageTrainingArguments,
+    published: PublishedArguments,
     *,
     typed: Mapping[str, Any],
 ) -> Path:
     """Train the super-adapter; return the output directory."""
+    check_published(published, typed)
     if arguments.kd_own and kd.kd_teacher_model is not None:
         raise UserError("--kd_own and --kd_teacher_model both name a teacher; pass either")
     if arguments.kd_own and arguments.nncf_config is None:
@@ -143,7 +196,7 @@ def run(
     stage = begin(
         "train",
         str(training.output_dir),
-        typed,
+        {name: value for name, value in typed.items() if name not in {**WITHOUT_EFFECT, **INSTEAD}},
         {
             "model": source,
             "teacher": kd.kd_teacher_model,
@@ -195,11 +248,19 @@ def run(
     return stage.directory
 
 
-def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:
-    """Put what the flags of the published scripts say where the project's own flags say it; warn of the others."""
+def check_published(published: PublishedArguments, typed: Mapping[str, Any]) -> None:
+    """Warn of the published scripts' flags that change nothing; `UserError` for those that would change the result."""
+    for name, instead in INSTEAD.items():
+        value = getattr(published, name)
+        if value not in (None, "main"):
+            raise UserError(f"--{name}: {instead.format(value)}")
     for name, reason in WITHOUT_EFFECT.items():
         if name in typed:
             warn(f"--{name} has no effect: {reason}")
+
+
+def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:
+    """Put what the flags of the published scripts say where the project's own flags say it."""
     kind = arguments.task_type
     if kind is not None and kind not in TASK_TYPES:
         raise UserError(f"unknown --task_type {kind!r} (known: {listed(TASK_TYPES)}){near_miss(kind, TASK_TYPES)}")

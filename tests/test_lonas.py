@@ -323,8 +323,14 @@ def test_without_a_config_it_is_an_ordinary_lora(
     tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
 ) -> None:
     flags = ["--num_train_epochs", 1, "--learning_rate", 1e-3, "--lora", "--do_test", "True"]
+    published = ["--cache_dir", "cache", "--pad_to_max_length", "--model_revision", "main", "--max_predict_samples", 5]
+    train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, *flags, *published)
+    told = capsys.readouterr().err
+    assert "--do_test has no effect: lonas eval measures a subnet" in told
+    assert "--cache_dir has no effect: the environment variable HF_HOME says where" in told
+    assert "--pad_to_max_length has no effect: a batch is as long as its longest row" in told
     train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, *flags)
-    assert "--do_test has no effect: lonas eval measures a subnet" in capsys.readouterr().err
+    assert "finished already" in capsys.readouterr().err, "they do not decide what comes out"
     assert set(read_json(tmp_path / "lora" / "eval_results.json")) >= {"accuracy"}
     run("eval", "--supernet_dir", tmp_path / "lora")
     run("extract", "--supernet_dir", tmp_path / "lora", "--merge", "True", "--output_dir", tmp_path / "merged")
@@ -355,6 +361,11 @@ def test_without_a_config_it_is_an_ordinary_lora(
         (["--task_type", "maths"], "unknown --task_type 'maths'"),
         (["--task_type", "glue"], "--task_type glue needs the --task_name"),
         (["--cutoff_len", "16"], "--max_seq_length 24 contradicts 16"),
+        (
+            ["--lora_weights", "old"],
+            "--lora_weights: lonas import-adapter --adapter_dir old takes over an adapter that is",
+        ),
+        (["--model_revision", "v2"], "--model_revision: the hub's main revision is loaded; download v2 (hf download"),
     ],
 )
 def test_bad_flags_are_told_in_a_line(

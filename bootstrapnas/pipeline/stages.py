@@ -24,7 +24,6 @@ _INCIDENTAL = {
     "disable_tqdm", "log_level", "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to",
     "run_name", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "latency_table", "dataset_dir", "train_file", "validation_file", "test_file", "do_search",
-    "do_test", "lora",
 }  # fmt: skip
 
 
