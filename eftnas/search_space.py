@@ -65,6 +65,7 @@ class SpaceArguments:
         "half_blocks",
         "What may be skipped if the config trains depth: half_blocks (attention or FFN; True), layers, none (False).",
     )
+    hidden: bool = flag(False, "Vary the hidden size as well, in all layers at once: of decoders.")
     importance_rule: Optional[str] = flag(
         None, f"From weights to units: {', '.join(RULES)}; default: the criterion's (see docs/importance.md)."
     )
@@ -98,9 +99,13 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     length = sequence_length(config)
     full = count_macs(blueprint, length=length)
     depth = {"true": "half_blocks", "false": "none"}.get(arguments.depth.lower(), arguments.depth)
+    also = {key.dim for key in blueprint.elastic if key.layer is None} if arguments.hidden else set()
+    if arguments.hidden and not also:
+        raise UserError(f"--hidden: the hidden size of family {blueprint.family.model_type!r} is fixed")
+    rule = arguments.importance_rule or default_rule(metadata["criterion"])
     report = generate_space(
         blueprint,
-        width_scores(blueprint, scores, arguments.importance_rule or default_rule(metadata["criterion"])),
+        width_scores(blueprint, scores, rule, also),
         targets_of(arguments, full),
         length=length,
         tolerance=int(arguments.tolerance * full),

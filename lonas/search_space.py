@@ -21,6 +21,7 @@ from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import NodeNames, config_with_space, format_config, one_stage_config
 from bootstrapnas.pipeline.arguments import flag, numbers, required, shares
 from bootstrapnas.progress import notice
+from bootstrapnas.space_generation import DEPTHS
 from lonas.spaces import adapter_space
 
 # ruff: noqa: UP045
@@ -39,6 +40,9 @@ class SpaceArguments:
     ranks: Optional[str] = flag(None, "Ranks to choose from; default: all and 7/8 of --lora_r.")
     ffn_shares: str = flag("1,0.875,0.75,0.625,0.5", "Shares of the feed-forward width to choose from.")
     head_shares: str = flag("1", "Shares of the heads, or key-value heads, to choose from.")
+    depth: str = flag(
+        "none", f"What may be skipped: {', '.join(DEPTHS)}; half_blocks are the attention or the FFN of any layer."
+    )
     max_seq_length: int = flag(256, "Tokens that MACs are counted for.")
     overwrite: bool = flag(False, "Replace a target_config that is there.")
 
@@ -65,6 +69,7 @@ def run(arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
         ffn_shares=shares("ffn_shares", arguments.ffn_shares),
         head_shares=shares("head_shares", arguments.head_shares),
         length=arguments.max_seq_length,
+        depth=arguments.depth,
     )
     write_text(path, format_config(raw))
     notice(f"search-space: written to {path}")
@@ -79,12 +84,14 @@ def space_config(
     ffn_shares: Sequence[float],
     head_shares: Sequence[float],
     length: int,
+    depth: str = "none",
 ) -> dict[str, Any]:
     """Return the NNCF config of a model's super-adapter space, with the search published for LoNAS."""
     model = skeleton(config)
     blueprint = Blueprint.of(model, add_adapters(model, adapters))
-    space = adapter_space(blueprint, ranks=ranks, ffn_shares=ffn_shares, head_shares=head_shares)
-    raw = one_stage_config(["width"], length, {"algorithm": "NSGA2", "num_evals": 200, "population": 8})
+    space = adapter_space(blueprint, ranks=ranks, ffn_shares=ffn_shares, head_shares=head_shares, depth=depth)
+    dims = ["width"] if depth == "none" else ["width", "depth"]
+    raw = one_stage_config(dims, length, {"algorithm": "NSGA2", "num_evals": 200, "population": 8})
     raw["bootstrapNAS"]["training"]["sandwich_rule"] = False
     full, least = (count_macs(blueprint, space.subnet(g), length=length) for g in (space.max_genome, space.min_genome))
     notice(f"search-space: {len(space)} groups, {space.num_subnets:.2g} subnets from {least / full:.0%} of the MACs")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from bootstrapnas.adapters import adapter_modules
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.families.adapted import is_rank
 from bootstrapnas.space import Gene, SearchSpace
+from bootstrapnas.space_generation import DEPTHS
 
 
 def adapter_space(
@@ -18,6 +19,7 @@ def adapter_space(
     ranks: Sequence[int],
     ffn_shares: Sequence[float] = (1.0,),
     head_shares: Sequence[float] = (1.0,),
+    depth: str = "none",
     multiple: int = 8,
 ) -> SearchSpace:
     """Return a space with a rank for each group of adapters, and widths for the layers of the base model.
@@ -33,13 +35,15 @@ def adapter_space(
         Ranks to choose from.
     ffn_shares, head_shares
         Shares of the full widths and of the heads (or key-value heads) to choose from.
+    depth
+        What may be skipped, one of `DEPTHS`: any half-block or any layer, each by itself.
     multiple
         FFN widths are rounded down to a multiple of it.
 
     Raises
     ------
     UserError
-        If a share is not above 0 and at most 1, or a rank exceeds the full one.
+        If a share is not above 0 and at most 1, a rank exceeds the full one, or `depth` is not possible in the family.
     """
     for name, shares in (("ffn_shares", ffn_shares), ("head_shares", head_shares)):
         for share in shares:
@@ -59,9 +63,23 @@ def adapter_space(
             sizes = _descending([*whole, *(min(full, size) for size in rounded)])
         if sizes != (full,):
             genes.append(Gene((key,), sizes))
+    genes += [Gene((block,), (1, 0)) for block in blocks_of(blueprint, depth)]
     space = SearchSpace(tuple(genes))
     space.check(blueprint)
     return space
+
+
+def blocks_of(blueprint: Blueprint, depth: str) -> list[Key]:
+    """Return the blocks that a depth, one of `DEPTHS`, lets be skipped; `UserError` if there is none."""
+    if depth not in DEPTHS:
+        raise UserError(f"unknown depth {depth!r} (known: {listed(DEPTHS)}){near_miss(depth, DEPTHS)}")
+    if depth == "none":
+        return []
+    blocks = [key for key in blueprint.elastic if blueprint.is_block(key)]
+    found = [key for key in blocks if blueprint.is_whole_layer(key) == (depth == "layers")]
+    if not found:
+        raise UserError(f"family {blueprint.family.model_type!r} has no {depth} that can be skipped")
+    return found
 
 
 def rank_groups(blueprint: Blueprint) -> Iterator[tuple[Key, ...]]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from causal_models import build_causal, build_tokenizer
 from command_line import eftnas, succeed, write_config
 from conftest import TaskFiles, tiny_bert_config
 from families import ROWS, Row
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoConfig, BertConfig, BertForSequenceClassification
 
 from bootstrapnas import space_generation
 from bootstrapnas.blueprint import Blueprint
@@ -209,6 +210,29 @@ def test_the_stages_need_no_config(tmp_path: Path, tiny_bert_dir: Path, tiny_tas
     )
     assert both.status == 2
     assert "pass either --source_config, whose input_info gives the length, or --max_seq_length" in both.err
+
+
+def test_a_space_of_the_hidden_size_is_trained(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
+    """Of decoders; encoders' embeddings may have a size of their own."""
+    build_causal("llama").save_pretrained(tmp_path / "llama")
+    build_tokenizer().save_pretrained(tmp_path / "llama")
+    files = {"train_file": tiny_task_files.train, "validation_file": tiny_task_files.validation, "max_seq_length": 24}
+    model, ranked = {"model_name_or_path": tmp_path / "llama"}, {"importance_weight_dir": tmp_path / "scores"}
+    succeed("importance", **model, **files, criterion="l1", output_dir=tmp_path / "scores")
+    blueprint = Blueprint(AutoConfig.from_pretrained(tmp_path / "llama"), "LlamaForSequenceClassification")
+    sizes: dict[bool, tuple[int, ...]] = {}
+    for hidden in (False, True):
+        succeed("search-space", **model, **ranked, hidden=hidden, target_config=tmp_path / f"{hidden}.json")
+        space = build_space(read_config(tmp_path / f"{hidden}.json"), blueprint)
+        sizes[hidden] = next((gene.choices for gene in space.genes if gene.keys == (Key("hidden"),)), ())
+    assert sizes[False] == ()
+    assert max(sizes[True]) == 32 > min(sizes[True])
+    succeed("train", **model, **ranked, nncf_config=tmp_path / "True.json", max_train_samples=16, num_train_epochs=1,
+            save_strategy="no", output_dir=tmp_path / "supernet")  # fmt: skip
+    encoder = {"model_name_or_path": tiny_bert_dir, "importance_weight_dir": tmp_path / "bert"}
+    succeed("importance", model_name_or_path=tiny_bert_dir, **files, criterion="l1", output_dir=tmp_path / "bert")
+    refused = eftnas("search-space", **encoder, hidden=True, target_config=tmp_path / "no.json")
+    assert "--hidden: the hidden size of family 'bert' is fixed" in refused.err
 
 
 def test_a_config_without_depth_keeps_all_blocks(

@@ -229,6 +229,26 @@ def test_a_search_space_contains_the_full_model(tmp_path: Path, capsys: Any) -> 
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(("depth", "blocks"), [("half_blocks", 6), ("layers", 3)])
+def test_a_search_space_of_ranks_and_blocks_on_integers(
+    depth: str, blocks: int, tmp_path: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    build_causal("llama").save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    space, targets = tmp_path / "space.json", ["--lora_r", 4, "--target_modules", "q_proj,down_proj"]
+    flags = ["--model_name_or_path", tmp_path / "base", "--target_config", space, *targets, "--ffn_shares", 1]
+    run("search-space", *flags, "--depth", depth)
+    train(tmp_path / "super", tmp_path / "base", tiny_task_files, *targets, "--nncf_config", space, "--max_steps", 1,
+          "--base_weight_format", "int4", "--num_train_epochs", 1, "--max_train_samples", 32)  # fmt: skip
+    supernet, _ = load_supernet(str(tmp_path / "super"), inherited_task(str(tmp_path / "super")))
+    dims = [gene.keys[0].dim for gene in supernet.space.genes if supernet.blueprint.is_block(gene.keys[0])]
+    assert len(dims) == blocks
+    assert ("layer_block" in dims) == (depth == "layers")
+    assert len(supernet.space) == blocks + 3, "and a rank a layer, of q_proj"
+    assert main(["search-space", *map(str, flags), "--overwrite", "True", "--depth", "layer"]) == 2
+    assert "unknown depth 'layer' (known: half_blocks, layers, none); did you mean" in capsys.readouterr().err
+
+
 def test_eval_prints_metric_and_costs(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {}
     for subnet in ("max", "min"):
