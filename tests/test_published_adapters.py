@@ -23,6 +23,7 @@ from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import Adapters, adapted_family
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.cli import parse
+from bootstrapnas.tasks.known import KNOWN
 from lonas.cli import main
 from lonas.commands import COMMANDS
 
@@ -111,6 +112,9 @@ def test_a_recipe_hands_over_what_it_writes(
             assert flags["--target_modules"].split(",") == list(model.targets)
             assert (flags["--lora_r"], flags["--reorder"]) == (str(model.rank), "wanda")
             assert ROOT / flags["--nncf_config"] == generated.config_path(run)
+            assert flags.get("--metric", KNOWN[run.task].metrics[0]) == run.metric
+            config = read_config(generated.config_path(run))
+            assert config.search.eval_metric_name == (f"eval_{run.metric}" if run.is_glue else None)
         for flag, value in flags.items():
             if value.startswith("o/") and flag != "--output_dir":
                 assert value in written, (name, flag)

@@ -21,6 +21,7 @@ from bootstrapnas.dims import Key
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.nncf_config import NodeNames, config_with_space, format_config, one_stage_config
 from bootstrapnas.space import Gene, SearchSpace
+from bootstrapnas.tasks.known import KNOWN
 from lonas.spaces import adapter_space, rank_groups
 
 CONFIG_DIR = Path(__file__).resolve().parent
@@ -52,6 +53,7 @@ def config(run: PublishedRun) -> str:
     if run.is_glue:
         length, indicator, space = 128, 4, bert_space(blueprint)
         search |= {"num_evals": 1000, "population": 40, "ref_acc": 0.85, "acc_delta": 0.01}
+        search["eval_metric_name"] = f"eval_{run.metric}"
     else:
         length, indicator = 256, 5
         space = adapter_space(blueprint, ranks=model.ranks, ffn_shares=FFN_SHARES, head_shares=model.head_shares)
@@ -163,6 +165,7 @@ def recipe(run: PublishedRun) -> str:
     dropout = 0.05 if run.task == "cola" else model.dropout
     if run.is_glue:
         flags = f"--task_name {run.task} --max_seq_length {256 if run.task == 'qnli' else 128}"
+        flags += "" if run.metric == KNOWN[run.task].metrics[0] else f" --metric {run.metric}"
         batch = f"--per_device_train_batch_size {run.batch} --weight_decay 0.1 --seed 0"
         example, precision = "--bf16 --reorder wanda", ""
     else:

@@ -154,9 +154,16 @@ class PublishedRun:
     def is_glue(self) -> bool:
         return self.task not in ("commonsense", "math")
 
+    @property
+    def metric(self) -> str:
+        """What it is searched and selected by."""
+        return METRICS.get(self.task, "accuracy")
+
 
 GLUE = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "SST-2", "qnli": "QNLI", "qqp": "QQP",
         "mnli": "MNLI"}  # fmt: skip
+METRICS = {"cola": "matthews_correlation", "stsb": "pearson"}
+"""What GLUE tasks were searched by; the others by accuracy."""
 RUNS = (
     PublishedRun("llama_7b", "commonsense", 6),
     PublishedRun("llama_7b", "math", 7),

@@ -23,7 +23,7 @@ data=(${DATASET_DIR:+--dataset_dir "$DATASET_DIR"})
 
 # 1. The super-adapter: one random subnet a step, 35 epochs, the base model frozen.
 lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \
-    --task_name mrpc --max_seq_length 128 "${data[@]}" \
+    --task_name mrpc --max_seq_length 128 --metric accuracy "${data[@]}" \
     --lora_r 8 --lora_alpha 16 --lora_dropout 0.1 \
     --target_modules query,value \
     --per_device_train_batch_size 32 --weight_decay 0.1 --seed 0 ${TRAINING:-} \
