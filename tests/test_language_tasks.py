@@ -236,6 +236,7 @@ def test_a_student_follows_a_teacher(llama_dir: Path, tmp_path: Path) -> None:
             "--val_set_size 6: there are rows to validate on already",
         ),
         ({"task_name": "text"}, "task text needs either --train_file or --dataset_dir"),
+        ({"task_name": "math"}, "task math has no source on the hub: pass --train_file, --dataset_dir or both"),
         ({"task_name": "text", "train_file": "{texts}/train.txt", "label_column": "x"}, "takes no --label_column"),
         ({"task_name": "text", "train_file": "{texts}/train.txt", "text_columns": "words"}, "no column 'words'"),
         ({"task_name": "wikitext"}, "unknown task 'wikitext'; did you mean 'wikitext2'"),

@@ -105,7 +105,12 @@ def build_task_spec(
     }
     own = KNOWN[task_name] if task_name in KNOWN and KNOWN[task_name].own_files else None
     if own is not None:
-        if (train_file is None) == (dataset_dir is None) and not (train_file is not None and own.parts):
+        if train_file is None and dataset_dir is None and own.parts:
+            raise UserError(
+                f"task {task_name} has no source on the hub: pass --train_file, --dataset_dir or both, with the files "
+                "of LLM-Adapters (https://github.com/AGI-Edgerunners/LLM-Adapters: ft-training_set/, dataset/)"
+            )
+        if (train_file is None) == (dataset_dir is None) and not own.parts:
             raise UserError(f"task {task_name} needs either --train_file or --dataset_dir")
         for name in ("label_column", "problem_type"):
             if file_arguments[name] is not None:

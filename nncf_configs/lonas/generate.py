@@ -12,7 +12,17 @@ from typing import Any
 
 import torch
 import transformers
-from published_adapters import BERT_FFN, BERT_HEADS, FFN_SHARES, GLUE, MODELS, RUNS, AdapterModel, PublishedRun
+from published_adapters import (
+    BERT_FFN,
+    BERT_HEADS,
+    FFN_SHARES,
+    GLUE,
+    MODELS,
+    RUNS,
+    TRAINED_ON,
+    AdapterModel,
+    PublishedRun,
+)
 
 from bootstrapnas.adapters import add_adapters
 from bootstrapnas.artefacts import write_text
@@ -116,10 +126,11 @@ RECIPE = _Recipe("""\
 # (relative paths begin at the project's root):
 #
 #   MODEL        the base model: hub id or directory
-#   DATASET_DIR  local files instead of the hub
+%data_help
 #   OUTPUT_DIR   where all stages write
 #   NNCF_CONFIG  another config than the published one
 #   TRAINING     more flags of the training, for example TRAINING="%example"
+#   BASELINE     1 trains an ordinary LoRA as well, and evaluates it
 #   EXPORT       flags of the export, for example EXPORT="--weight_format int8"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -128,8 +139,7 @@ PATH=$PATH:$PWD/.venv/bin
 MODEL=${MODEL:-%hub_id}
 OUTPUT_DIR=${OUTPUT_DIR:-runs/lonas/%run}
 NNCF_CONFIG=${NNCF_CONFIG:-%config}
-data=(${DATASET_DIR:+--dataset_dir "$DATASET_DIR"})
-
+%data
 # 1. The super-adapter: one random subnet a step, %epochs epochs, the base model frozen.
 lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \\
     %task_flags "${data[@]}" \\
@@ -139,12 +149,13 @@ lonas train --model_name_or_path "$MODEL" --nncf_config "$NNCF_CONFIG" \\
     --output_dir "$OUTPUT_DIR/super"
 
 # 2. The subnet of the middle choices, without any search.
-lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic%precision
+lonas eval --supernet_dir "$OUTPUT_DIR/super" --subnet heuristic%measured
 
-# 3. The subnets with the best trade-off between quality and MACs.
+# 3. The subnets with the best trade-off between quality and MACs, on %searched_on.
 lonas search --supernet_dir "$OUTPUT_DIR/super" --output_dir "$OUTPUT_DIR/search"
 
-# 4. The best one, as a smaller base model with a smaller adapter, and merged.
+# 4. The best one: what it reaches, as a smaller base model with a smaller adapter, and merged.
+lonas eval --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/search"%long--subnet best%measured
 lonas extract --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/search" --subnet best \\
     --output_dir "$OUTPUT_DIR/subnet"
 lonas extract --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/search" --subnet best --merge True \\
@@ -152,6 +163,40 @@ lonas extract --supernet_dir "$OUTPUT_DIR/super" --search_dir "$OUTPUT_DIR/searc
 
 # 5. OpenVINO IR, checked against torch.
 lonas export --model_dir "$OUTPUT_DIR/merged" --output_dir "$OUTPUT_DIR/ir" ${EXPORT:-}
+
+# 6. What it is held against: an ordinary LoRA of the same rank on the same layers, trained as long at the same rate.
+if [[ -n ${BASELINE:-} ]]; then
+    lonas train --model_name_or_path "$MODEL" \\
+        %task_flags "${data[@]}" \\
+        --lora_r %rank --lora_alpha %alpha --lora_dropout %dropout \\
+        --target_modules %targets \\
+        --num_train_epochs %epochs --learning_rate %lr --lr_scheduler_type cosine \\
+        %batch ${TRAINING:-} \\
+        --output_dir "$OUTPUT_DIR/lora"
+    lonas eval --supernet_dir "$OUTPUT_DIR/lora"%measured
+fi
+""")
+
+GLUE_HELP = "#   DATASET_DIR  local files instead of the hub"
+GLUE_DATA = """\
+data=(${DATASET_DIR:+--dataset_dir "$DATASET_DIR"})
+"""
+# Language models: rows and test sets are files of LLM-Adapters, which no hub has.
+TEXTS_HELP = _Recipe("""\
+#   TRAIN_FILE   rows to train on, a tenth of which is held out: LLM-Adapters' ft-training_set/%rows
+#   DATASET_DIR  the test sets: LLM-Adapters' dataset/, with %first/test.json and so on
+#                (https://github.com/AGI-Edgerunners/LLM-Adapters); or, for both, one directory of train.jsonl and
+#                test.jsonl""")
+TEXTS_DATA = _Recipe("""\
+data=(${TRAIN_FILE:+--train_file "$TRAIN_FILE"} ${DATASET_DIR:+--dataset_dir "$DATASET_DIR"})
+if [[ ${#data[@]} == 0 ]]; then
+    echo "%name: TRAIN_FILE and DATASET_DIR must say where LLM-Adapters' files are" >&2
+    exit 2
+fi
+# What is evaluated: all test sets that are there (%parts), or else the
+# rows that were held out.
+split=validation
+if [[ -n ${DATASET_DIR:-} && -n $(find "$DATASET_DIR" -maxdepth 2 -name 'test.*') ]]; then split=test; fi
 """)
 
 
@@ -161,25 +206,31 @@ def recipe_path(run: PublishedRun) -> Path:
 
 def recipe(run: PublishedRun) -> str:
     """Return the script that runs all stages of a run."""
-    model = MODELS[run.model]
+    model, name = MODELS[run.model], recipe_path(run).name
     dropout = 0.05 if run.task == "cola" else model.dropout
     if run.is_glue:
         flags = f"--task_name {run.task} --max_seq_length {256 if run.task == 'qnli' else 128}"
         flags += "" if run.metric == KNOWN[run.task].metrics[0] else f" --metric {run.metric}"
         batch = f"--per_device_train_batch_size {run.batch} --weight_decay 0.1 --seed 0"
-        example, precision = "--bf16 --reorder wanda", ""
+        example, data_help, data = "--bf16 --reorder wanda", GLUE_HELP, GLUE_DATA
+        measured, searched_on, long = "", "the validation rows", " "
     else:
         flags = f"--task_name {run.task} --max_seq_length 256"
         batch = f"--per_device_train_batch_size {run.batch} --gradient_accumulation_steps 4"
         batch += " --base_dtype bfloat16 --bf16 True"
-        example, precision = "--base_dtype float16 --bf16 False --fp16 True", " --precision auto"
+        example = "--base_dtype float16 --bf16 False --fp16 True"
+        parts = KNOWN[run.task].parts
+        data_help = TEXTS_HELP.substitute(rows=TRAINED_ON[run.task], first=parts[0])
+        data = TEXTS_DATA.substitute(name=name, parts=", ".join(parts))
+        measured, searched_on, long = ' --split "$split" --precision auto', "the held-out rows", " \\\n    "
     return RECIPE.substitute(
         title=title(run),
-        name=recipe_path(run).name,
+        name=name,
         run=recipe_path(run).stem,
         hub_id=model.hub_id,
         config=config_path(run).relative_to(ROOT).as_posix(),
         epochs=run.epochs,
+        lr=f"{run.lr:g}",
         task_flags=flags,
         rank=model.rank,
         alpha=model.alpha,
@@ -187,7 +238,11 @@ def recipe(run: PublishedRun) -> str:
         targets=",".join(model.targets),
         batch=batch,
         example=example,
-        precision=precision,
+        data_help=data_help,
+        data=data,
+        measured=measured,
+        searched_on=searched_on,
+        long=long,
     )
 
 

@@ -164,6 +164,8 @@ GLUE = {"rte": "RTE", "mrpc": "MRPC", "stsb": "STS-B", "cola": "CoLA", "sst2": "
         "mnli": "MNLI"}  # fmt: skip
 METRICS = {"cola": "matthews_correlation", "stsb": "pearson"}
 """What GLUE tasks were searched by; the others by accuracy."""
+TRAINED_ON = {"commonsense": "commonsense_15k.json", "math": "math_10k.json"}
+"""Files of LLM-Adapters."""
 RUNS = (
     PublishedRun("llama_7b", "commonsense", 6),
     PublishedRun("llama_7b", "math", 7),
