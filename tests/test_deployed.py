@@ -147,6 +147,11 @@ def test_latency_is_no_objective_where_ranks_alone_vary(world: Path, command: st
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (
+            "--latency_precision int8",
+            "a subnet of super cannot be exported with quant_mode int8: it waits for its weights, not for its "
+            "products; use weight_format int8 or int4",
+        ),
         ("--latency_step pass", "--latency_step must be prefill or token, not 'pass'"),
         (
             "--latency_length 250",

@@ -23,6 +23,7 @@ from bootstrapnas.cli import main
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError
+from bootstrapnas.export import latency_build
 from bootstrapnas.export.latency_build import (
     CHECKED,
     GROUP,
@@ -33,6 +34,7 @@ from bootstrapnas.export.latency_build import (
     openvino_timer,
 )
 from bootstrapnas.export.latency_table import Accuracy, Circumstances, LatencyTable, parts_of
+from bootstrapnas.export.runtime import describe_ir
 from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
 from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.space import SearchSpace
@@ -175,6 +177,8 @@ def table_file(tmp_path: Path) -> Path:
         ({"precision": "bf16"}, "another precision"),
         ({"length": 64}, "another length"),
         ({"model": "f" * 16}, "another model"),
+        ({"target": "GPU"}, r"another target \(target CPU there, GPU here\)"),
+        ({"weight_format": "int4"}, "another weight_format"),
     ],
 )
 def test_tables_of_other_circumstances_are_refused(change: dict[str, Any], message: str, table_file: Path) -> None:
@@ -211,7 +215,10 @@ def test_impossible_circumstances_are_refused() -> None:
         ({"step": "prefil"}, "BertForSequenceClassification has no step 'prefil', only pass"),
         ({"length": 65}, "length 65 exceeds the 64 tokens"),
         ({"batch": 0}, "batch must be at least 1, not 0"),
-        ({"precision": "f23"}, "'f23'.*did you mean 'f32'"),
+        ({"precision": "f23"}, "unknown precision 'f23', known: bf16, f16, f32, int8, int8.bf16; did you mean 'f32'"),
+        ({"device": "GPU.7"}, "OpenVINO has no device 'GPU.7' here, only CPU"),
+        ({"weight_format": "int4"}, "BertForSequenceClassification cannot be exported with weight_format int4: "),
+        ({"precision": "int8", "weight_format": "int8"}, "quantisation makes integers of the weights too"),
     ):
         with pytest.raises(UserError, match=message):
             circumstances_of(model, blueprint, **{"precision": "f32", "batch": 1, "length": 32, **settings})
@@ -229,6 +236,41 @@ def test_language_models_are_timed_from_an_empty_cache() -> None:
         assert all(ms > 0 for samples in found for ms in samples)
     with pytest.raises(UserError, match="has no step 'pass', only prefill, token"):
         circumstances_of(model, blueprint, precision="f32", batch=1, length=16, step="pass")
+    with pytest.raises(UserError, match="cannot be exported with quant_mode int8: it waits for its weights"):
+        circumstances_of(model, blueprint, precision="int8", batch=1, length=16)
+
+
+@pytest.mark.parametrize(
+    ("build", "settings", "expected"),
+    [
+        (build_tiny_bert, {"precision": "int8"}, ("int8", True)),
+        (build_tiny_bert, {"precision": "f32", "weight_format": "int8"}, ("int8", False)),
+        (
+            lambda: build_causal("llama", hidden_size=64, intermediate_size=64),
+            {"precision": "f32", "weight_format": "int4"},
+            ("int4", False),
+        ),
+    ],
+    ids=["quantised", "int8 weights", "int4 weights"],
+)
+def test_what_is_timed_is_exported_as_it_is_deployed(
+    build: Callable[[], Any], settings: dict[str, str], expected: tuple[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[Any] = []
+    time_side_by_side = latency_build._time
+
+    def time(irs: Sequence[Path], *arguments: Any) -> Any:
+        timed.extend(map(describe_ir, irs))
+        return time_side_by_side(irs, *arguments)
+
+    monkeypatch.setattr(latency_build, "_time", time)
+    model = build()
+    blueprint = Blueprint.of(model)
+    circumstances = circumstances_of(model, blueprint, batch=1, length=16, **settings)
+    with openvino_timer(model, blueprint, circumstances, repeats=3) as measure:
+        found = measure([{}, {Key("ffn", 0): 32}])
+    assert [(each.weight_format, each.quantised) for each in timed] == [expected] * 2
+    assert all(ms > 0 for samples in found for ms in samples)
 
 
 def command(**flags: Any) -> tuple[int, str]:
@@ -260,6 +302,9 @@ def test_the_command_measures_a_table_and_refuses_what_it_cannot_use(tmp_path: P
     for change, message in (
         ({"batch": 2}, "of another batch (batch 1 there, 2 here)"),
         ({"precision": "int7"}, "'int7'"),
+        ({"precision": "int8"}, "of another precision (precision f32 there, int8 here)"),
+        ({"weight_format": "fp16"}, "of another weight_format (weight_format fp32 there, fp16 here)"),
+        ({"device": "NPU"}, "OpenVINO has no device 'NPU' here, only CPU"),
         ({"length": 100}, "exceeds the 64 tokens"),
         ({"nncf_config": None}, "--model_name_or_path needs --nncf_config"),
         ({"model_name_or_path": None}, "pass either --supernet_dir"),

@@ -23,11 +23,14 @@ from bootstrapnas.artefacts import read_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
-from bootstrapnas.export import Latency, LatencySettings
+from bootstrapnas.export import Latency, LatencySettings, load_ir, predict_ir
 from bootstrapnas.export.latency_table import Circumstances
+from bootstrapnas.export.runtime import describe_ir
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
 from bootstrapnas.pipeline import latency_table
+from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.objectives import objectives_of
 from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
@@ -289,6 +292,27 @@ def test_finalists_are_exported_and_measured_side_by_side(
     assert not (directory / "finalists" / "ir").exists()
 
 
+def test_finalists_are_quantised_where_int8_is_deployed(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their metric is what their IRs reach, their size what these take."""
+    monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
+    flags = {"algorithm": "NSGA2", "num_evals": POPULATION, "measure_finalists": 1, "keep_finalists": True}
+    search(trained, tmp_path / "search", latency_precision="int8", **flags)
+    for entry in read_json(tmp_path / "search" / "finalists.json")["finalists"]:
+        ir = tmp_path / "search" / "finalists" / "ir" / entry["name"]
+        assert describe_ir(ir).quantised
+        assert list(entry["figures"]) == ["int8"]
+        assert entry["figures"]["int8"]["settings"]["precision"] == "f32"
+        spec = inherited_task(str(tmp_path / "search"))
+        rows = Rows(spec, load_tokenizer(str(trained.root / "supernet")))
+        outputs = predict_ir(load_ir(ir), rows.batches("validation"), spec.kind.outputs)
+        assert entry["measured"]["macro_f1"] == pytest.approx(rows.measure("validation", outputs)["macro_f1"])
+    report = (tmp_path / "search" / "finalists" / "report.md").read_text()
+    assert "macro_f1 on the validation rows, by the int8 IR" in report
+    assert "int8 latency (ms)" in report
+
+
 def test_the_best_of_a_search_by_latency_is_the_best_as_measured() -> None:
     """The prediction's order is wrong here, the metric of one IR as well."""
 
@@ -376,7 +400,7 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
         ({"objectives": "metric,params"}, "bootstrapNAS.search.aspiration_points is of MACs and the metric, but"),
         (
             {"objectives": "metric,latency", "algorithm": "NSGA2", "latency_precision": "f23"},
-            "this CPU does not compute in 'f23'",
+            "unknown precision 'f23', known: bf16, f16, f32, int8, int8+bf16; did you mean 'f32'?",
         ),
         ({"max_latency_ms": 5, "latency_length": 65}, "length 65 exceeds the 64 tokens that the model takes"),
         ({"max_macs": 0.5}, "--max_macs is in units of one, not 0.5; a share of the full model's is --max_macs_ratio"),
@@ -387,6 +411,9 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
         ({"min_macs_ratio": 0.5, "max_macs_ratio": 0.4}, "the least MACs asked for exceed the largest"),
         ({"max_macs": 1000}, "no subnet was found with at most 0.00 M MACs (… of the full model's); the nearest are …"),
         ({"measure_finalists": -1}, "--measure_finalists must not be negative, is -1"),
+        ({"measure_finalists": 1, "latency_precision": "int7"}, "unknown precision 'int7'"),
+        ({"measure_finalists": 1, "latency_device": "NPU"}, "OpenVINO has no device 'NPU' here, only CPU"),
+        ({"measure_finalists": 1, "latency_weight_format": "int4"}, "cannot be exported with weight_format int4: "),
         ({"keep_finalists": True}, "--keep_finalists needs --measure_finalists: none are exported without"),
         ({"max_mac": 1000}, "unknown flag --max_mac; did you mean '--max_macs'?"),
     ],

@@ -70,6 +70,12 @@ class Conversion(Protocol):
         """Write what turns text into inputs and back; return why there is no IR of it, if there is none."""
 
 
+def random_batch(vocabulary: int, rows: int, seed: int = 0) -> dict[str, Tensor]:
+    """Return what encoders and language models take, of random tokens, shape [rows, 16]."""
+    ids = torch.randint(vocabulary, (rows, 16), generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+
+
 class EncoderConversion:
     """An encoder with any head: all its outputs that are single tensors, dynamic batch and length.
 

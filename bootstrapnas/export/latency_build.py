@@ -12,13 +12,13 @@ from random import Random
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 
 from bootstrapnas.artefacts import writing
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.errors import UserError, listed, near_miss
-from bootstrapnas.export.conversion import INPUTS
+from bootstrapnas.export.compression import COMPRESSED, WeightCompression, compress
+from bootstrapnas.export.conversion import random_batch
 from bootstrapnas.export.latency import Latency, time_generation, time_latency
 from bootstrapnas.export.latency_table import (
     STEPS,
@@ -28,8 +28,9 @@ from bootstrapnas.export.latency_table import (
     middle_subnet,
     shape_digest,
 )
-from bootstrapnas.export.openvino import conversion_class
-from bootstrapnas.export.runtime import MODEL_FILE, available_precisions, load_ir
+from bootstrapnas.export.openvino import check_formats, conversion_class
+from bootstrapnas.export.quantisation import quantise_for_speed
+from bootstrapnas.export.runtime import INT8, MODEL_FILE, check_device, check_measured, compile_ir
 from bootstrapnas.extraction import extract
 from bootstrapnas.space import SearchSpace
 
@@ -60,13 +61,16 @@ def circumstances_of(
     length: int,
     step: str | None = None,
     threads: int | None = None,
+    weight_format: str = "fp32",
+    device: str = "CPU",
 ) -> Circumstances:
     """Return what a table measured here and now is of; by default the pass of an encoder, the prefill of an LM.
 
     Raises
     ------
     UserError
-        If the CPU does not compute in `precision`, or the model takes no such input.
+        If there is no such device, it does not compute in `precision`, the model takes no such input, or it is not
+        exported so.
     """
     import openvino as ov
 
@@ -76,20 +80,20 @@ def circumstances_of(
     limit = blueprint.family.max_length
     if limit is not None and length > limit(blueprint.config):
         raise UserError(f"length {length} exceeds the {limit(blueprint.config)} tokens that the model takes")
-    known = available_precisions()
-    if precision not in known:
-        raise UserError(
-            f"this CPU does not compute in {precision!r}, only in {listed(known)}{near_miss(precision, known)}"
-        )
+    check_device(device)
+    check_measured(precision, device)
+    check_formats(model, weight_format, quantised=precision in INT8)
     return Circumstances(
-        device=ov.Core().get_property("CPU", "FULL_DEVICE_NAME").strip(),
+        device=ov.Core().get_property(device, "FULL_DEVICE_NAME").strip(),
         openvino=ov.__version__.partition("-")[0],
-        threads=_threads(threads),
+        threads=_threads(threads, device),
         precision=precision,
         batch=batch,
         length=length,
         step=_step(model, step),
         model=shape_digest(blueprint),
+        weight_format=weight_format,
+        target=device,
     )
 
 
@@ -209,7 +213,8 @@ def openvino_timer(
     with tempfile.TemporaryDirectory(prefix="latency_table.") as directory:
 
         def export(subnet: Subnet, target: Path) -> Path:
-            export_quickly(extract(model, blueprint, subnet).float(), target)
+            small = extract(model, blueprint, subnet).float()
+            export_quickly(small, target, circumstances.weight_format, quantised=circumstances.precision in INT8)
             return target
 
         def measure(subnets: Sequence[Subnet]) -> list[Sequence[float]]:
@@ -228,7 +233,9 @@ def openvino_timer(
 
 def _time(irs: Sequence[Path], circumstances: Circumstances, repeats: int, max_seconds: float) -> list[Latency]:
     """Load IRs and time them side by side."""
-    models = {ir: load_ir(ir, circumstances.precision, circumstances.threads) for ir in irs}
+    precision = INT8.get(circumstances.precision, circumstances.precision)
+    threads = circumstances.threads or None
+    models = {ir: compile_ir(ir, precision, threads, {}, circumstances.target) for ir in irs}
     batch, length = circumstances.batch, circumstances.length
     if circumstances.step == "pass":
         found = time_latency(models, batch=batch, length=length, repeats=repeats, max_seconds=max_seconds)
@@ -240,18 +247,24 @@ def _time(irs: Sequence[Path], circumstances: Circumstances, repeats: int, max_s
     return [each.token if circumstances.step == "token" else each.prefill for each in generations]
 
 
-def export_quickly(model: PreTrainedModel, directory: Path) -> None:
-    """Write an IR that is measured and forgotten: as `export_openvino` does, but without verification."""
+def export_quickly(
+    model: PreTrainedModel, directory: Path, weight_format: str = "fp32", *, quantised: bool = False
+) -> None:
+    """Write an IR that is measured and forgotten: as `export_openvino` does, but without verification.
+
+    Activations, if they are `quantised`, are by random tokens.
+    """
     import openvino as ov
 
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (2, 8), generator=generator)
-    example = {name: torch.zeros_like(ids) for name in INPUTS}
-    example |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    ir = conversion_class(model)(model, None, [example]).convert()
+    name, vocabulary = type(model).__name__, model.config.vocab_size
+    ir = conversion_class(model)(model, None, [random_batch(vocabulary, 2)]).convert()
+    if quantised:
+        ir = quantise_for_speed(ir, name, vocabulary)
+    elif weight_format in COMPRESSED:
+        ir = compress(ir, name, weight_format, WeightCompression(), ())
     directory.mkdir(parents=True)
     with writing(directory):
-        ov.save_model(ir, directory / MODEL_FILE, compress_to_fp16=False)
+        ov.save_model(ir, directory / MODEL_FILE, compress_to_fp16=weight_format == "fp16")
         model.config.save_pretrained(directory)
 
 
@@ -270,11 +283,15 @@ def _step(model: PreTrainedModel, step: str | None) -> str:
     return step or known[0]
 
 
-def _threads(threads: int | None) -> int:
-    """Return how many threads OpenVINO will use, which it says of a compiled model only."""
+def _threads(threads: int | None, device: str) -> int:
+    """Return how many threads OpenVINO will use, which it says of a compiled model only; 0 if not on the CPU."""
     import openvino as ov
 
+    if device != "CPU":
+        if threads is not None:
+            raise UserError(f"threads are the CPU's; {device} takes none")
+        return 0
     hints = {"PERFORMANCE_HINT": "LATENCY"} | ({} if threads is None else {"INFERENCE_NUM_THREADS": threads})
     parameter = ov.opset13.parameter([1])
     model = ov.Model([ov.opset13.relu(parameter)], [parameter])
-    return int(ov.Core().compile_model(model, "CPU", hints).get_property("INFERENCE_NUM_THREADS"))
+    return int(ov.Core().compile_model(model, device, hints).get_property("INFERENCE_NUM_THREADS"))

@@ -109,13 +109,17 @@ class Circumstances:
     threads
         Number of threads.
     precision
-        What is computed in.
+        What is computed in; of quantised encoders one of `bootstrapnas.export.runtime.INT8`.
     batch, length
         Shape of the input; of the prompt, for a causal language model.
     step
         What is timed, one of `STEPS`.
     model
         Digest of the model's architecture and shapes; how many classes a head has does not matter.
+    weight_format
+        How weights are stored.
+    target
+        OpenVINO's name of the device.
     """
 
     device: str
@@ -126,6 +130,8 @@ class Circumstances:
     length: int
     step: str
     model: str
+    weight_format: str = "fp32"
+    target: str = "CPU"
 
 
 def shape_digest(blueprint: Blueprint) -> str:

@@ -241,13 +241,17 @@ def conversion_class(model: PreTrainedModel) -> type[Conversion]:
 
 def check_formats(model: PreTrainedModel, weight_format: str, *, quantised: bool) -> None:
     """Raise `UserError` if a model of this kind is not exported in a weight format, or not quantised."""
+    check_suitable(conversion_class(model), type(model).__name__, weight_format, quantised=quantised)
+
+
+def check_suitable(kind: type[Conversion], name: str, weight_format: str, *, quantised: bool) -> None:
+    """Do what `check_formats` does, for a model that is called `name`."""
     if weight_format not in WEIGHT_FORMATS:
         hint = near_miss(weight_format, WEIGHT_FORMATS)
         raise UserError(f"unknown weight_format {weight_format!r}, known: {listed(WEIGHT_FORMATS)}{hint}")
-    unsuitable = conversion_class(model).unsuitable
     for key in (f"weight_format {weight_format}", *([QUANTISED] if quantised else [])):
-        if key in unsuitable:
-            raise UserError(f"{type(model).__name__} cannot be exported with {key}: {unsuitable[key]}")
+        if key in kind.unsuitable:
+            raise UserError(f"{name} cannot be exported with {key}: {kind.unsuitable[key]}")
     if quantised and weight_format in COMPRESSED:
         raise UserError(f"quantisation makes integers of the weights too: weight_format must not be {weight_format}")
 

@@ -25,6 +25,8 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 """OpenVINO's properties that let it compute what torch does."""
 PRECISIONS = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """What OpenVINO's hint INFERENCE_PRECISION_HINT calls a precision: what its list of CPU capabilities calls it."""
+INT8 = {"int8": "f32", "int8+bf16": "bf16"}
+"""What precisions of quantised encoders are called: what their layers compute in that are not quantised."""
 WEIGHT_FORMATS = {"f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "i4": "int4", "u4": "int4"}
 """What weight formats are called, by OpenVINO's names of element types."""
 
@@ -287,6 +289,14 @@ def check_precision(precision: str, device: str = "CPU") -> None:
     available = available_precisions(device)
     if precision not in available:
         raise UserError(f"this {device} does not compute in {precision}, only in {listed(available)}")
+
+
+def check_measured(precision: str, device: str = "CPU") -> None:
+    """Raise `UserError` if nothing is measured in a precision, of `PRECISIONS` or `INT8`, on `device`."""
+    known = (*PRECISIONS, *INT8)
+    if precision not in known:
+        raise UserError(f"unknown precision {precision!r}, known: {listed(known)}{near_miss(precision, known)}")
+    check_precision(INT8.get(precision, precision), device)
 
 
 def check_streams(streams: int, device: str = "CPU") -> None:

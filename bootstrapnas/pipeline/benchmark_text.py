@@ -15,7 +15,8 @@ from rich.text import Text
 
 from bootstrapnas.artefacts import FORMAT, read_json, replacing, versions, write_json, write_text
 from bootstrapnas.errors import UserError
-from bootstrapnas.pipeline.side_by_side import INT8, Benchmark, Measurement
+from bootstrapnas.export.runtime import INT8
+from bootstrapnas.pipeline.side_by_side import Benchmark, Measurement
 from bootstrapnas.report import MISSING, NOISY
 from bootstrapnas.search.base import Objective
 from bootstrapnas.search.pareto import pareto_front

@@ -19,7 +19,7 @@ from bootstrapnas.export.quantisation import PRESETS, SMOOTH_QUANT_ALPHA
 from bootstrapnas.extraction import MERGE, adapter_beside, load_config
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import data_inputs, has_task, resolve_task, task_settings
-from bootstrapnas.pipeline.export_data import ExportData, task_data, text_data
+from bootstrapnas.pipeline.export_data import CALIBRATION_ROWS, ExportData, task_data, text_data
 from bootstrapnas.pipeline.models import fit_length, load_as_saved, load_for_task, load_tokenizer
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.progress import notice, warn
@@ -46,7 +46,7 @@ class ExportArguments:
     quant_mode: Optional[str] = flag(
         None, "int8: quantise an encoder's weights and activations, by calibration on training rows."
     )
-    calibration_samples: int = flag(300, "Rows to calibrate by, at their own length.")
+    calibration_samples: int = flag(CALIBRATION_ROWS, "Rows to calibrate by, at their own length.")
     calibration_file: Optional[str] = flag(
         None,
         "Calibrate by this instead of training rows: of a task, a file as its training file; of a model without a "

@@ -29,6 +29,7 @@ Batch = Mapping[str, Tensor]
 
 VERIFICATION_ROWS = 16
 EVALUATION_ROWS = 32
+CALIBRATION_ROWS = 300
 TEXT_LENGTH = 128
 """Tokens to which texts without a task are cut, where the model takes so many."""
 TEXT_COLUMN, TEXT_SUFFIX = "text", ".txt"
@@ -77,7 +78,7 @@ def task_data(
     validation = rows.batches("train" if without else "validation")
     # The longest rows and the shortest: what verification should see of the lengths.
     examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]
-    calibration = _calibration(rows, calibration_rows, calibration_file) if calibration_rows else ()
+    calibration = calibration_of(rows, calibration_rows, calibration_file) if calibration_rows else ()
     return ExportData(examples, calibration, _metric(rows, validation, model) if measured else None)
 
 
@@ -136,7 +137,8 @@ def builtin_texts() -> list[str]:
     return [row["text"] for row in scan(find_packages(), {"train": TEXTS_A_PACKAGE})["train"]]
 
 
-def _calibration(rows: Rows, count: int, file: str | None) -> list[Batch]:
+def calibration_of(rows: Rows, count: int, file: str | None = None) -> list[Batch]:
+    """Return training rows, or a file's, to calibrate by: a row each, not padded."""
     spec = rows.spec
     source = rows.rows("train") if file is None else load_file(spec, file)
     chosen = random.Random(spec.seed).sample(range(len(source)), min(count, len(source)))

@@ -14,15 +14,19 @@ from bootstrapnas.artefacts import FORMAT, Stage, read_json, write_json
 from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
-from bootstrapnas.export import Latency, export_openvino, load_ir, measure_latency, speed_up
-from bootstrapnas.export.latency import time_generation
+from bootstrapnas.export import Latency, Quantisation, export_openvino, load_ir, speed_up
+from bootstrapnas.export.causal import CausalConversion
+from bootstrapnas.export.conversion import EncoderConversion
+from bootstrapnas.export.latency import time_generation, time_latency
 from bootstrapnas.export.latency_build import NEW_TOKENS
 from bootstrapnas.export.latency_table import STEPS, Accuracy
+from bootstrapnas.export.openvino import check_suitable
+from bootstrapnas.export.runtime import INT8, MODEL_FILE, check_device, check_measured, compile_ir
 from bootstrapnas.extraction import load_config
 from bootstrapnas.pipeline.arguments import flag
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.deployed import Deployed
-from bootstrapnas.pipeline.export_data import VERIFICATION_ROWS
+from bootstrapnas.pipeline.export_data import CALIBRATION_ROWS, VERIFICATION_ROWS, calibration_of
 from bootstrapnas.pipeline.latency_table import LatencyArguments
 from bootstrapnas.pipeline.models import load_tokenizer, max_length, outputs_of_ir
 from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet, read_super_adapter
@@ -64,7 +68,7 @@ class Finalist:
     candidate
         What the search knew.
     metric
-        The task's metric on the validation rows, of its IR in float32.
+        The task's metric on the validation rows, of its IR, where that has no integers computed in float32.
     latency
         What the search goes by, measured beside the others.
     figures
@@ -91,6 +95,11 @@ def check_finalists(
         if arguments.keep_finalists:
             raise UserError("--keep_finalists needs --measure_finalists: none are exported without")
         return
+    check_device(timing.latency_device)
+    check_measured(timing.latency_precision, timing.latency_device)
+    kind = CausalConversion if spec.kind.causal else EncoderConversion
+    quantised = timing.latency_precision in INT8
+    check_suitable(kind, f"a subnet of {supernet_dir}", timing.latency_weight_format, quantised=quantised)
     known = CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS
     if timing.latency_step not in (None, *known):
         raise UserError(f"--latency_step must be {' or '.join(known)}, not {timing.latency_step!r}")
@@ -168,16 +177,18 @@ def measure_finalists(
     metrics, irs = {}, {}
     for name, candidate in candidates.items():
         irs[name] = directory / "ir" / name
-        metrics[name] = _exported(irs[name], supernet.space.subnet(candidate.genome), candidate, deployed, rows)
+        subnet = supernet.space.subnet(candidate.genome)
+        metrics[name] = _exported(irs[name], subnet, candidate, deployed, rows, timing)
         notice(f"finalists: {name} has {spec.metric} {metrics[name]:.4f}, exported")
     tokens = timing.latency_length or int(min(length, _longest_prompt(supernet_dir, spec, base)))
     figures = _measured(irs, timing, tokens, causal=spec.kind.causal)
     step = timing.latency_step or (CAUSAL_STEPS if spec.kind.causal else ENCODER_STEPS)[0]
     finalists = [
-        Finalist(name, each, metrics[name], figures[name][step], _named(figures[name], timing.latency_precision))
+        Finalist(name, each, metrics[name], figures[name][step], _named(figures[name], timing))
         for name, each in candidates.items()
     ]
-    _write(stage, finalists, supernet, deployed, spec, length)
+    sizes = {name: directory.joinpath(MODEL_FILE).with_suffix(".bin").stat().st_size for name, directory in irs.items()}
+    _write(stage, finalists, supernet, deployed, spec, length, timing, sizes)
     if not keep:
         shutil.rmtree(directory / "ir")
     return finalists
@@ -204,37 +215,65 @@ def _measured(
     irs: Mapping[str, Path], timing: LatencyArguments, length: int, *, causal: bool
 ) -> dict[str, dict[str, Latency]]:
     """Measure IRs side by side; return, by name, what each step takes."""
-    precision, shape = timing.latency_precision, {"batch": timing.latency_batch, "length": length}
+    shape = {"batch": timing.latency_batch, "length": length}
+    precision = INT8.get(timing.latency_precision, timing.latency_precision)
+    models = {
+        name: compile_ir(directory, precision, None, {}, timing.latency_device) for name, directory in irs.items()
+    }
     if not causal:
-        passes = measure_latency(irs, **shape, precision=precision, max_seconds=MAX_SECONDS)
+        passes = time_latency(models, **shape, max_seconds=MAX_SECONDS)
         return {name: {ENCODER_STEPS[0]: latency} for name, latency in passes.items()}
-    models = {name: load_ir(directory, precision) for name, directory in irs.items()}
     found = time_generation(models, **shape, new_tokens=NEW_TOKENS, repeats=REPEATS, max_seconds=MAX_SECONDS)
     return {name: {"prefill": each.prefill, "token": each.token} for name, each in found.items()}
 
 
-def _named(figures: Mapping[str, Latency], precision: str) -> dict[str, Latency]:
+def _named(figures: Mapping[str, Latency], timing: LatencyArguments) -> dict[str, Latency]:
     """Return figures by what a report calls them."""
+    precision = timing.latency_precision
+    if timing.latency_weight_format != "fp32":
+        precision = f"{timing.latency_weight_format} weights, {precision}"
     if len(figures) == 1:
         return {precision: next(iter(figures.values()))}
     return {f"{precision} {step}": latency for step, latency in figures.items()}
 
 
-def _exported(directory: Path, subnet: Subnet, candidate: Candidate, deployed: Deployed, rows: Rows) -> float:
-    """Export a candidate and return its metric; both are found again if they were there."""
+def _exported(
+    directory: Path, subnet: Subnet, candidate: Candidate, deployed: Deployed, rows: Rows, timing: LatencyArguments
+) -> float:
+    """Export a candidate as it is deployed and return its metric; both are found again if they were there."""
     spec, note = rows.spec, directory.with_suffix(".json")
-    genome = list(candidate.genome)
+    quantised = timing.latency_precision in INT8
+    what = {
+        "genome": list(candidate.genome),
+        "weight_format": timing.latency_weight_format,
+        "quantised": quantised,
+    }
     if note.is_file():
         noted = read_json(note)
-        if noted["genome"] == genome and directory.is_dir():
+        if noted.items() >= what.items() and directory.is_dir():
             return float(noted[spec.metric])
     batches = rows.batches("validation")
     model = deployed.extract(subnet)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    export_openvino(model, rows.tokenizer, directory, example_batches=[batches[0], batches[-1]])
+    export_openvino(
+        model,
+        rows.tokenizer,
+        directory,
+        weight_format=timing.latency_weight_format,
+        quantisation=Quantisation() if quantised else None,
+        calibration=calibration_of(rows, CALIBRATION_ROWS) if quantised else (),
+        example_batches=[batches[0], batches[-1]],
+    )
     metric = rows.measure("validation", outputs_of_ir(load_ir(directory, "f32"), rows, batches))[spec.metric]
-    write_json(note, {"genome": genome, spec.metric: metric})
+    write_json(note, {**what, spec.metric: metric})
     return metric
+
+
+def _format_of(timing: LatencyArguments) -> str:
+    """Return what IRs are called by how they were exported."""
+    if timing.latency_precision in INT8:
+        return "int8"
+    return "float32" if timing.latency_weight_format == "fp32" else timing.latency_weight_format
 
 
 def _write(
@@ -244,8 +283,10 @@ def _write(
     deployed: Deployed,
     spec: TaskSpec,
     length: int,
+    timing: LatencyArguments,
+    sizes: Mapping[str, int],
 ) -> None:
-    """Write what was measured as JSON and as a table, and print that."""
+    """Write what was measured as JSON and as a table, and print that. `sizes` are those of the files of weights."""
     reference = next(each for each in finalists if not any(each.candidate.genome))
     entries: list[dict[str, Any]] = [
         {
@@ -259,7 +300,8 @@ def _write(
         }
         for each in finalists
     ]
-    by = "the float32 IR" + (", which writes greedily" if spec.generation is not None else "")
+    exported = _format_of(timing)
+    by = f"the {exported} IR" + (", which writes greedily" if spec.generation is not None else "")
     notes = [f"{spec.metric} on the validation rows, by {by}; names are indices on the front."]
     accuracy = None
     if all("latency" in each.candidate.values for each in finalists):
@@ -277,16 +319,21 @@ def _write(
             "finalists": entries,
         },
     )
+    costs = {
+        each.name: count_costs(
+            deployed.blueprint, deployed.part(supernet.space.subnet(each.candidate.genome)), length=length
+        )
+        for each in finalists
+    }
     ordered = [reference, *(each for each in finalists if each is not reference)]
     title = f"{spec.task_name}: the finalists of the search"
     report = build_report(
         [
             Row(
                 each.name if each is not reference else LARGEST,
-                count_costs(
-                    deployed.blueprint, deployed.part(supernet.space.subnet(each.candidate.genome)), length=length
-                ),
+                costs[each.name],
                 {spec.metric: each.metric},
+                bytes_per_param=4 if exported == "float32" else sizes[each.name] / costs[each.name].params,
                 latency=each.figures,
             )
             for each in ordered

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed
+from bootstrapnas.export import WEIGHT_FORMATS
 from bootstrapnas.export.latency_build import (
     circumstances_of,
     complete_latency_table,
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 
 # ruff: noqa: UP045
 
+PRECISION = (
+    "What OpenVINO computes in: f32, bf16, f16; of encoders that are quantised (export --quant_mode int8) int8 or "
+    "int8+bf16, by what the other layers compute in."
+)
+WEIGHTS = f"How weights are stored, as by export: {', '.join(WEIGHT_FORMATS)}."
+DEVICE = "OpenVINO's name of the device."
+
 
 @dataclass
 class LatencyTableArguments:
@@ -49,13 +57,15 @@ class LatencyTableArguments:
     supernet_dir: Optional[str] = flag(None, "Output of a training stage: its shapes and its search space.")
     model_name_or_path: Optional[str] = flag(None, "Instead: a model, of which the config is enough.")
     nncf_config: Optional[str] = flag(None, "The config that has the model's search space.")
-    precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
+    precision: str = flag("f32", PRECISION)
+    weight_format: str = flag("fp32", WEIGHTS)
     batch: int = flag(1, "Rows of the input.")
     length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
     step: Optional[str] = flag(
         None, "Causal language models: prefill (reading length tokens, the default) or token (one more after them)."
     )
     threads: Optional[int] = flag(None, "Threads; default: OpenVINO's choice.")
+    device: str = flag("CPU", DEVICE)
 
 
 @dataclass
@@ -67,10 +77,12 @@ class LatencyArguments:
     latency_table: Optional[str] = flag(
         None, "Table of bootstrapnas latency-table; what it lacks is measured first. Default: one in output_dir."
     )
-    latency_precision: str = flag("f32", "What OpenVINO computes in: f32, bf16, f16.")
+    latency_precision: str = flag("f32", PRECISION)
+    latency_weight_format: str = flag("fp32", WEIGHTS)
     latency_batch: int = flag(1, "Rows of the input.")
     latency_length: Optional[int] = flag(None, "Tokens of a row; default: the config's input_info.")
     latency_step: Optional[str] = flag(None, "Causal language models: prefill (the default) or token.")
+    latency_device: str = flag("CPU", DEVICE)
 
 
 GROUPS = (LatencyTableArguments,)
@@ -99,6 +111,8 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
         length=sequence_length(config) if arguments.length is None else arguments.length,
         step=arguments.step,
         threads=arguments.threads,
+        weight_format=arguments.weight_format,
+        device=arguments.device,
     )
     table_at(arguments.output_file, model, blueprint, space, circumstances)
     return Path(arguments.output_file)
@@ -132,6 +146,8 @@ def table_at(
 ) -> LatencyTable:
     """Return the table in a file, after measuring what it lacks of a space; show how that goes on."""
     shown = f"{circumstances.precision}, batch {circumstances.batch}, {circumstances.length} tokens"
+    if circumstances.weight_format != "fp32":
+        shown = f"{circumstances.weight_format} weights, {shown}"
     table = open_latency_table(path, blueprint, space, circumstances)
     left = models_to_measure(table, space)
     if left:
@@ -164,6 +180,8 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
         batch=arguments.latency_batch,
         length=length if arguments.latency_length is None else arguments.latency_length,
         step=arguments.latency_step,
+        weight_format=arguments.latency_weight_format,
+        device=arguments.latency_device,
     )
     path = directory / TABLE_FILE if arguments.latency_table is None else arguments.latency_table
     return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)

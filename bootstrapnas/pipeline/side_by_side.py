@@ -12,18 +12,19 @@ from typing import Any
 import torch
 
 from bootstrapnas.artefacts import STAGE_FILE, read_json, writing
-from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import available_precisions, export_openvino
+from bootstrapnas.export.conversion import random_batch
 from bootstrapnas.export.latency import Latency, speed_up, time_generation, time_latency, time_throughput
 from bootstrapnas.export.openvino import EXPORT_FILE
-from bootstrapnas.export.quantisation import Quantisation, quantise
+from bootstrapnas.export.quantisation import quantise_for_speed
 from bootstrapnas.export.runtime import (
+    INT8,
     MODEL_FILE,
-    PRECISIONS,
     IRDescription,
     IRModel,
     check_device,
-    check_precision,
+    check_measured,
     check_streams,
     compile_ir,
     describe_ir,
@@ -35,9 +36,6 @@ from bootstrapnas.tasks import TASK_FILE, TaskSpec
 
 ENCODER, CAUSAL = "encoder", "language model"
 DEFAULTS = ("f32", "bf16")
-INT8 = {"int8": "f32", "int8+bf16": "bf16"}
-"""Precisions of quantised encoders: what the layers compute in that are not quantised."""
-CALIBRATION_ROWS = 4
 LENGTH = 128
 
 
@@ -342,11 +340,8 @@ def _ticking(what: str, shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[int
 def _planned(models: Sequence[Model], settings: Settings) -> dict[str, tuple[str, ...]]:
     """Return in which precisions each model is measured."""
     asked = settings.precisions
-    known = (*PRECISIONS, *INT8)
     for precision in asked or ():
-        if precision not in known:
-            raise UserError(f"unknown precision {precision!r}, known: {listed(known)}{near_miss(precision, known)}")
-        check_precision(INT8.get(precision, precision), settings.device)
+        check_measured(precision, settings.device)
         if precision in INT8 and models[0].kind == CAUSAL:
             raise UserError(
                 f"--precision {precision} is for encoders; of a language model the weights are int8 or int4: export it "
@@ -383,12 +378,8 @@ def _quantise(source: Path, target: Path) -> None:
     """Write a fully quantised copy of an encoder's IR. Its ranges are those of random tokens."""
     import openvino as ov
 
-    ir = ov.Core().read_model(source / MODEL_FILE)
-    calibration = [
-        _random_batch(read_json(source / "config.json")["vocab_size"], 1, row) for row in range(CALIBRATION_ROWS)
-    ]
-    inputs = describe_ir(source).inputs
-    quantised = quantise(ir, source.name, Quantisation(), calibration, inputs, None)
+    vocabulary = read_json(source / "config.json")["vocab_size"]
+    quantised = quantise_for_speed(ov.Core().read_model(source / MODEL_FILE), source.name, vocabulary)
     with writing(target):
         target.mkdir()
         ov.save_model(quantised, target / MODEL_FILE, compress_to_fp16=False)
@@ -406,13 +397,7 @@ def _convert(source: Path, target: Path) -> None:
         raise UserError(f"{source} holds a model for {task}, which cannot be converted here: export it first")
     notice(f"{source} holds no OpenVINO IR: converting it to one in float32, for the occasion")
     model = load_model(str(source), auto_class, torch.float32)
-    export_openvino(model, None, target, example_batches=[_random_batch(config.vocab_size, 2)])
-
-
-def _random_batch(vocabulary: int, rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return what encoders and language models take, of random tokens, shape [rows, 16]."""
-    ids = torch.randint(vocabulary, (rows, 16), generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    export_openvino(model, None, target, example_batches=[random_batch(config.vocab_size, 2)])
 
 
 def _metric(directory: Path) -> tuple[str, float] | None:
