@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,7 @@ def damage() -> None:
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> Iterator[Path]:
     """A directory of good and bad artefacts, also the working directory, so that messages are exact. Read-only."""
     root = tmp_path_factory.mktemp("world")
-    before = Path.cwd()
-    os.chdir(root)
-    try:
+    with chdir(root):
         shutil.copytree(tiny_bert_dir, "pretrained")
         shutil.copy(tiny_task_files.train, "train.jsonl")
         shutil.copy(tiny_task_files.validation, "validation.jsonl")
@@ -183,8 +182,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_ta
         Path("foreign/thesis.tex").write_text("ten years of work")
         Path("genes.json").write_text('{"head": [9, 4]}')
         yield root
-    finally:
-        os.chdir(before)
 
 
 # -- the mistakes ------------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,7 @@ INTEGERS = {"plain": "", "int4": "--base_weight_format int4"}
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with a base in bfloat16 and super-adapters trained on it as it is, also the working directory."""
     root = tmp_path_factory.mktemp("world")
-    before = Path.cwd()
-    os.chdir(root)
-    try:
+    with chdir(root):
         write_model("base", dtype=HALF)
         write_rows("train.json", 8)
         write_rows("val.json", 4)
@@ -50,8 +48,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             lonas(f"train --model_name_or_path base {DATA} --nncf_config space.json --base_dtype bfloat16 {integers} "
                   f"{FLAGS} --max_steps 2 --learning_rate 0.1 --output_dir {name}")  # fmt: skip
         yield root
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture

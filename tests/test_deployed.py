@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,7 @@ SEARCH = "search --supernet_dir super --num_evals 6 --population 3 --precision f
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with two super-adapters, also the working directory. Read-only."""
     root = tmp_path_factory.mktemp("world")
-    before = Path.cwd()
-    os.chdir(root)
-    try:
+    with chdir(root):
         write_model("base")
         write_rows("train.json", 8)
         write_rows("val.json", 6)
@@ -49,8 +46,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lonas(f"{TRAIN} --nncf_config space.json --learning_rate 0.1 --reorder l1 --output_dir super")
         lonas(f"{TRAIN} --nncf_config ranks.json --output_dir ranks")
         yield root
-    finally:
-        os.chdir(before)
 
 
 @contextmanager

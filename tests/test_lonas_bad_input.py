@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,7 @@ WIDTHS = "bootstrapNAS.training.elasticity.width.overwrite_groups_widths"
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory of good and bad artefacts, also the working directory. Read-only."""
     root = tmp_path_factory.mktemp("world")
-    before = Path.cwd()
-    os.chdir(root)
-    try:
+    with chdir(root):
         write_model("base")
         write_model("other", 1, ffn=64)
         write_rows("train.json", 8)
@@ -74,8 +72,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         shutil.copy("super/adapter_config.json", "pickle")
         Path("pickle/adapter_model.bin").write_bytes(b"garbage")
         yield root
-    finally:
-        os.chdir(before)
 
 
 MISTAKES: list[tuple[str, str]] = [
