@@ -15,6 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from bootstrapnas.space import SearchSpace
 LENGTH = 128
 HEADS = (12, 10, 9, 8, 6, 4, 3, 2)
 CHANNELS = (1536, 1280, 1187, 1024, 890, 768, 600, 512, 256)  # multiples of 128, and what ranking by importance leaves
+EVENLY = (0, 0.2, 0.4, 0.6, 0.8, 1)
 LEVELS = (0.95, 0.9, 0.8, 0.7)
 STEPS = 4000
 
@@ -63,11 +65,19 @@ def main() -> None:
             models = models_to_measure(table, space) - CHECKED
             complete_latency_table(table, path, measure, space)
             seconds = time.perf_counter() - started
-            found = check_accuracy(table, measure, checked_subnets(space, blueprint, arguments.subnets, seed=1))
+            subnets = checked_subnets(space, blueprint, arguments.subnets, seed=1)
+            found = check_accuracy(table, measure, subnets)
             assert found.rank_correlation is not None
             errors = [abs(p / m - 1) for p, m in zip(found.predicted_ms, found.measured_ms, strict=True)]
+            evenly = even_subnets(space)
+            even = check_accuracy(table, measure, evenly)
             (base,) = table.base_ms.values()
+            added = [
+                replace(each, predicted_ms=tuple(statistics.median(base) * table.added_up(subnet) for subnet in of))
+                for each, of in ((found, subnets), (even, evenly))
+            ]
             figures = [f"{found.mean_error:.1%}", f"{max(errors):.1%}", f"{found.rank_correlation:.3f}"]
+            figures += [f"{even.mean_error:.1%}", *(f"{each.mean_error:.1%}" for each in added)]
             noise = (np.percentile(base, 75) - np.percentile(base, 25)) / np.median(base)
             spread = f"{min(found.measured_ms):.1f} - {max(found.measured_ms):.1f}"
             accuracy_rows.append(
@@ -82,10 +92,15 @@ def main() -> None:
     write_table(
         arguments.output / "latency_table.md",
         "Latency tables: predicted against measured",
-        "precision|batch|models measured|seconds|range (ms)|mean error|largest|rank correlation|noise".split("|"),
+        (
+            "precision|batch|models measured|seconds|range (ms)|mean error|largest|rank correlation|evenly cut|"
+            "random, added up|evenly cut, added up|noise"
+        ).split("|"),
         accuracy_rows,
         f"BERT 6 x 384, random weights, {LENGTH} tokens; {arguments.subnets} random subnets that the table has not "
-        "seen. Seconds are those of the whole table, export and check included. Noise is the interquartile range of "
+        f"seen, and {len(EVENLY)} evenly cut ones, every layer alike (mean error). Added up are the same predictions "
+        "without their correction by the ends of the space. Seconds are those of the whole table, export and check "
+        "included. Noise is the interquartile range of "
         "the reference's time between groups; predictions are ratios to it, taken side by side.",
     )
     write_table(
@@ -114,6 +129,14 @@ def build_space(blueprint: Blueprint) -> SearchSpace:
     return SearchSpace.build(blueprint, [(key, choices[key.dim]) for key in blueprint.elastic if key.dim in choices])
 
 
+def even_subnets(space: SearchSpace) -> list[Subnet]:
+    """Return subnets that have the same share of every width and skip nothing."""
+    return [
+        space.subnet(tuple(0 if 0 in gene.choices else round(place * (len(gene.choices) - 1)) for gene in space.genes))
+        for place in EVENLY
+    ]
+
+
 def best_subnet(table: LatencyTable, space: SearchSpace, goal: str, level: float) -> Subnet:
     """Return the subnet of least MACs or predicted latency whose made-up metric is at least `level`.
 
@@ -123,7 +146,7 @@ def best_subnet(table: LatencyTable, space: SearchSpace, goal: str, level: float
     blueprint, rng = table.blueprint, np.random.default_rng(0)
 
     def cost(subnet: Subnet) -> float:
-        return count_macs(blueprint, subnet, length=LENGTH) if goal == "macs" else table.predict(subnet)
+        return count_macs(blueprint, subnet, length=LENGTH) if goal == "macs" else table.added_up(subnet)
 
     choices = {key: gene.choices for gene in space.genes for key in gene.keys}
     weights = {key: float(rng.uniform(0.5, 1.5)) for key in choices if not blueprint.is_block(key)}

@@ -37,7 +37,7 @@ from bootstrapnas.export.latency_table import Accuracy, Circumstances, LatencyTa
 from bootstrapnas.export.runtime import describe_ir
 from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
 from bootstrapnas.pipeline.cli import to_arguments
-from bootstrapnas.space import SearchSpace
+from bootstrapnas.space import Gene, SearchSpace
 
 HERE = Circumstances("a CPU", "2026.4.1", 2, "f32", 1, 32, "pass", "0123456789abcdef")
 BLUEPRINTS: dict[str, Callable[[], Blueprint]] = {
@@ -83,6 +83,37 @@ def test_costs_that_add_up_are_predicted_exactly(name: str, tmp_path: Path) -> N
         macs = count_macs(blueprint, subnet, length=HERE.length)
         assert table.predict(subnet) == pytest.approx(macs, rel=1e-9)
         assert again.predict(subnet) == table.predict(subnet)
+
+
+def test_costs_that_do_not_add_up_are_corrected_by_the_ends_of_the_space(tmp_path: Path) -> None:
+    blueprint = Blueprint.of(build_tiny_bert())
+    full, path = build_full_space(blueprint), tmp_path / "table.json"
+    blocks = [Gene((Key("ffn_block", 1),), (1, 0))]
+    space = SearchSpace((*(gene for gene in full.genes if not blueprint.is_block(gene.keys[0])), *blocks))
+
+    def measure(subnets: Sequence[Subnet]) -> list[list[float]]:  # large models take more than their MACs say
+        return [[samples[0] ** 1.6] * 3 for samples in macs_as_ms(blueprint)(subnets)]
+
+    table = open_latency_table(path, blueprint, space, HERE)
+    complete_latency_table(table, path, measure, space)
+    again, plain = (LatencyTable.load(path, blueprint, HERE) for _ in range(2))
+    plain.ends.clear()
+    random = Random(1)
+    subnets = [space.subnet(space.sample(random)) for _ in range(100)]
+    largest, smallest = space.subnet(space.max_genome), space.subnet(space.min_genome)
+    narrowest = {key: largest[key] if blueprint.is_block(key) else size for key, size in smallest.items()}
+    for end in (largest, narrowest, smallest):
+        ((taken, *_),) = measure([end])
+        assert again.predict(end) == pytest.approx(taken, rel=1e-9)
+        assert plain.predict(end) != pytest.approx(taken, rel=0.05)
+    for each in (again, plain):
+        assert sorted(subnets, key=each.predict) == sorted(subnets, key=each.added_up)
+    del (document := read_json(path))["ends"]  # as tables of before are
+    write_json(path, document)
+    table = open_latency_table(path, blueprint, space, HERE)
+    assert models_to_measure(table, space) == 3 + CHECKED
+    complete_latency_table(table, path, measure, space)
+    assert table.ends == again.ends
 
 
 def test_parts_are_what_the_labels_connect() -> None:

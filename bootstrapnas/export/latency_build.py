@@ -135,7 +135,7 @@ def complete_latency_table(
         Called with the number of models measured, of `models_to_measure`, and a few words.
     """
     missing = table.missing(space)
-    if not missing and table.accuracy is not None:
+    if not missing and not table.missing_ends(space) and table.accuracy is not None:
         return
     done = 0
     for wide, places in missing.items():
@@ -146,6 +146,12 @@ def complete_latency_table(
             table.add(wide, base, ratios)
             table.save(path)
             done += len(group)
+    for wide, ends in table.missing_ends(space).items():
+        progress(done, "the largest and the smallest subnet")
+        _, times = _beside(measure, table.middle(wide), {end: dict(end) for end in ends})
+        table.add_ends(times)
+        table.save(path)
+        done += len(ends)
     progress(done, "checking it on random subnets")
     checked = checked_subnets(space, table.blueprint)
     table.accuracy = check_accuracy(table, measure, checked)
@@ -155,10 +161,11 @@ def complete_latency_table(
 
 def models_to_measure(table: LatencyTable, space: SearchSpace) -> int:
     """Return how many models `complete_latency_table` will measure, apart from the reference."""
-    missing = table.missing(space)
-    if not missing and table.accuracy is not None:
+    states, ends = table.missing(space), table.missing_ends(space)
+    if not states and not ends and table.accuracy is not None:
         return 0
-    return sum(map(len, missing.values())) + len(checked_subnets(space, table.blueprint))
+    needed = sum(map(len, states.values())) + sum(map(len, ends.values()))
+    return needed + len(checked_subnets(space, table.blueprint))
 
 
 def checked_subnets(space: SearchSpace, blueprint: Blueprint, count: int = CHECKED, seed: int = 0) -> Sequence[Subnet]:

@@ -3,7 +3,9 @@
 A layer falls into parts that no other part's sizes change: what elastic dimensions connect in the labels, for BERT the
 attention with its heads and the FFN with its channels. Each state of a part is measured in the real model, in all
 layers that are alike at once, with everything else at a middle size, and held against that middle subnet: the
-difference, divided by the number of layers, is what the state adds in one layer. Free of torch.
+difference, divided by the number of layers, is what the state adds in one layer. Towards the ends of a space that is
+not all of it (small subnets fit into caches that large ones exceed), so its largest and its smallest subnets are
+measured as a whole, and what parts add up to is corrected accordingly. Free of torch.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet, subnet_from_json, subnet_to_json
@@ -27,6 +31,8 @@ STEPS = ("pass", "prefill", "token")
 """What a run is: of an encoder the one pass, of a causal language model reading the prompt, or one more token."""
 State: TypeAlias = tuple[int, ...]
 """Sizes of a part's dimensions, in the order of `Part.dims`."""
+End: TypeAlias = tuple[tuple[Key, int], ...]
+"""A complete subnet, as a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +217,9 @@ class LatencyTable:
         was measured beside it.
     ratios
         By place: the time of the reference with the part in this state in all its layers, over the reference's own.
+    ends
+        The time of the largest subnet of every space it was made for, of the smallest, and of the smallest that skips
+        nothing, over the reference's.
     """
 
     def __init__(self, blueprint: Blueprint, circumstances: Circumstances, reference: Subnet) -> None:
@@ -218,7 +227,9 @@ class LatencyTable:
         self.parts = parts_of(blueprint)
         self.base_ms: dict[tuple[int, ...], list[float]] = {}
         self.ratios: dict[Place, float] = {}
+        self.ends: dict[End, float] = {}
         self.accuracy: Accuracy | None = None
+        self._lines: dict[tuple[int, ...], tuple[tuple[float, ...], tuple[float, ...]]] = {}
         self._wide = tuple(key for key in blueprint.elastic if key.layer is None)
 
     def needed(self, space: SearchSpace, wide: tuple[int, ...]) -> list[Place]:
@@ -246,6 +257,23 @@ class LatencyTable:
                 found[wide] = places
         return found
 
+    def missing_ends(self, space: SearchSpace) -> dict[tuple[int, ...], list[End]]:
+        """Return the ends of a space that are not measured yet, by the sizes of the model-wide dimensions."""
+        found: dict[tuple[int, ...], list[End]] = {}
+        largest, smallest = space.subnet(space.max_genome), space.subnet(space.min_genome)
+        narrowest = {key: (largest if self.blueprint.is_block(key) else smallest)[key] for key in smallest}
+        for wide in _choices(self._wide, space, self.blueprint):
+            known = {*self.ends, self._end(self.middle(wide))}
+            for subnet in (largest, narrowest, smallest):
+                end = self._end({**subnet, **self.wide_sizes(wide)})
+                if end not in known:
+                    found.setdefault(wide, []).append(end)
+                    known.add(end)
+        return found
+
+    def _end(self, subnet: Subnet) -> End:
+        return tuple(self.blueprint.complete(subnet).items())
+
     def middle(self, wide: tuple[int, ...]) -> dict[Key, int]:
         """Return the reference at some sizes of the model-wide dimensions."""
         return {**self.reference, **self.wide_sizes(wide)}
@@ -267,14 +295,38 @@ class LatencyTable:
         self.base_ms.setdefault(wide, []).append(base_ms)
         self.ratios.update(ratios)
 
+    def add_ends(self, ratios: Mapping[End, float]) -> None:
+        """Record the times of subnets at the ends of a space, over the reference's."""
+        self.ends.update(ratios)
+        self._lines.clear()
+
     def predict(self, subnet: Subnet) -> float:
         """Return what a subnet takes, in milliseconds.
+
+        Of two subnets of the same model-wide sizes, the one whose parts add up to less never takes more.
 
         Raises
         ------
         UserError
             If the subnet has a size that the table was not measured at.
         """
+        complete = self.blueprint.complete(subnet)
+        added, wide = self.added_up(complete), self.wide(complete)
+        return statistics.median(self.base_ms[wide]) * self._corrected(added, wide)
+
+    def _corrected(self, added: float, wide: tuple[int, ...]) -> float:
+        """Return what parts that add up to `added` take, as a share of the reference's time: on a line through ends."""
+        if wide not in self._lines:
+            ends = [(dict(end), ratio) for end, ratio in self.ends.items()]
+            points = [(self.added_up(end), ratio) for end, ratio in ends if self.wide(end) == wide]
+            sums, ratios = zip(*sorted([(1.0, 1.0), *points]), strict=True)
+            self._lines[wide] = sums, tuple(itertools.accumulate(ratios, max))
+        sums, measured = self._lines[wide]
+        inside = min(max(added, sums[0]), sums[-1])
+        return float(np.interp(inside, sums, measured)) + added - inside
+
+    def added_up(self, subnet: Subnet) -> float:
+        """Return what the parts of a subnet add up to, as a share of the reference's time: `predict`, uncorrected."""
         complete = self.blueprint.complete(subnet)
         wide = self.wide(complete)
         if wide not in self.base_ms:
@@ -286,7 +338,7 @@ class LatencyTable:
                 if part.whole_layer or layer in kept:
                     place = Place(wide, part, part.state(self.blueprint, complete, layer))
                     total += self._added(place) / len(part.layers)
-        return statistics.median(self.base_ms[wide]) * total
+        return total
 
     def _added(self, place: Place) -> float:
         """Return what a place adds to the time of the reference, as a share of it."""
@@ -330,6 +382,7 @@ class LatencyTable:
             "reference": subnet_to_json(self.reference),
             "base": [{**self._named(wide), "ms": ms} for wide, ms in self.base_ms.items()],
             "states": states,
+            "ends": [{"sizes": subnet_to_json(dict(end)), "ratio": ratio} for end, ratio in self.ends.items()],
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
         }
         write_json(path, document)
@@ -365,6 +418,8 @@ class LatencyTable:
                 part = parts[tuple(entry["layers"]), tuple(entry["sizes"])]
                 wide = tuple(entry.get("wide", {}).values())
                 table.ratios[Place(wide, part, tuple(entry["sizes"].values()))] = float(entry["ratio"])
+            for entry in document.get("ends", ()):  # tables made before had none
+                table.ends[table._end(subnet_from_json(entry["sizes"]))] = float(entry["ratio"])
             accuracy = document["accuracy"]
             if accuracy is not None:
                 table.accuracy = Accuracy(tuple(accuracy["predicted_ms"]), tuple(accuracy["measured_ms"]))
