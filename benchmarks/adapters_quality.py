@@ -66,17 +66,17 @@ class Protocol:
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
     dropout: float = 0.0
-    target_modules: str = "query,value"
+    target_modules: str = "query,key,value,attention.output.dense,intermediate.dense,output.dense"
     modules_to_save: str = "pooler"
     ranks: str = "8,4,2"
     head_shares: str = "1,0.75,0.5"
     ffn_shares: str = "1,0.75,0.5"
     batch: int = 16
-    epochs: float = 3.0
+    epochs: float = 6.0
     learning_rate: float = 1e-3
     macs_ratio: float = 0.72
-    num_evals: int = 16
-    population: int = 8
+    num_evals: int = 40
+    population: int = 10
     max_train_samples: int | None = None
 
 
@@ -366,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--work_dir", type=Path, required=True)
     run.add_argument("--tasks", default="rte,mrpc,cola,stsb")
     run.add_argument("--seeds", default="0")
-    run.add_argument("--methods", default=f"{LORA},published", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
+    run.add_argument("--methods", default=f"{LORA},reorder+own", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
     run.add_argument("--subnets", default=",".join(SUBNETS))
     add_protocol(run, Protocol)
     table = commands.add_parser("table", help="write the table of what is there")
