@@ -15,6 +15,7 @@ from bootstrapnas.pipeline.cli import ArgumentParser, Command, check_command, ex
 PROGRAM = "bootstrapnas"
 STAGES = {
     "export": Command("convert a model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
+    "evaluate": Command("the task metric of a model directory or an IR", "bootstrapnas.pipeline.evaluate"),
     "benchmark": Command(
         "measure models side by side: latency, throughput", "bootstrapnas.pipeline.benchmark", "models"
     ),

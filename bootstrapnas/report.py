@@ -344,13 +344,14 @@ def _speed_ups(report: Report, row: Row) -> dict[str, float]:
 def _latency_notes(rows: Sequence[Row]) -> list[str]:
     """Say how latency was measured, and of which figures the machine was too busy to be sure."""
     notes = []
-    for settings, runs in dict.fromkeys(
-        (each.settings, len(each.samples_ms)) for r in rows for each in r.latency.values()
-    ):
+    measured = dict.fromkeys(
+        (name, each.settings, len(each.samples_ms)) for row in rows for name, each in row.latency.items()
+    )
+    for name, settings, runs in measured:
         notes.append(
-            f"{settings.precision} latency: median of {runs} interleaved {'run' if runs == 1 else 'runs'}, "
+            f"{name} latency: median of {runs} interleaved {'run' if runs == 1 else 'runs'}, "
             f"OpenVINO {settings.openvino}, {settings.threads} threads of {settings.cpu}, batch {settings.batch}, "
-            f"{settings.length} tokens; the speed-up is over {rows[0].name} in {settings.precision}."
+            f"{settings.length} tokens; the speed-up is over {rows[0].name} in {name}."
         )
     spreads = {f"{r.name} in {p}": each.spread for r in rows for p, each in r.latency.items() if each.spread > NOISY}
     if spreads:
