@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from published_spaces import SPACES, PublishedSpace
 from transformers import (
@@ -845,10 +845,10 @@ def spaces(draw: st.DrawFn) -> SearchSpace:
             keys = tuple(Key(dim, index) for index, found in enumerate(owners) if found == owner)
             sizes = draw(st.sets(st.integers(1, full - 1), max_size=4)) | {full}
             genes.append(Gene(keys, tuple(sorted(sizes, reverse=True))))
-    for dim, index in itertools.product(("mha_block", "ffn_block"), range(LAYERS)):
-        choices = draw(st.sampled_from([(), (1, 0), (0,)]))
-        if choices:
-            genes.append(Gene((Key(dim, index),), choices))
+    blocks = list(itertools.product(("mha_block", "ffn_block"), range(LAYERS)))
+    found = [draw(st.sampled_from([(), (1, 0), (0,)])) for _ in blocks]
+    assume(set(found) != {(0,)})  # a config that skips every block is refused
+    genes += [Gene((Key(*block),), choices) for block, choices in zip(blocks, found, strict=True) if choices]
     return SearchSpace(tuple(draw(st.permutations(genes))))
 
 
