@@ -13,13 +13,13 @@ Sampling: TypeAlias = Callable[[SearchSpace, Random], dict[str, Genome]]
 """A space and a random generator -> the genomes of one step, by name."""
 
 
-LARGEST = "max"
-"""The name of the largest subnet in a step that computes it."""
+LARGEST, SMALLEST = "max", "min"
+"""Names in a step of the two subnets that are not drawn; the others are random."""
 
 
 def sandwich(space: SearchSpace, random: Random) -> dict[str, Genome]:
     """Return the largest, one random and the smallest subnet (Yu & Huang 2019, "sandwich rule"; EFTNAS)."""
-    return {LARGEST: space.max_genome, "random": space.sample(random), "min": space.min_genome}
+    return {LARGEST: space.max_genome, "random": space.sample(random), SMALLEST: space.min_genome}
 
 
 def one_random(space: SearchSpace, random: Random) -> dict[str, Genome]:

@@ -25,7 +25,7 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.intermediate import recording
 from bootstrapnas.outputs import MASK, TEACHER
 from bootstrapnas.progress import Ticker, warn
-from bootstrapnas.sampling import LARGEST
+from bootstrapnas.sampling import LARGEST, SMALLEST
 from bootstrapnas.supernet import Supernet
 
 TRAINED_FILE, LOSSES_FILE = "trained.safetensors", "losses.safetensors"
@@ -57,7 +57,7 @@ class StageTrainer(Trainer):
         Says of every batch, once for all subnets of a step, what the distillation compares; needed where that is more
         than the batch carries. Placed on the training device.
     in_place
-        In-place distillation (Yu & Huang 2019): the subnet called ``"max"``, the first of each step, learns from the
+        In-place distillation (Yu & Huang 2019): the subnet called `LARGEST`, the first of each step, learns from the
         labels alone, and what it says of the batch teaches the others. Instead of a teacher.
     penalty
         A term added to the loss of every pass, scalar.
@@ -239,7 +239,9 @@ class StageTrainer(Trainer):
             parts[0] += f" ({', '.join(each)})"
         if self._describe is not None and self._subnets is not None:
             last = self._subnets(max(self.state.global_step - 1, 0))
-            parts += [f"{name} {self._describe(subnet)}" for name, subnet in last.items() if name not in ("max", "min")]
+            parts += [
+                f"{name} {self._describe(subnet)}" for name, subnet in last.items() if name not in (LARGEST, SMALLEST)
+            ]
         return ", ".join([*parts, f"lr {logs['learning_rate']:.2e}"])
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -15,11 +15,10 @@ from typing import Any
 from bootstrapnas.artefacts import FORMAT, check_format, read_json, write_json
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
+from bootstrapnas.sampling import LARGEST, SMALLEST
 from bootstrapnas.space import Genome, SearchSpace
 
 SAMPLED_FILE = "sampled.json"
-FIXED = ("max", "min")
-"""Names of a step's subnets that are not drawn, so that nothing follows from how often they are computed."""
 
 
 def save_sampled(directory: Path, space: SearchSpace, draws: Iterable[tuple[str, Subnet, float]]) -> None:
@@ -37,7 +36,7 @@ def save_sampled(directory: Path, space: SearchSpace, draws: Iterable[tuple[str,
     """
     losses: dict[Genome, list[float]] = {}
     for name, subnet, loss in draws:
-        if name not in FIXED and subnet in space:
+        if name not in (LARGEST, SMALLEST) and subnet in space:  # those are computed in every step
             losses.setdefault(space.genome(subnet), []).append(loss)
     entries = [
         {"genome": list(genome), "times": len(found), "loss": mean if math.isfinite(mean) else None}
