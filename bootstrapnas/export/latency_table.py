@@ -3,9 +3,9 @@
 A layer falls into parts that no other part's sizes change: what elastic dimensions connect in the labels, for BERT the
 attention with its heads and the FFN with its channels. Each state of a part is measured in the real model, in all
 layers that are alike at once, with everything else at a middle size, and held against that middle subnet: the
-difference, divided by the number of layers, is what the state adds in one layer. Towards the ends of a space that is
-not all of it (small subnets fit into caches that large ones exceed), so its largest and its smallest subnets are
-measured as a whole, and what parts add up to is corrected accordingly. Free of torch.
+difference, divided by the number of layers, is what the state adds in one layer. Towards the ends of a space sums may
+be off by a tenth, so its largest and its smallest subnets are measured as a whole, and what parts add up to is
+corrected accordingly. Free of torch.
 """
 
 from __future__ import annotations
