@@ -9,6 +9,7 @@ COMMANDS = {
     "eval": Command("the task metric of one subnet of a super-adapter, or of a LoRA", "lonas.evaluate"),
     "search": Command("find the Pareto-optimal subnets with NSGA-II", "bootstrapnas.pipeline.search"),
     "extract": Command("write one subnet as a smaller base and a smaller adapter, or merged", "lonas.extract"),
+    "finetune": Command("train the adapter of an extracted subnet on, shared with no other subnet", "lonas.finetune"),
     "export": Command("convert a merged model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
     "evaluate": Command("the task metric of a model directory or an IR", "bootstrapnas.pipeline.evaluate"),
 }

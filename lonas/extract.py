@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from bootstrapnas.artefacts import read_stage
+from bootstrapnas.artefacts import read_json, read_stage, write_json
 from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.errors import UserError
+from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.integers import round_to_integers
 from bootstrapnas.nncf_config import sequence_length
+from bootstrapnas.pipeline.adapters import ADAPTER_CONFIG, layer_linears, merge_adapter, save_adapter
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
-from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import load_super_adapter, read_space, read_super_adapter, save_adapter
+from bootstrapnas.pipeline.stages import METRICS_FILE, begin
+from bootstrapnas.pipeline.supernets import check_base, load_super_adapter, read_space, read_super_adapter
 from bootstrapnas.progress import notice
 from lonas.train import local_path
 
 # ruff: noqa: UP045
 
 BASE, ADAPTER = "base", "adapter"
+APART = ("base_dtype", "base_weight_format", "costs_merged", "full_costs_merged")
+"""What the file of a subnet says of a base beside its adapter: how it was trained, what the merged model will cost."""
 
 
 @dataclass
@@ -50,7 +56,8 @@ def run(
     typed: Mapping[str, Any],
 ) -> Path:
     """Extract; return the output directory."""
-    read_stage(arguments.supernet_dir, "train")
+    if read_stage(arguments.supernet_dir, "train", "finetune")["stage"] == "finetune":
+        return merge_finetuned(arguments, bounds, output, typed)
     config = read_space(arguments.supernet_dir)
     if config is None:
         check_lora(arguments, bounds)
@@ -88,7 +95,9 @@ def run(
     small = count_costs(deployed.blueprint, deployed.part(subnet), length=length)
     whole = count_costs(deployed.blueprint, FULL, length=length)
     kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
-    write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by)
+    apart = dict(zip(APART, (about.base_dtype, about.weight_format, asdict(small), asdict(whole)), strict=True))
+    more = {} if arguments.merge else apart
+    write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by, **more)
     if arguments.merge and config is not None:
         measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
         write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
@@ -97,6 +106,40 @@ def run(
         f"parameters; adapters of {costs.params - small.params:,} parameters, of {full.params - whole.params:,}"
     )
     stage.complete(macs=kept.macs, params=kept.params)
+    return stage.directory
+
+
+def merge_finetuned(
+    arguments: AdapterExtractArguments,
+    bounds: ConstraintArguments,
+    output: OutputArguments,
+    typed: Mapping[str, Any],
+) -> Path:
+    """Write a subnet whose adapter `lonas finetune` has trained as one merged model; return the output directory."""
+    directory = Path(arguments.supernet_dir)
+    if not (directory / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{directory} holds no adapter: it is one model already")
+    check_lora(arguments, bounds)
+    stage = begin(
+        "extract", output.output_dir, typed, {"supernet": str(directory)}, overwrite=output.overwrite_output_dir
+    )
+    if stage.finished:
+        return stage.directory
+    subnet = read_json(directory / SUBNET_FILE)
+    apart = {name: subnet.pop(name) for name in APART}
+    spec = inherited_task(str(directory))
+    base = arguments.model_name_or_path or read_json(directory / ADAPTER_CONFIG)["base_model_name_or_path"]
+    check_base(str(directory), base)
+    model = load_for_task(base, spec)
+    if apart["base_weight_format"] is not None:
+        round_to_integers(model, layer_linears(model), apart["base_weight_format"])
+    save_artefact(stage.directory, merge_adapter(model, directory), load_tokenizer(str(directory)), spec)
+    costs = {name: apart[f"{name}_merged"] for name in ("costs", "full_costs")}
+    write_json(stage.directory / SUBNET_FILE, subnet | costs)
+    metrics = read_json(directory / METRICS_FILE)
+    measured = {name: metrics[name] for name in metrics.keys() & {spec.metric}}
+    write_first_card(stage.directory, measured, "The metric is that of the validation split, after fine-tuning.")
+    stage.complete(**{name: costs["costs"][name] for name in ("macs", "params")})
     return stage.directory
 
 

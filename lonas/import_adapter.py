@@ -12,19 +12,12 @@ from bootstrapnas.errors import UserError, listed
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
 from bootstrapnas.nncf_config import read_config
+from bootstrapnas.pipeline.adapters import ADAPTER_CONFIG, put_adapter, read_adapter
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, load_tokenizer, save_tokenizer
 from bootstrapnas.pipeline.stages import begin, report_config
-from bootstrapnas.pipeline.supernets import (
-    ADAPTER_CONFIG,
-    DTYPES,
-    SuperAdapter,
-    build_super_adapter,
-    put_adapter,
-    read_adapter,
-    save_super_adapter,
-)
+from bootstrapnas.pipeline.supernets import DTYPES, SuperAdapter, build_super_adapter, save_super_adapter
 from bootstrapnas.tasks import TASK_FILE
 from lonas.train import check_dtype, local_path
 

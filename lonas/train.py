@@ -53,7 +53,6 @@ from bootstrapnas.pipeline.supernets import (
 )
 from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
 from bootstrapnas.progress import warn
-from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
 from lonas.search_space import default_targets
@@ -221,7 +220,7 @@ def run(
         own_lesson(rows, kd) if arguments.kd_own else prepare_lesson(rows, rows.split("train"), kd, training, model)
     )
     trainer = (
-        build_lora_trainer(supernet, training, rows, lesson)
+        build_lora_trainer(supernet.model, training, rows, lesson)
         if config is None
         else build_trainer(
             supernet,
@@ -325,12 +324,12 @@ def own_lesson(rows: Rows, kd: DistillationArguments) -> Lesson:
 
 
 def build_lora_trainer(
-    supernet: Supernet, training: StageTrainingArguments, rows: Rows, lesson: Lesson
+    model: PreTrainedModel, training: StageTrainingArguments, rows: Rows, lesson: Lesson
 ) -> StageTrainer:
     """Return the trainer of an ordinary LoRA, with Hugging Face's schedule."""
     check_evaluations(rows, training)
     return StageTrainer(
-        model=supernet.model,
+        model=model,
         args=training,
         train_dataset=lesson.rows,
         data_collator=rows.collator,
@@ -339,5 +338,5 @@ def build_lora_trainer(
         teacher=lesson.teacher,
         trained_only=True,
         eval_dataset=lesson.rows,
-        measure=lambda: evaluate_model(supernet.model, rows, "validation"),
+        measure=lambda: evaluate_model(model, rows, "validation"),
     )

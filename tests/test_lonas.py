@@ -20,17 +20,15 @@ from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import subnet_from_json
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.integers import IntegerLinear, to_integers
+from bootstrapnas.pipeline.adapters import ADAPTER_FILE, put_adapter, read_adapter
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer
 from bootstrapnas.pipeline.sampled import most_frequent
 from bootstrapnas.pipeline.supernets import (
-    ADAPTER_FILE,
     SuperAdapter,
     build_super_adapter,
     load_super_adapter,
     load_supernet,
-    put_adapter,
-    read_adapter,
     read_super_adapter,
     save_super_adapter,
 )

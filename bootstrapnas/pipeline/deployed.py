@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +17,9 @@ from bootstrapnas.dims import Key, Subnet
 from bootstrapnas.extraction import extract, extracted_name
 from bootstrapnas.families.adapted import Adapters, is_rank
 from bootstrapnas.integers import round_to_integers
+from bootstrapnas.pipeline.adapters import merge_adapter, save_adapter, trained_whole
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, settle_padding
-from bootstrapnas.pipeline.supernets import (
-    SUPER_ADAPTER_FILE,
-    load_orders,
-    read_super_adapter,
-    save_adapter,
-    trained_whole,
-)
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_orders, read_super_adapter
 from bootstrapnas.reorder import reorder
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
@@ -131,12 +125,8 @@ class Deployed:
 
 def merge(parts: Parts, adapters: Adapters) -> PreTrainedModel:
     """Return a model with an adapter added to its weights, by peft, in float32."""
-    from peft import PeftModel
-
     if not parts.ranks:  # what was trained whole is in the base
         return parts.base.float()
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(Path(directory), "", "", adapters, parts.tensors, parts.ranks)
-        with warnings.catch_warnings():  # peft reads a property that transformers deprecates
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-            return PeftModel.from_pretrained(parts.base.float(), directory).merge_and_unload()
+        return merge_adapter(parts.base, directory)

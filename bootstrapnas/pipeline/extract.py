@@ -106,8 +106,9 @@ def write_subnet(
     full: Costs,
     values: Mapping[str, float] | None,
     chosen_by: str,
+    **more: Any,
 ) -> None:
-    """Write ``subnet.json``: what was cut out, what it and the full model cost, what a search measured of it."""
+    """Write ``subnet.json``: what was cut out, what it and the full model cost, what a search measured, `more`."""
     write_json(
         stage.directory / SUBNET_FILE,
         {
@@ -119,6 +120,7 @@ def write_subnet(
             "chosen_by": chosen_by,
             "supernet": stage.inputs["supernet"],
             "search": stage.inputs.get("search"),
+            **more,
         },
     )
 

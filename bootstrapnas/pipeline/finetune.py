@@ -76,13 +76,14 @@ def run(
     tell_metrics(stage, metrics)
     save_artefact(stage.directory, model, tokenizer, spec)
     if (Path(source) / SUBNET_FILE).is_file():
-        keep_subnet(Path(source), stage, {name: value for name, value in metrics.items() if name == spec.metric})
+        keep_subnet(Path(source), stage)
+        measured = {name: value for name, value in metrics.items() if name == spec.metric}
+        write_first_card(stage.directory, measured, "The metric is that of the validation split, after fine-tuning.")
     finish(stage, metrics)
     return stage.directory
 
 
-def keep_subnet(source: Path, stage: Stage, measured: Mapping[str, float]) -> None:
-    """Take over what is known of an extracted subnet: its sizes and costs, and a card that says it was fine-tuned."""
+def keep_subnet(source: Path, stage: Stage) -> None:
+    """Take over what is known of an extracted subnet, its sizes and costs, and say that it was fine-tuned."""
     tuned = {"model": stage.inputs["model"], "teacher": stage.inputs.get("teacher")}
     write_json(stage.directory / SUBNET_FILE, {**read_json(source / SUBNET_FILE), "finetuned": tuned})
-    write_first_card(stage.directory, measured, "The metric is that of the validation split, after fine-tuning.")

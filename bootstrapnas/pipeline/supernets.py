@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, lora_config, merged_adapters
+from bootstrapnas.adapters import adapter_modules, adapter_supernet, add_adapters, merged_adapters
 from bootstrapnas.artefacts import (
     FORMAT,
     check_format,
@@ -23,32 +21,27 @@ from bootstrapnas.artefacts import (
     read_stage,
     save_tensors,
     write_json,
-    writing,
 )
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key, Subnet
-from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
-from bootstrapnas.families import family_of
-from bootstrapnas.families.adapted import NAME, Adapters, is_rank
-from bootstrapnas.foreign import load_foreign_tensors
+from bootstrapnas.families.adapted import Adapters, is_rank
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
+from bootstrapnas.pipeline.adapters import (
+    put_adapter,
+    read_adapter,
+    save_adapter,
+    train_beside_adapters,
+    trained_whole,
+)
 from bootstrapnas.pipeline.models import SPACE_FILE, cast_parameters, load_for_task, load_tokenizer, settle_padding
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
 
-ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SUPER_ADAPTER_FILE, ORDERS_FILE = "super_adapter.json", "orders.safetensors"
-_PEFT_PREFIX = "base_model.model."
-_TASK_TYPES = {
-    "ForCausalLM": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}  # what peft's auto classes go by
 
 
 def load_supernet(
@@ -176,15 +169,7 @@ def build_super_adapter(
     """
     whole = trained_whole(model, adapters.whole)
     family = add_adapters(model, adapters)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or name in whole)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    frozen = min((p for p in model.parameters() if not p.requires_grad), key=Tensor.dim)  # a norm's, which stays
-    for path in {name.rpartition(".")[0] for name in whole}:
-        model.get_submodule(path).register_forward_pre_hook(_in_own_dtype)
-        if path.startswith(f"{model.base_model_prefix}."):
-            model.get_submodule(path).register_forward_hook(partial(_out_in_dtype_of, frozen))
+    train_beside_adapters(model, whole)
     space = SearchSpace(()) if config is None else build_space(config, Blueprint.of(model, family))
     if config is not None and weight_format is not None:
         _check_no_widths(space, Blueprint.of(model, family), weight_format, config.path)
@@ -193,50 +178,6 @@ def build_super_adapter(
         cast_parameters((p for p in model.parameters() if not p.requires_grad), dtype)
     supernet.reorder(orders)
     return supernet
-
-
-def _in_own_dtype(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hand a module that is trained whole what a base model in another dtype computes; adapters do so themselves."""
-    return tuple(_floats_to(next(module.parameters()).dtype, value) for value in inputs)
-
-
-def _out_in_dtype_of(frozen: Tensor, module: nn.Module, inputs: Any, output: Any) -> Any:
-    """Hand back to the base model what a module inside it, trained whole, computes in another dtype."""
-    return _floats_to(frozen.dtype, output)
-
-
-def _floats_to(dtype: torch.dtype, value: Any) -> Any:
-    return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
-
-
-def trained_whole(model: PreTrainedModel, names: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return the parameters that are trained beside adapters: a task's own head, and the modules named.
-
-    The head of a language model is pre-trained, and frozen unless it is named.
-
-    Raises
-    ------
-    UserError
-        If a name is no module with parameters outside the layers, whose own weights are frozen.
-    """
-    parameters = dict(model.named_parameters())
-    prefix, stack = f"{model.base_model_prefix}.", f".{family_of(model.config).stack}."
-    pretrained = model.get_output_embeddings() is not None
-    found = {name for name in parameters if not pretrained and not name.startswith(prefix)}
-    outside: dict[str, list[str]] = {}
-    for path, _ in model.named_modules():
-        inside = [name for name in parameters if name.startswith(f"{path}.")]
-        if inside and not any(stack in f".{name}" for name in inside):
-            outside[path] = inside
-    for name in names:
-        paths = [path for path in outside if f".{path}".endswith(f".{name}")]
-        if not paths:
-            raise UserError(
-                f"--modules_to_save: {name!r} is no module outside the layers of {type(model).__name__}, which are "
-                f"{listed(outside)}{near_miss(name, {path.rpartition('.')[2] for path in outside})}"
-            )
-        found.update(*(outside[path] for path in paths))
-    return {name: parameter for name, parameter in parameters.items() if name in found}
 
 
 def _check_no_widths(space: SearchSpace, blueprint: Blueprint, weight_format: str, where: str) -> None:
@@ -268,43 +209,6 @@ def save_super_adapter(directory: Path, supernet: Supernet, about: SuperAdapter,
     supernet.reorder(orders)
     save_orders(directory, orders)
     write_json(directory / SUPER_ADAPTER_FILE, {"format": FORMAT, **asdict(about)})
-
-
-def save_adapter(
-    directory: Path,
-    base: str,
-    architecture: str,
-    adapters: Adapters,
-    tensors: Mapping[str, Tensor],
-    ranks: Mapping[str, int],
-) -> None:
-    """Write an adapter that stock peft loads.
-
-    Parameters
-    ----------
-    directory
-        Where to.
-    base
-        Hub id or directory of the model it is for.
-    architecture
-        Class name of that model.
-    adapters
-        As what it was trained.
-    tensors
-        Adapter matrices, and parameters of a head that was trained, by their names in the model.
-    ranks
-        Rank by adapted module.
-    """
-    config = lora_config(adapters, list(ranks), ranks)
-    config.task_type = next((task for suffix, task in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
-    config.base_model_name_or_path = base
-    heads = {name.rpartition(".")[0] for name in tensors if "lora_" not in name}
-    config.modules_to_save = sorted(heads) or None
-    directory.mkdir(parents=True, exist_ok=True)
-    with writing(directory):
-        config.save_pretrained(directory)
-    renamed = {f"{_PEFT_PREFIX}{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in tensors.items()}
-    save_tensors(directory / ADAPTER_FILE, renamed, {})
 
 
 def read_super_adapter(directory: str | Path, base: str | None = None) -> SuperAdapter:
@@ -372,48 +276,6 @@ def load_orders(directory: str | Path) -> dict[Key, Tensor]:
         return {}
     tensors = load_tensors(path)[0]
     return {_key(name): order for name, order in tensors.items()}
-
-
-def read_adapter(directory: str | Path) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their names in a model; those of PEFT 0.5 are read without running any code."""
-    path = next((Path(directory) / name for name in ADAPTER_FILES if (Path(directory) / name).is_file()), None)
-    if path is None:
-        raise UserError(f"{directory} holds no adapter: it has neither {' nor '.join(ADAPTER_FILES)}")
-    return dict(_renamed(load_foreign_tensors(path)))
-
-
-def _renamed(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors.items():
-        found = name.removeprefix(_PEFT_PREFIX).replace(".modules_to_save.", ".").replace(f".{NAME}.", ".")
-        path, _, leaf = found.rpartition(".")
-        inside = path.endswith(("lora_A", "lora_B"))
-        yield f"{path}.{NAME}.{leaf}" if inside else found, tensor
-
-
-def put_adapter(model: PreTrainedModel, tensors: Mapping[str, Tensor], whose: str) -> None:
-    """Copy an adapter's tensors into a model with adapters.
-
-    Raises
-    ------
-    UserError
-        If one is missing, left over or of another shape: the adapter is of another base.
-    """
-    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    for name, parameter in wanted.items():
-        if name not in tensors:
-            raise UserError(f"the adapter in {whose} has no {name}{near_miss(name, tensors)}: it is of another base")
-        if tensors[name].shape != parameter.shape:
-            raise UserError(
-                f"the adapter in {whose} is of another base: {name} has shape {tuple(tensors[name].shape)}, "
-                f"the model {tuple(parameter.shape)}"
-            )
-    both = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    left = sorted(tensors.keys() - both)
-    if left:
-        raise UserError(f"the adapter in {whose} has {left[0]}{near_miss(left[0], wanted)}, which the model has not")
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(tensors[name])
 
 
 def _key(text: str) -> Key:
