@@ -19,7 +19,6 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +41,18 @@ from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
-LORA = "lora"
+LORA, TAUGHT = "lora", "taught"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "published": {},
     "reorder": {"reorder": "wanda"},
     "own": {"kd_own": True},
     "active": {"lora_scaling": "active"},
     "sandwich": {"sampling": "sandwich"},
+    TAUGHT: {},
 }
-"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``."""
-SUBNETS = ("max", "searched", "heuristic", "min")
+"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA."""
+TUNED = "tuned"
+SUBNETS = ("max", "searched", TUNED, "heuristic", "min")
 RESAMPLES = 400
 """Samples of the reported rows, with replacement, that a standard error is estimated from."""
 
@@ -74,6 +75,8 @@ class Protocol:
     batch: int = 16
     epochs: float = 6.0
     learning_rate: float = 1e-3
+    finetune_epochs: float = 1.0
+    finetune_learning_rate: float = 5e-4
     macs_ratio: float = 0.72
     num_evals: int = 40
     population: int = 10
@@ -86,6 +89,13 @@ class Column:
     def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
         self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
         self.base = resolve_model(protocol.model)
+        self.shared_epochs = protocol.epochs - protocol.finetune_epochs
+        self.training = {
+            "per_device_train_batch_size": protocol.batch,
+            "seed": seed,
+            "bf16": fast_bfloat16(device()),
+            "attn_implementation": "eager",
+        }
 
     def run(self, methods: Sequence[str], subnets: Sequence[str]) -> None:
         """Make every cell that is missing."""
@@ -106,7 +116,7 @@ class Column:
             "subnet": subnet,
             **self.measure(model),
             **costs,
-            "steps": self.steps,
+            "steps": self.steps(self.protocol.epochs if subnet in (LORA, TUNED) else self.shared_epochs),
             "protocol": asdict(self.protocol),
             "machine": machine(),
         }
@@ -118,7 +128,9 @@ class Column:
 
     def make_lora(self) -> tuple[Path, dict[str, Any]]:
         """Train an ordinary LoRA, and merge it by peft."""
-        trained, merged = self.train(LORA, lr_scheduler_type="cosine"), self.directory / LORA / "merged"
+        epochs = self.protocol.epochs
+        trained = self.train(LORA, num_train_epochs=epochs, lr_scheduler_type="cosine")
+        merged = self.directory / LORA / "merged"
         spec = inherited_task(str(trained))
         stage = open_stage(merged, "merge", {}, {"adapter": trained})
         if not stage.finished:
@@ -129,7 +141,10 @@ class Column:
         return merged, costs_of(costs, costs)
 
     def make_subnet(self, method: str, subnet: str) -> tuple[Path, dict[str, Any]]:
-        """Train a super-adapter, search it if need be, and write one subnet of it as a merged model."""
+        """Train a super-adapter, search it if need be, and write one subnet of it as a merged model.
+
+        A tuned one is the searched one, after its adapter was trained on for what is left of a LoRA's epochs.
+        """
         config = self.directory.parent / "space.json"
         protocol = self.protocol
         if not config.is_file():
@@ -147,10 +162,11 @@ class Column:
         ways: dict[str, Any] = {}
         for way in method.split("+"):
             ways |= WAYS[way]
-        trained = self.train(method, nncf_config=config, **ways)
+        teacher = {"kd_teacher_model": self.make_lora()[0]} if TAUGHT in method.split("+") else {}
+        trained = self.train(method, num_train_epochs=self.shared_epochs, nncf_config=config, **ways, **teacher)
         merged = self.directory / method / subnet
         chosen_by: dict[str, Any] = {"subnet": subnet}
-        if subnet == "searched":
+        if subnet in ("searched", TUNED):
             search = self.directory / method / "search"
             self.stage(
                 "search",
@@ -163,6 +179,21 @@ class Column:
                 output_dir=search,
             )
             chosen_by = {"search_dir": search, "max_macs_ratio": protocol.macs_ratio}
+        if subnet == TUNED:
+            parts, tuned = (self.directory / method / name for name in ("parts", "finetuned"))
+            self.stage("extract", supernet_dir=trained, output_dir=parts, **chosen_by)
+            self.stage(
+                "finetune",
+                model_dir=parts,
+                dropout=protocol.dropout,
+                num_train_epochs=protocol.finetune_epochs,
+                learning_rate=protocol.finetune_learning_rate,
+                lr_scheduler_type="cosine",
+                output_dir=tuned,
+                **self.training,
+                **teacher,
+            )
+            trained, chosen_by = tuned, {}
         self.stage("extract", supernet_dir=trained, merge=True, output_dir=merged, **chosen_by)
         found = read_json(merged / SUBNET_FILE)
         return merged, costs_of(found["costs"], found["full_costs"])
@@ -183,13 +214,9 @@ class Column:
             dropout=protocol.dropout,
             target_modules=protocol.target_modules,
             modules_to_save=protocol.modules_to_save,
-            per_device_train_batch_size=protocol.batch,
-            num_train_epochs=protocol.epochs,
             learning_rate=protocol.learning_rate,
-            seed=self.seed,
-            bf16=fast_bfloat16(device()),
-            attn_implementation="eager",
             output_dir=trained,
+            **self.training,
             **flags,
         )
         return trained
@@ -204,12 +231,11 @@ class Column:
         """Run one of the project's stages."""
         return execute("lonas", COMMANDS, command, to_arguments(flags))
 
-    @cached_property
-    def steps(self) -> int:
-        """The training steps of every method."""
+    def steps(self, epochs: float) -> int:
+        """Return the training steps of so many epochs."""
         rows = (self.data / "train.jsonl").read_text(encoding="utf-8").count("\n")
         rows = min(rows, self.protocol.max_train_samples or rows)
-        return math.ceil(self.protocol.epochs * math.ceil(rows / self.protocol.batch))
+        return math.ceil(epochs * math.ceil(rows / self.protocol.batch))
 
     def measure(self, model: Path) -> dict[str, Any]:
         """Return a merged model's metrics on the reported rows, and the selecting one on samples of these."""
@@ -330,12 +356,14 @@ def write_tables(work_dir: Path, output: Path) -> None:
         raise UserError(f"work_dir {work_dir} has no result of LoRA on {listed(missing)}: run --methods {LORA} first")
     summary = summarise(results)
     tasks = sorted({task for row in summary for task in row["tasks"]})
-    facts = {r["task"]: f"{r['metric']}, {r['rows']:,} rows, {r['steps']:,} steps" for r in results}
+    whole = [r for r in results if r["method"] == LORA]
+    facts = {r["task"]: f"{r['metric']}, {r['rows']:,} rows, {r['steps']:,} steps" for r in whole}
     seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
     notes = (
         "Official validation rows; what was searched was chosen on rows held out of the training rows. Means over "
         "seeds ± standard error over the reported rows (bootstrap); the difference from LoRA is paired, row by row. "
-        "MACs and parameters are those of the merged model. docs/results.md has the protocol and what the figures do "
+        "MACs and parameters are those of the merged model. LoRA and tuned subnets have had as many steps, the others "
+        "all but those of the fine-tuning. docs/results.md has the protocol and what the figures do "
         "not show.\n\n" + "\n".join(f"- {task}: {facts[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
     )
     machines = sorted({r["machine"] for r in results})
@@ -366,7 +394,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--work_dir", type=Path, required=True)
     run.add_argument("--tasks", default="rte,mrpc,cola,stsb")
     run.add_argument("--seeds", default="0")
-    run.add_argument("--methods", default=f"{LORA},reorder+own", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
+    run.add_argument(
+        "--methods", default=f"{LORA},reorder+taught", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +"
+    )
     run.add_argument("--subnets", default=",".join(SUBNETS))
     add_protocol(run, Protocol)
     table = commands.add_parser("table", help="write the table of what is there")

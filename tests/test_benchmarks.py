@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import write_config
 from conftest import FILLERS
+from safetensors.torch import load_file
 from transformers import BertConfig
 
 from bootstrapnas.artefacts import read_json, write_json
@@ -263,7 +265,7 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     write_mnli(tmp_path / "data")
     flags = {
         "data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "tasks": "mnli", "model": tiny_bert_dir,
-        "methods": "lora,reorder+own", "epochs": 1, "num_evals": 6, "population": 3, "lora_r": 4, "ranks": "4,2",
+        "methods": "lora,reorder+taught", "epochs": 2, "num_evals": 6, "population": 3, "lora_r": 4, "ranks": "4,2",
         "macs_ratio": 0.8, "length": 32,
     }  # fmt: skip
     run = ["run", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
@@ -272,22 +274,28 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     found = {path.stem: read_json(path) for path in results.iterdir()}
     shares = {name: cell["macs"] / cell["full_macs"] for name, cell in found.items()}
     assert sorted(shares) == [
-        "lora-lora", "reorder+own-heuristic", "reorder+own-max", "reorder+own-min", "reorder+own-searched",
+        "lora-lora", "reorder+taught-heuristic", "reorder+taught-max", "reorder+taught-min",
+        "reorder+taught-searched", "reorder+taught-tuned",
     ]  # fmt: skip
-    assert shares["lora-lora"] == shares["reorder+own-max"] == 1
-    assert shares["reorder+own-min"] <= shares["reorder+own-searched"] <= 0.8
-    assert {cell["steps"] for cell in found.values()} == {5}
+    assert shares["lora-lora"] == shares["reorder+taught-max"] == 1
+    assert shares["reorder+taught-min"] <= shares["reorder+taught-searched"] <= 0.8
+    assert shares["reorder+taught-tuned"] == shares["reorder+taught-searched"]
+    assert {name for name, cell in found.items() if cell["steps"] == 10} == {"lora-lora", "reorder+taught-tuned"}
+    assert {cell["steps"] for cell in found.values()} == {5, 10}
+    made = tmp_path / "work" / "mnli" / "seed0" / "reorder+taught"
+    before, after = (load_file(made / name / "adapter_model.safetensors") for name in ("parts/adapter", "finetuned"))
+    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
     times = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert adapters.main(run) == 0
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == times
-    assert adapters.main([*run, "--epochs", "2"]) == 2
+    assert adapters.main([*run, "--epochs", "3"]) == 2
     assert "another protocol" in capsys.readouterr().err
     table = ["table", "--work_dir", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     assert adapters.main(table) == 0
     text = (tmp_path / "out" / "adapters_quality.md").read_text()
-    assert "mnli: accuracy, 16 rows, 5 steps, seeds 0" in text
-    assert "| reorder+own | searched |" in text
-    assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 5
+    assert "mnli: accuracy, 16 rows, 10 steps, seeds 0" in text
+    assert "| reorder+taught | tuned |" in text
+    assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 6
     (results / "lora-lora.json").unlink()
     assert adapters.main(table) == 2
     assert "has no result of LoRA on mnli 0" in capsys.readouterr().err
