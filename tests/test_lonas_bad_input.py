@@ -238,6 +238,9 @@ def test_a_base_may_have_moved(world: Path, tmp_path: Path, monkeypatch: pytest.
     moved = "--supernet_dir orphan --model_name_or_path base"
     flags = "--num_evals 3 --population 2 --measure_finalists 1 --latency_length 16"
     lonas(f"search {moved} {flags} --output_dir {tmp_path}/search")
+    measured = f"latency-table {moved} --length 16 --output_file {tmp_path}/table.json"
+    assert call(shlex.split(measured), "bootstrapnas").status == 0
+    assert read_json(tmp_path / "table.json")["states"]
     for merge in (False, True):
         flags = f"--subnet heuristic --merge {merge} --output_dir {tmp_path}"
         lonas(f"extract {moved} {flags}/{merge}")

@@ -55,7 +55,9 @@ class LatencyTableArguments:
 
     output_file: str = required("The table, JSON.")
     supernet_dir: Optional[str] = flag(None, "Output of a training stage: its shapes and its search space.")
-    model_name_or_path: Optional[str] = flag(None, "Instead: a model, of which the config is enough.")
+    model_name_or_path: Optional[str] = flag(
+        None, "Instead: a model, of which the config is enough. With a super-adapter: where its base is now."
+    )
     nncf_config: Optional[str] = flag(None, "The config that has the model's search space.")
     precision: str = flag("f32", PRECISION)
     weight_format: str = flag("fp32", WEIGHTS)
@@ -94,9 +96,9 @@ def run(arguments: LatencyTableArguments, *, typed: Mapping[str, Any]) -> Path:
     """Measure; return the file."""
     source, config_path = _sources(arguments)
     config = read_config(config_path)
-    if (Path(source) / SUPER_ADAPTER_FILE).is_file():
-        spec = inherited_task(source)
-        deployed = Deployed(source, spec, load_supernet(source, spec, None)[0])
+    if _is_super_adapter(source):
+        spec, base = inherited_task(source), arguments.model_name_or_path
+        deployed = Deployed(source, spec, load_supernet(source, spec, None, base=base)[0], base=base)
         model, blueprint, space = deployed.model, deployed.blueprint, deployed.space
         _check_varies(space, source)
     else:
@@ -196,16 +198,22 @@ def _check_varies(space: SearchSpace, whose: str) -> None:
         )
 
 
+def _is_super_adapter(directory: str) -> bool:
+    return (Path(directory) / SUPER_ADAPTER_FILE).is_file()
+
+
 def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:
     """Return the directory or hub id of the model's config, and the file of the space."""
-    if (arguments.supernet_dir is None) == (arguments.model_name_or_path is None):
+    directory = arguments.supernet_dir
+    moved = directory is not None and _is_super_adapter(directory)
+    if (directory is None) == (arguments.model_name_or_path is None) and not moved:
         raise UserError("pass either --supernet_dir, or --model_name_or_path and --nncf_config")
-    if arguments.supernet_dir is not None:
+    if directory is not None:
         if arguments.nncf_config is not None:
             raise UserError("--supernet_dir has a search space of its own: leave --nncf_config out")
-        read_stage(arguments.supernet_dir, "train")
-        check_elastic(arguments.supernet_dir)
-        return arguments.supernet_dir, str(Path(arguments.supernet_dir) / SPACE_FILE)
+        read_stage(directory, "train")
+        check_elastic(directory)
+        return directory, str(Path(directory) / SPACE_FILE)
     if arguments.nncf_config is None:
         raise UserError("--model_name_or_path needs --nncf_config, which says what is elastic and how wide")
     assert arguments.model_name_or_path is not None
