@@ -682,9 +682,17 @@ def set_stage(config: dict[str, Any], **values: Any) -> None:
     config["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0].update(values)
 
 
-def schedule_from(tmp_path: Path, typed: dict[str, Any], **stage: Any) -> tuple[float, int, float]:
-    """Return (first learning rate, steps, last learning rate) of a run with these flags and this stage."""
-    config = read_config(write_config(tmp_path / "config.json", lambda config: set_stage(config, **stage)))
+def schedule_from(
+    tmp_path: Path, typed: dict[str, Any], overall: dict[str, Any] | None = None, **stage: Any
+) -> tuple[float, int, float]:
+    """Return (first learning rate, steps, last learning rate) of a run with these flags, this stage and lr_schedule."""
+
+    def change(config: dict[str, Any]) -> None:
+        set_stage(config, **stage)
+        if overall is not None:
+            config["bootstrapNAS"]["training"]["lr_schedule"] = {"params": overall}
+
+    config = read_config(write_config(tmp_path / "config.json", change))
     training = StageTrainingArguments(output_dir=str(tmp_path / "out"), **typed)
     schedule = schedule_of(config, training, typed, steps_per_epoch=10, parity=False)
     return schedule.lr(0), schedule.total_steps, schedule.lr(schedule.total_steps)
@@ -703,6 +711,19 @@ def test_a_typed_flag_wins_over_the_config_and_says_so(tmp_path: Path, capsys: p
         f"warning: --num_train_epochs 2 wins over the config's {where}.epochs = 4",
         f"warning: --learning_rate 0.5 wins over the config's {where}.init_lr = 0.25",
     ]
+
+
+@pytest.mark.parametrize("params", [{}, {"num_epochs": 2}])
+def test_one_rate_over_all_stages_ends_with_the_epochs_that_were_typed(tmp_path: Path, params: dict[str, Any]) -> None:
+    overall, typed = {"base_lr": 0.5, **params}, {"num_train_epochs": 2.0}
+    assert schedule_from(tmp_path, typed, overall, epochs=4) == (0.5, 20, 0.0)
+    assert schedule_from(tmp_path, typed, overall, epochs=1) == (0.5, 20, 0.0)
+
+
+def test_epochs_that_contradict_one_rate_over_all_stages_are_refused(tmp_path: Path) -> None:
+    overall, typed = {"base_lr": 0.5, "num_epochs": 4}, {"num_train_epochs": 6.0}
+    with pytest.raises(UserError, match=r"--num_train_epochs 6 contradicts lr_schedule\.params\.num_epochs = 4 of "):
+        schedule_from(tmp_path, typed, overall, epochs=4)
 
 
 def test_a_config_may_leave_it_to_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

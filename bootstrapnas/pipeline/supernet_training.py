@@ -109,7 +109,7 @@ def schedule_of(
             warn(f"--{name} has no effect: learning rate and duration follow the schedule of {config.path}")
     where = "bootstrapNAS.training.schedule.list_stage_descriptions"
     epochs, rate = typed.get("num_train_epochs"), typed.get("learning_rate")
-    stages = list(schedule.stages)
+    stages, overall = list(schedule.stages), schedule.overall
     left = any(description.epochs == COMMAND_LINE for description in config.training.stages)
     if epochs is not None and not left and sum(stage.epochs for stage in stages) != epochs:
         if len(stages) > 1:
@@ -117,16 +117,23 @@ def schedule_of(
                 f"--num_train_epochs {epochs:g} contradicts the {len(stages)} stages of {config.path}, which take "
                 f"{sum(stage.epochs for stage in stages):g} epochs together; change {where}"
             )
+        if overall is not None:
+            if config.training.lr_schedule.params.num_epochs not in (None, epochs):
+                raise UserError(
+                    f"--num_train_epochs {epochs:g} contradicts lr_schedule.params.num_epochs = "
+                    f"{overall.num_epochs:g} of {config.path}"
+                )
+            overall = replace(overall, num_epochs=epochs)
         warn(f"--num_train_epochs {epochs:g} wins over the config's {where}[0].epochs = {stages[0].epochs:g}")
         stages[0] = replace(stages[0], epochs=epochs, epochs_lr=epochs)
     if rate is not None:
-        if schedule.overall is not None:
+        if overall is not None:
             raise UserError(f"--learning_rate {rate:g} contradicts lr_schedule.params.base_lr of {config.path}")
         for index, stage in enumerate(stages):
             if stage.init_lr != rate:
                 warn(f"--learning_rate {rate:g} wins over the config's {where}[{index}].init_lr = {stage.init_lr:g}")
         stages = [replace(stage, init_lr=rate) for stage in stages]
-    return replace(schedule, stages=tuple(stages))
+    return replace(schedule, stages=tuple(stages), overall=overall)
 
 
 def measure_extremes(supernet: Supernet, rows: Rows, prepared: Any = None) -> dict[str, float]:
