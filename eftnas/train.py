@@ -52,7 +52,7 @@ from bootstrapnas.pipeline.stages import (
     tell_metrics,
 )
 from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
-from bootstrapnas.pipeline.teacher import OWN_TEACHER, own_lesson, prepare_lesson, settle_distillation
+from bootstrapnas.pipeline.teacher import settle_distillation, supernet_lesson
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.schedule import StageSchedule
 from bootstrapnas.supernet import Supernet
@@ -132,13 +132,7 @@ def run(
             scores, metadata = load_importance(importance_path, supernet.blueprint)
             rule = arguments.importance_rule or default_rule(metadata["criterion"])
             supernet.reorder(orders(order_scores(supernet.blueprint, scores, rule, also=space.model_wide)))
-        train, compression = rows.split("train"), config.training.compression
-        if compression and kd.kd_teacher_model is None:
-            lesson = own_lesson(rows, train, compression[0], kd, typed, training, model)
-        else:
-            lesson = prepare_lesson(rows, train, kd, training, model)
-            if compression:
-                warn(f"{config.path}: {OWN_TEACHER} has no effect: the teacher is {kd.kd_teacher_model}")
+        lesson = supernet_lesson(rows, config, kd, typed, training, model)
         schedule = settle_schedule(config, training, typed, len(lesson.rows), parity=arguments.nncf_lr_lag)
         trainer = build_trainer(
             supernet,

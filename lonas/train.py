@@ -20,7 +20,7 @@ from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import SCALINGS, Adapters
 from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
 from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
-from bootstrapnas.nncf_config import read_config
+from bootstrapnas.nncf_config import NNCFConfig, read_config
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -51,8 +51,16 @@ from bootstrapnas.pipeline.supernets import (
     save_orders,
     save_super_adapter,
 )
-from bootstrapnas.pipeline.teacher import Lesson, prepare_lesson
+from bootstrapnas.pipeline.teacher import (
+    OWN_TEACHER,
+    Lesson,
+    prepare_lesson,
+    settle_distillation,
+    supernet_lesson,
+    warn_without_teacher,
+)
 from bootstrapnas.progress import warn
+from bootstrapnas.schedule import StageSchedule
 from bootstrapnas.tasks import TASK_FILE
 from bootstrapnas.training import StageTrainer
 from lonas.search_space import default_targets
@@ -188,6 +196,7 @@ def run(
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
     if config is not None:
         report_config(config)
+        settle_teacher(arguments, kd, typed, config)
     published_names(arguments, task_args, typed)
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
     metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
@@ -216,23 +225,15 @@ def run(
     found = load_orders(stage.directory) or orders_of(arguments, model, rows, training)
     save_orders(stage.directory, found)
     supernet = build_super_adapter(model, adapters, config, found, integers, dtype)
-    lesson = (
-        own_lesson(rows, kd) if arguments.kd_own else prepare_lesson(rows, rows.split("train"), kd, training, model)
-    )
-    trainer = (
-        build_lora_trainer(supernet.model, training, rows, lesson)
-        if config is None
-        else build_trainer(
-            supernet,
-            config,
-            settle_schedule(config, training, typed, len(lesson.rows)),
-            settle_sampling(config, typed, "random"),
-            training,
-            rows,
-            lesson,
-            trained_only=True,
-        )
-    )
+    if config is None:
+        lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
+        trainer = build_lora_trainer(supernet.model, training, rows, lesson)
+    else:
+        lesson = own_lesson(rows, kd) if arguments.kd_own else supernet_lesson(rows, config, kd, typed, training, model)
+        schedule = settle_schedule(config, training, typed, len(lesson.rows))
+        warn_of_orders(config, schedule)
+        sampling = settle_sampling(config, typed, "random")
+        trainer = build_trainer(supernet, config, schedule, sampling, training, rows, lesson, trained_only=True)
     trainer.train(resume_from_checkpoint=resume_point(stage))
     measured = validate(model, rows) if config is None else measure_extremes(supernet, rows)
     tell_metrics(stage, measured)
@@ -256,6 +257,29 @@ def check_published(published: PublishedArguments, typed: Mapping[str, Any]) -> 
     for name, reason in WITHOUT_EFFECT.items():
         if name in typed:
             warn(f"--{name} has no effect: {reason}")
+
+
+def settle_teacher(
+    arguments: AdapterArguments, kd: DistillationArguments, typed: Mapping[str, Any], config: NNCFConfig
+) -> None:
+    """Take over what the config says of distillation; its teachers give way to ``--kd_own``, with a warning."""
+    settle_distillation(kd, typed, config.document)
+    if not arguments.kd_own:
+        return
+    teachers = {"kd_teacher_model": kd.kd_teacher_model, OWN_TEACHER: config.training.compression}
+    for key, named in teachers.items():
+        if named:
+            warn(f"{config.path}: {key} has no effect: with --kd_own the largest subnet is the teacher")
+    kd.kd_teacher_model = None
+
+
+def warn_of_orders(config: NNCFConfig, schedule: StageSchedule) -> None:
+    """Warn of what a config says of the order of units, which here is that of the base model or ``--reorder``'s."""
+    key = "bootstrapNAS.training.elasticity.width.filter_importance"
+    idle = ["reorg_weights and reorg_interval have"] if schedule.reorder_steps else []
+    idle += [f"{key} has"] if config.names(key) else []
+    for keys in idle:
+        warn(f"{config.path}: {keys} no effect: --reorder orders the units of the base model, once")
 
 
 def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:
@@ -318,6 +342,7 @@ def orders_of(
 
 def own_lesson(rows: Rows, kd: DistillationArguments) -> Lesson:
     """Return the training rows with the largest subnet as the teacher of the others."""
+    warn_without_teacher(kd)
     outputs = rows.spec.kind.outputs
     distillation = Distillation(kd.kd_temperature, kd.kd_task_weight, kd.kd_teacher_weight, outputs)
     return Lesson(rows.split("train"), distillation, in_place=True)

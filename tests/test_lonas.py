@@ -15,6 +15,7 @@ from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+import lonas.train
 from bootstrapnas.adapters import base_linears, merged_adapters
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import subnet_from_json
@@ -32,6 +33,7 @@ from bootstrapnas.pipeline.supernets import (
     read_super_adapter,
     save_super_adapter,
 )
+from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.training import StageTrainer
 from lonas.cli import main
 
@@ -301,6 +303,77 @@ def test_training_with_the_largest_subnet_as_teacher(
         given = [str(part) for name, value in {**same, **more}.items() for part in (f"--{name}", value)]
         assert main(["train", *given]) == 2
         assert message in capsys.readouterr().err
+
+
+class StoppedError(Exception):
+    """Training would begin now."""
+
+
+TEACHER = "bootstrapNAS.training.compression"
+MSE = {"algorithm": "knowledge_distillation", "type": "mse", "scale": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("document", "training", "flags", "distillation", "told"),
+    [
+        (
+            {"kd_teacher_model": "tiny", "kd_temperature": 3.0},
+            {"compression": MSE},
+            (),
+            (3.0, 0.1, 0.9, False),
+            f"{TEACHER} has no effect: the teacher is ",
+        ),
+        ({}, {"compression": MSE}, (), (1.0, 1.0, 2.0, True), ""),
+        (
+            {"kd_teacher_model": "tiny", "kd_temperature": 3.0},
+            {},
+            ("--kd_own", "True"),
+            (3.0, 0.1, 0.9, False),
+            "kd_teacher_model has no effect: with --kd_own the largest subnet is the teacher",
+        ),
+    ],
+)
+def test_the_config_says_what_the_adapter_learns_from(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch,
+    document: dict[str, Any], training: dict[str, Any], flags: tuple[str, ...], distillation: tuple[Any, ...],
+    told: str,
+) -> None:  # fmt: skip
+    lessons = []
+
+    def caught(*arguments: Any, **options: Any) -> Any:
+        lessons.extend(argument for argument in arguments if isinstance(argument, Lesson))
+        raise StoppedError
+
+    monkeypatch.setattr(lonas.train, "build_trainer", caught)
+    path = space_config(tmp_path / "c.json")
+    raw = json.loads(path.read_text())
+    raw |= {name: str(tiny_bert_dir) if value == "tiny" else value for name, value in document.items()}
+    raw["bootstrapNAS"]["training"] |= training
+    path.write_text(json.dumps(raw))
+    with pytest.raises(StoppedError):
+        train(tmp_path / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", path, *flags)
+    (lesson,) = lessons
+    found = lesson.distillation
+    assert (found.temperature, found.task_weight, found.teacher_weight, found.squared) == distillation
+    assert lesson.in_place == bool(flags)
+    assert ("teacher_logits" in lesson.rows.column_names) == (not flags)
+    assert told in capsys.readouterr().err
+
+
+def test_orders_that_the_config_asks_for_are_told_to_have_no_effect(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
+) -> None:
+    path = space_config(tmp_path / "c.json")
+    raw = json.loads(path.read_text())
+    raw["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][0]["reorg_weights"] = True
+    raw["bootstrapNAS"]["training"]["elasticity"]["width"]["filter_importance"] = "L2"
+    path.write_text(json.dumps(raw))
+    few = ["--max_train_samples", 16, "--num_train_epochs", 1]
+    train(tmp_path / "super", tiny_bert_dir, tiny_task_files, "--nncf_config", path, *few)
+    said = capsys.readouterr().err
+    width = "bootstrapNAS.training.elasticity.width"
+    for keys in ("reorg_weights and reorg_interval have", f"{width}.filter_importance has"):
+        assert f"{keys} no effect: --reorder orders the units of the base model, once" in said
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])

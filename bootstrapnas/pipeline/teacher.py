@@ -20,6 +20,7 @@ from bootstrapnas.distillation import Distillation, Teacher, terms_of
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import evaluation_dtype, predict
 from bootstrapnas.extraction import load_model
+from bootstrapnas.nncf_config import NNCFConfig
 from bootstrapnas.nncf_config.schema import Document, KnowledgeDistillation
 from bootstrapnas.outputs import LABELS, TEACHER, VALUE, VOCABULARY, Output, Outputs
 from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments
@@ -61,6 +62,23 @@ def settle_distillation(arguments: DistillationArguments, typed: Mapping[str, An
         setattr(arguments, name, preferred(typed, name, getattr(arguments, name), name, getattr(document, name)))
 
 
+def supernet_lesson(
+    rows: Rows,
+    config: NNCFConfig,
+    arguments: DistillationArguments,
+    typed: Mapping[str, Any],
+    training: StageTrainingArguments,
+    student: PreTrainedModel,
+) -> Lesson:
+    """Return what a supernet learns from: the teacher that is named, else the config's own, else none."""
+    train, compression = rows.split("train"), config.training.compression
+    if compression and arguments.kd_teacher_model is None:
+        return own_lesson(rows, train, compression[0], arguments, typed, training, student)
+    if compression:
+        warn(f"{config.path}: {OWN_TEACHER} has no effect: the teacher is {arguments.kd_teacher_model}")
+    return prepare_lesson(rows, train, arguments, training, student)
+
+
 def prepare_lesson(
     rows: Rows,
     train: Dataset,
@@ -71,7 +89,7 @@ def prepare_lesson(
     """Return what `arguments` ask for: without a teacher, the rows as they are."""
     path = arguments.kd_teacher_model
     if path is None:
-        _warn_without_teacher(arguments)
+        warn_without_teacher(arguments)
         return Lesson(train)
     if arguments.kd_temperature <= 0:
         raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
@@ -113,7 +131,7 @@ def rows_are_too_large(spec: TaskSpec) -> bool:
     return any(output.last == VOCABULARY for output in spec.kind.outputs)
 
 
-def _warn_without_teacher(arguments: DistillationArguments) -> None:
+def warn_without_teacher(arguments: DistillationArguments) -> None:
     """Warn of what only a teacher that is named can do."""
     if arguments.kd_mode != "original":
         warn(f"--kd_mode {arguments.kd_mode} has no effect without --kd_teacher_model")
@@ -135,7 +153,7 @@ def own_lesson(
     The task loss counts whole, and the outputs' terms are added up. Of type ``softmax`` they are T**2 times a cross
     entropy in NNCF; the KL divergence here has the same gradients, and is 0 where the two agree.
     """
-    _warn_without_teacher(arguments)
+    warn_without_teacher(arguments)
     outputs = rows.spec.kind.outputs
     if section.type == "softmax" and any(output.last == VALUE for output in outputs):
         raise UserError(f"{OWN_TEACHER}: type 'softmax' says nothing about a task of values; use 'mse'")
