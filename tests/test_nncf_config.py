@@ -494,6 +494,30 @@ def test_what_has_no_effect_is_told() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (
+            config_of("width", depth={"fixed_skipped_blocks": [mha_block(0)]}),
+            {f"{ELASTICITY}.depth": "no stage trains depth"},
+        ),
+        (
+            config_of("depth", width=groups([ffn(0)], [[24, 8]])),
+            {f"{ELASTICITY}.width": "no stage trains width"},
+        ),
+        (config_of("width", depth={"skipped_blocks": []}), {}),
+    ],
+)
+def test_what_is_said_of_a_dimension_that_no_stage_trains_is_told(raw: dict[str, Any], told: dict[str, str]) -> None:
+    assert dict(check_config(raw).ignored) == told
+
+
+def test_rates_of_stages_beside_one_over_all_of_them_are_told() -> None:
+    raw = stages({**WIDTH, "epochs_lr": 2}, available=["width"], lr_schedule={"params": {"base_lr": 1e-4}})
+    told = {f"{STAGES}[0].epochs_lr": "lr_schedule gives one learning rate over all stages"}
+    assert dict(check_config(raw).ignored) == told
+
+
 def test_a_stage_of_kernels_alone_is_left_out() -> None:
     raw = stages({"train_dims": ["kernel"]}, WIDTH, available=["kernel", "width"])
     config = check_config(raw)

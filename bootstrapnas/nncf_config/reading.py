@@ -316,6 +316,8 @@ def _ignored(section: Section, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
                     yield from _ignored(item, (*here, index))
                 elif item == "kernel" and name in ("available_elasticity_dims", "train_dims"):
                     yield (*here, index), NO_KERNELS
+    if isinstance(section, Training):
+        yield from _never_trained(section, path)
     if isinstance(section, Width) and section.overwrite_groups is not None:
         for name in WIDTH_RULE:
             if name in section.model_fields_set:
@@ -326,3 +328,17 @@ def _ignored(section: Section, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
                 yield (*path, name), "it belongs to RNSGA2"
     if isinstance(section, Width) and section.external_importance_path and section.filter_importance != "external":
         yield (*path, "external_importance_path"), f"filter_importance is {section.filter_importance!r}, not 'external'"
+
+
+def _never_trained(training: Training, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Yield what is said of a dimension that no stage trains, and of stages' rates beside one over all of them."""
+    trained = {dim for stage in training.stages for dim in stage.train_dims}
+    for dim in ("width", "depth"):
+        section: Section = getattr(training.elasticity, dim)
+        if dim not in trained and any(getattr(section, name) for name in section.model_fields_set):
+            yield (*path, "elasticity", dim), f"no stage trains {dim}"
+    if training.lr_schedule.params.base_lr is not None:
+        for index, stage in enumerate(training.schedule.list_stage_descriptions or ()):
+            if stage.epochs_lr is not None:
+                where = (*path, "schedule", "list_stage_descriptions", index, "epochs_lr")
+                yield where, "lr_schedule gives one learning rate over all stages"
