@@ -15,12 +15,13 @@ from conftest import TaskFiles, build_tiny_bert
 from datasets import Dataset
 
 from bootstrapnas.artefacts import load_tensors
+from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import LOGITS, Output
 from bootstrapnas.pipeline import teacher as teaching
-from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.arguments import DistillationArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import load_tokenizer
-from bootstrapnas.pipeline.teacher import _cache_key, _cached, _flat, with_teacher_outputs
+from bootstrapnas.pipeline.teacher import _cache_key, _cached, _flat, prepare_lesson, with_teacher_outputs
 from bootstrapnas.tasks import build_task_spec
 
 
@@ -171,3 +172,14 @@ def test_stages_share_a_cache(tmp_path: Path, world: World) -> None:
     said = succeed("finetune", **common, seed=1, output_dir=tmp_path / "two").err
     assert "teacher outputs found" in said
     assert world.asked == 1
+
+
+def test_what_several_gpus_compute_inside_is_not_compared(
+    tiny_bert_dir: Path, tiny_task_files: TaskFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StageTrainingArguments, "n_gpu", 2)
+    spec = build_task_spec(train_file=tiny_task_files.train, validation_file=tiny_task_files.validation)
+    rows, training = Rows(spec, load_tokenizer(str(tiny_bert_dir))), StageTrainingArguments(output_dir="unused")
+    kd = DistillationArguments(kd_teacher_model=str(tiny_bert_dir), kd_mode="hidden_states")
+    with pytest.raises(UserError, match="--kd_mode hidden_states compares what one GPU computes, and there are 2"):
+        prepare_lesson(rows, rows.split("train"), kd, training, build_tiny_bert())

@@ -95,6 +95,11 @@ def prepare_lesson(
         raise UserError(f"--kd_temperature must be above 0, not {arguments.kd_temperature:g}")
     mode = arguments.kd_mode
     terms = terms_of(mode)
+    if terms and training.n_gpu > 1:
+        raise UserError(
+            f"--kd_mode {mode} compares what one GPU computes, and there are {training.n_gpu}, which share each batch: "
+            "show one of them (CUDA_VISIBLE_DEVICES=0), or use --kd_mode original"
+        )
     weights = {"hidden_states": arguments.kd_hidden_weight, "attention_relations": arguments.kd_attention_weight}
     distillation = Distillation(
         temperature=arguments.kd_temperature,
