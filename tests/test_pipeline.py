@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from command_line import LENGTH, metrics_of, succeed, write_config
+from command_line import LENGTH, eftnas, metrics_of, succeed, write_config
 from conftest import FILLERS, SIGNALS, TaskFiles
 from transformers import AutoModelForSequenceClassification
 
@@ -673,6 +673,13 @@ def test_regression_is_distilled_and_searched_by_correlation(tmp_path: Path, tin
         found["best"]["values"]["pearson"], abs=1e-5
     )
     assert all(isinstance(json.loads(line)["prediction"], float) for line in rows.read_text().splitlines())
+
+
+def test_one_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcome = eftnas("finetune", output_dir=tmp_path / "out")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "error: finetune was started as 2 processes (torchrun, accelerate launch), which would" in outcome.err
 
 
 # -- config against flags ----------------------------------------------------------------------------------------------

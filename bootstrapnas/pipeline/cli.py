@@ -78,6 +78,7 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
         For an unknown command or flag, a missing or malformed value, or whatever the stage finds wrong.
     """
     check_command(program, commands, name)
+    check_processes(name)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     without_telemetry()
     module, first = commands[name].load(), commands[name].first
@@ -106,6 +107,16 @@ def check_command(program: str, commands: Iterable[str], name: str) -> None:
     """Raise `UserError` if a program has no such command."""
     if name not in commands:
         raise UserError(f"unknown command {name!r}{near_miss(name, commands)}; see {program} --help")
+
+
+def check_processes(name: str) -> None:
+    """Raise `UserError` if this process is one of several, all of which would write the same files."""
+    count = os.environ.get("WORLD_SIZE", "1")  # of torchrun and accelerate launch
+    if count.isdecimal() and int(count) > 1:
+        raise UserError(
+            f"{name} was started as {count} processes (torchrun, accelerate launch), which would write the same files; "
+            "start one: it trains on every GPU that it sees"
+        )
 
 
 def _delete_unused(directory: Path) -> None:
