@@ -160,6 +160,7 @@ def one_shot_scores(
     """Return the scores of a criterion that needs no training, from some training rows."""
     inputs = calibration_batches(rows, importance.criterion_batches, training)
     criterion = find_criterion(importance.criterion)
+    model.to(training.device)
     return criterion(model, Blueprint.of(model), inputs, lambda scored, batch: scored(**batch).loss)
 
 

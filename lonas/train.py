@@ -334,7 +334,6 @@ def orders_of(
     inputs = calibration_batches(rows, arguments.reorder_batches, training)
     blueprint = Blueprint.of(model)
     model.to(training.device)
-    inputs = [{name: tensor.to(training.device) for name, tensor in batch.items()} for batch in inputs]
     scores = criterion(model, blueprint, inputs, lambda scored, batch: scored(**batch).loss)
     found = orders(order_scores(blueprint, scores, default_rule(arguments.reorder)))
     return {key: order.cpu() for key, order in found.items() if len(order) > 1}

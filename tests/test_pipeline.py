@@ -29,13 +29,16 @@ from bootstrapnas.extraction import load_model
 from bootstrapnas.importance import load_importance
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.cli import to_arguments
-from bootstrapnas.pipeline.models import load_for_task
+from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
 from bootstrapnas.pipeline.supernet_training import schedule_of
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
-from bootstrapnas.tasks import TaskSpec
+from bootstrapnas.tasks import TaskSpec, build_task_spec
 from bootstrapnas.training import StageTrainer
+from eftnas.importance import ImportanceArguments, one_shot_scores
 
 SUBNETS = {
     "best": {"subnet": "best"},
@@ -627,6 +630,17 @@ def test_criteria_without_training_take_the_place_of_movement(run: Run, tmp_path
     assert "MACs (100.0%)" in outcome.err
     space = build_space(read_config(tmp_path / "space.json"), blueprint_of(run.root / "teacher"))
     assert space.num_subnets > 1
+
+
+def test_criteria_without_training_compute_on_the_training_device(
+    tiny_bert: Any, tiny_bert_dir: Path, tiny_task_files: TaskFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_task_spec(train_file=tiny_task_files.train, validation_file=tiny_task_files.validation)
+    rows, training = Rows(spec, load_tokenizer(str(tiny_bert_dir))), StageTrainingArguments(output_dir="unused")
+    monkeypatch.setattr(StageTrainingArguments, "device", torch.device("meta"))
+    assert all(tensor.is_meta for batch in calibration_batches(rows, 2, training) for tensor in batch.values())
+    scores = one_shot_scores(tiny_bert, ImportanceArguments(criterion="l1", criterion_batches=1), training, rows)
+    assert all(tensor.is_meta for tensor in scores.values())
 
 
 def test_regression_is_distilled_and_searched_by_correlation(tmp_path: Path, tiny_bert_dir: Path) -> None:

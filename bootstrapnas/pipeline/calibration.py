@@ -11,10 +11,10 @@ from bootstrapnas.tasks import batches
 
 
 def calibration_batches(rows: Rows, count: int, training: StageTrainingArguments) -> list[dict[str, Any]]:
-    """Return up to `count` batches of training rows, drawn by the seed, with their labels."""
+    """Return up to `count` batches of training rows, drawn by the seed, with their labels, on the training device."""
     train, size = rows.split("train"), training.per_device_train_batch_size
     sample = train.shuffle(seed=training.seed).select(range(min(len(train), count * size)))
     return [
-        {name: tensor for name, tensor in batch.items() if name != INDEX}
+        {name: tensor.to(training.device) for name, tensor in batch.items() if name != INDEX}
         for batch in batches(sample, rows.collator, size)
     ]
