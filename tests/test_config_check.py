@@ -467,7 +467,7 @@ def test_mistakes_are_told_in_one_line(
     write(tmp_path / "good.json", tiny())
     (tmp_path / "cut.json").write_text('{"a"', encoding="utf-8")
     write(tmp_path / "typo.json", {"bootstrapNAS": {"serch": {}}})
-    write(tmp_path / "acc.json", {"bootstrapNAS": {"search": {"ref_acc": 120}}})
+    write(tmp_path / "acc.json", {"bootstrapNAS": {"search": {"ref_acc": -90}}})
     write(tmp_path / "nsga3.json", {"bootstrapNAS": {"search": {"algorithm": "NSGA3"}}})
     assert main(arguments) == 2
     captured = capsys.readouterr()

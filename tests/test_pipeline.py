@@ -33,6 +33,7 @@ from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
+from bootstrapnas.pipeline.search import SearchArguments, settings_of
 from bootstrapnas.pipeline.supernet_training import schedule_of
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet
@@ -763,6 +764,18 @@ def test_a_flag_that_contradicts_several_stages_is_refused(tmp_path: Path) -> No
     training = StageTrainingArguments(output_dir=str(tmp_path / "out"), num_train_epochs=5)
     with pytest.raises(UserError, match=r"--num_train_epochs 5 contradicts the 2 stages of .* 3 epochs together"):
         schedule_of(config, training, {"num_train_epochs": 5}, steps_per_epoch=10, parity=False)
+
+
+@pytest.mark.parametrize("flags", [{"ref_acc": 150.0}, {}])
+def test_a_reference_above_a_hundred_is_one_of_a_perplexity(tmp_path: Path, flags: dict[str, float]) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["bootstrapNAS"]["search"]["ref_acc"] = 150
+
+    config = read_config(write_config(tmp_path / "config.json", change))
+    arguments = SearchArguments("supernet", **flags)
+    assert settings_of(arguments, config, flags, maximise=False).ref_acc == 150
+    with pytest.raises(UserError, match="ref_acc must be a fraction, or a percentage up to 100, not 150"):
+        settings_of(arguments, config, flags, maximise=True)
 
 
 def test_search_settings_come_from_the_config_unless_typed(run: Run, tmp_path: Path) -> None:

@@ -96,7 +96,9 @@ class SearchArguments:
         "Shares of the full MACs that are wanted, separated by commas; a subnet of each is proposed first.",
     )
     ref_acc: Optional[float] = flag(
-        None, "Metric that the best subnet is held against; above 1 it is a percentage, -1 is the maximum subnet's."
+        None,
+        "Metric that the best subnet is held against; above 1 it is a percentage where more is better, -1 is the "
+        "maximum subnet's.",
     )
     acc_delta: Optional[float] = flag(None, "Points of a percent that the best subnet may lose against ref_acc.")
     eval_metric_name: Optional[str] = flag(None, "Metric to search by; default: the task's.")
@@ -160,7 +162,7 @@ def run(
     )
     if stage.finished:
         return stage.directory
-    settings = for_objectives(settings_of(search, config, typed), objectives, config)
+    settings = for_objectives(settings_of(search, config, typed, spec.maximise), objectives, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     supernet, _ = load_supernet(
         search.supernet_dir, spec, *evaluation_dtypes(search.supernet_dir, search.precision, device), base
@@ -374,14 +376,21 @@ def wanted_genomes(ratios: str | None, supernet: Supernet, length: int) -> list[
     return found
 
 
-def settings_of(search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any]) -> SearchSettings:
-    """Return the config's search settings, changed by the flags that were typed."""
+def settings_of(
+    search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any], maximise: bool
+) -> SearchSettings:
+    """Return the config's search settings, changed by the flags that were typed.
+
+    `maximise` says whether more of the metric is better; then ``ref_acc`` is a share.
+    """
     settings = search_settings(config)
     for name in ("algorithm", "num_evals", "population", "seed", "ref_acc", "acc_delta"):
         key, flag_name = f"bootstrapNAS.search.{name}", "search_seed" if name == "seed" else name
         chosen = preferred(typed, flag_name, None, key, settings.get(name))
         if chosen is not None:
             settings[name] = chosen
+    if maximise and settings.get("ref_acc", -1.0) > 100:
+        raise UserError(f"search: ref_acc must be a fraction, or a percentage up to 100, not {settings['ref_acc']:g}")
     return SearchSettings(**settings)
 
 

@@ -121,8 +121,8 @@ class SearchSettings:
     mutation_eta
         Distribution index of polynomial mutation.
     ref_acc
-        Metric that the chosen subnet is measured against: a fraction, or a percentage if above 1. `None` or -1 stands
-        for the maximum subnet's own.
+        Metric that the chosen subnet is measured against: a fraction, or a percentage if above 1; as it is where less
+        is better. `None` or -1 stands for the maximum subnet's own.
     acc_delta
         Tolerated drop below `ref_acc`, in points of a percent; above it and in percent of it, where less is better.
     aspiration_points
@@ -172,7 +172,7 @@ class SearchSettings:
         for name in ("crossover_eta", "mutation_eta", "acc_delta", "epsilon"):
             if getattr(self, name) < 0:
                 raise UserError(f"search: {name} must not be negative, got {getattr(self, name)}")
-        if self.ref_acc is not None and self.ref_acc != -1 and not 0 <= self.ref_acc <= 100:
+        if self.ref_acc is not None and self.ref_acc != -1 and not self.ref_acc >= 0:
             raise UserError(
                 f"search: ref_acc must be a fraction, a percentage, or -1 for the maximum subnet's, not {self.ref_acc}"
             )
