@@ -181,6 +181,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_ta
         Path("foreign").mkdir()
         Path("foreign/thesis.tex").write_text("ten years of work")
         Path("genes.json").write_text('{"head": [9, 4]}')
+        Path("genome.json").write_text("[0, 1]")
         yield root
 
 
@@ -432,6 +433,10 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (f"{EXTRACT} --subnet 99 --search_dir search", "--subnet 99: the front of search has indices 0 to {last}"),
     (f"{EXTRACT} --subnet genes.json", "--subnet genes.json: size 9 of head[0] is not an integer between 1 and 4"),
+    (
+        f"{EXTRACT} --subnet genome.json",
+        "--subnet genome.json holds no object of sizes by dimension, as subnet.json has them",
+    ),
     (
         f"{EXTRACT} --max_macs_ratio 0.01 --search_dir search",
         "no subnet on the front of search has at most … M MACs (0.0100 of the full model's); the nearest has … M MACs "

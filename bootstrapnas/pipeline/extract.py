@@ -197,8 +197,11 @@ def _within(
 
 def _read_subnet(path: str, supernet: Supernet) -> dict[Key, int]:
     found = read_json(path)
+    sizes = found.get("sizes", found) if isinstance(found, dict) else found
+    if not isinstance(sizes, dict):
+        raise UserError(f"--subnet {path} holds no object of sizes by dimension, as subnet.json has them")
     try:
-        subnet = subnet_from_json(found.get("sizes", found) if isinstance(found, dict) else found)
+        subnet = subnet_from_json(sizes)
         supernet.blueprint.check(subnet)
     except UserError as error:
         raise UserError(f"--subnet {path}: {error}") from None
