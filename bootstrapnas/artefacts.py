@@ -192,6 +192,21 @@ def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def empty_directory(directory: Path) -> None:
+    """Delete what a directory holds, not itself, which may be a link or where a disk is mounted.
+
+    `STAGE_FILE` goes last: it says whose the rest is, should this be cut short.
+    """
+    try:
+        for path in sorted(directory.iterdir(), key=lambda path: path.name == STAGE_FILE):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot delete what {directory} holds: {error.filename}: {error.strerror or error}") from error
+
+
 def digest(path: str | os.PathLike[str]) -> str:
     """Return a short content digest of a file, or of a directory's files (no stage.json, README.md, subdirectories)."""
     path = Path(path)
@@ -305,7 +320,7 @@ def open_stage(
                 if stage.finished:
                     _check_files(directory, found)
                 return stage
-        shutil.rmtree(directory)
+        empty_directory(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

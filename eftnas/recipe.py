@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bootstrapnas.artefacts import OtherRunError, read_json
+from bootstrapnas.artefacts import OtherRunError, empty_directory, read_json
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
@@ -108,7 +107,7 @@ def run(arguments: RecipeArguments, *, typed: Mapping[str, Any]) -> Path:
     if arguments.fresh and root.exists():
         if not (root / "teacher").is_dir():
             raise UserError(f"output_dir {root} does not look like a run (it has no teacher/): delete it yourself")
-        shutil.rmtree(root)
+        empty_directory(root)
     return Run(recipe, root).all()
 
 

@@ -358,6 +358,42 @@ def test_a_stage_from_start_to_end(tmp_path: Path) -> None:
     assert os.listdir(out) == ["stage.json"]
 
 
+@pytest.mark.parametrize("name", [".", "link"])
+def test_a_stage_is_replaced_where_its_directory_cannot_be(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory, a link to another disk; where a disk is mounted it is the same."""
+    out, others = tmp_path / "out", tmp_path / "others"
+    open_stage(out, "search", {"seed": 1}, {})
+    for path in (out / "checkpoint-1", others):
+        path.mkdir(exist_ok=True)
+        (path / "state").touch()
+    (out / "data").symlink_to(others)
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out if name == "." else tmp_path)
+    open_stage(name, "search", {"seed": 2}, {}, overwrite=True).complete()
+    assert os.listdir(out) == ["stage.json"]
+    assert read_stage(out, "search")["settings"] == {"seed": 2}
+    assert (tmp_path / "link").is_symlink()
+    assert (others / "state").exists()
+
+
+def test_a_stage_that_cannot_be_deleted_whole_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    stage = open_stage(out, "search", {}, {})
+    (out / "zzz").mkdir()
+    stage.complete()
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr("shutil.rmtree", busy)
+    assert message(lambda: open_stage(out, "search", {"seed": 2}, {}, overwrite=True)) == (
+        f"cannot delete what {out} holds: {out / 'zzz'}: {os.strerror(errno.EBUSY)}"
+    )
+    assert read_stage(out, "search")["settings"] == {}
+
+
 def test_a_stage_refuses_what_it_did_not_make(tmp_path: Path) -> None:
     out, source = tmp_path / "out", tmp_path / "input"
     source.write_text("1")
