@@ -16,13 +16,16 @@ import pytest
 from conftest import build_tiny_bert
 from rich.console import Console
 
+from bootstrapnas.artefacts import write_json
 from bootstrapnas.costs import Costs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.export import Latency, LatencySettings, export_openvino
 from bootstrapnas.extraction import save_subnet
+from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.report import Row, build_report, html_page, markdown_table, model_card, terminal_table, write_report
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
 
 QUIET = LatencySettings(1, 128, "f32", 2, 5, "A CPU", "2026.4")
 PNG = b"\x89PNG\r\n\x1a\n pretend"
@@ -60,6 +63,18 @@ def test_metrics_that_are_no_fractions_are_shown_as_they_are() -> None:
     assert "| perplexity |" in text
     assert "| 12.35 |" in text
     assert "| 12,346 |" in text
+
+
+def test_a_first_card_shows_a_perplexity_as_it_is(tmp_path: Path) -> None:
+    costs = {"macs": 1, "nncf_macs": 1, "params": 1, "params_without_embeddings": 1, "length": 8}
+    made = {"sizes": {}, "costs": costs, "full_costs": costs, "supernet": {"id": "supernet"}, "chosen_by": "best"}
+    write_json(tmp_path / "subnet.json", made)
+    write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    TaskSpec("text", ("text",), (), "language_modelling", "perplexity", 8, "").save(tmp_path / "task.json")
+    write_first_card(tmp_path, {"perplexity": 12.3456}, "A note.")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| model | perplexity | MACs" in card
+    assert "| subnet | 12.35 |" in card
 
 
 def test_report_json_is_exact(tmp_path: Path) -> None:

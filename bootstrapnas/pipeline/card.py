@@ -8,6 +8,7 @@ from pathlib import Path
 from bootstrapnas.artefacts import read_json, write_text
 from bootstrapnas.costs import Costs
 from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.report import Report, Row, build_report, model_card
 
 
@@ -15,7 +16,8 @@ def write_first_card(directory: Path, measured: Mapping[str, float], note: str) 
     """Write the card of a subnet that no report has measured yet; `note` says where its metrics are from."""
     subnet = read_json(directory / SUBNET_FILE)
     rows = [Row("full", Costs(**subnet["full_costs"])), Row("subnet", Costs(**subnet["costs"]), dict(measured))]
-    report = build_report(rows, title=directory.name, notes=[note] if measured else [])
+    percent = inherited_task(str(directory)).maximise
+    report = build_report(rows, title=directory.name, percent=percent, notes=[note] if measured else [])
     write_card(directory, directory.name, report)
 
 

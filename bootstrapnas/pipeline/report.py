@@ -89,6 +89,7 @@ def write_run_report(
             for entry in entries
         ],
         title=f"{spec.task_name}: the full model and its subnets",
+        percent=spec.maximise,
         notes=notes(spec, rows_of_task, split) + quantised_notes(entries),
     )
     stage = open_stage(directory, "report", {}, {}, overwrite=True)
