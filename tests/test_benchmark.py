@@ -30,9 +30,10 @@ from bootstrapnas.export.latency import (
 )
 from bootstrapnas.export.runtime import IRDescription, compile_ir, describe_ir, load_ir
 from bootstrapnas.extraction import save_subnet
-from bootstrapnas.pipeline import side_by_side
+from bootstrapnas.pipeline import benchmark_text, side_by_side
 from bootstrapnas.pipeline.benchmark_text import benchmark_json, cells, markdown, notes, show, write_benchmark
 from bootstrapnas.pipeline.side_by_side import Benchmark, Measurement, Model, Settings, Variant, measure, read_models
+from bootstrapnas.search import pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
 
@@ -225,6 +226,28 @@ def test_json_holds_settings_and_figures_and_pictures_are_drawn(tmp_path: Path) 
         assert "openvino" in found["versions"]
 
 
+@pytest.mark.parametrize(
+    ("metric", "front"),
+    [("accuracy", {"half int8", "full int8"}), ("perplexity", {"half int8"}), (None, {"half int8"})],
+)
+def test_the_line_of_the_picture_is_the_front(
+    metric: str | None, front: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more accuracy, or less perplexity or size: ``half`` has less of everything."""
+    fronts: list[list[int]] = []
+
+    def watch(values: Any, objectives: Any) -> list[int]:
+        fronts.append(pareto_front(values, objectives))
+        return fronts[-1]
+
+    monkeypatch.setattr(benchmark_text, "pareto_front", watch)
+    known = {"full": None, "half": None} if metric is None else {"full": (metric, 0.9), "half": (metric, 0.8)}
+    benchmark = made(known)
+    benchmark_text.draw(benchmark, tmp_path / "picture.png")
+    variants = [each.variant for each in benchmark.measurements]
+    assert {f"{variants[index].model} {variants[index].precision}" for index in fronts[0]} == front
+
+
 # -- language models ---------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +302,17 @@ def test_language_models_are_measured_by_prefill_and_tokens(
     assert measured["full"].token.per_second == pytest.approx(2000 / measured["full"].token.median_ms)
     with pytest.raises(UserError, match=r"has 64 positions: length must not be 60 \(and 8 new tokens after it\)"):
         time_generation({"full": load_ir(tmp_path / "full")}, length=60, new_tokens=8)
+
+
+def test_a_head_of_another_name_makes_a_language_model_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    exported: list[Any] = []
+    monkeypatch.setattr(side_by_side, "export_openvino", lambda model, *_, **__: exported.append(model))
+    config = GPT2Config(vocab_size=96, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    side_by_side._convert(tmp_path / "gpt2", tmp_path / "ir")
+    assert [type(model) for model in exported] == [GPT2LMHeadModel]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -340,6 +374,7 @@ MISTAKES = {
     "--models full --length 8,65": "--length 65 exceeds the 64 tokens that full takes",
     "--models full --length 8.5": "--length must be whole numbers of at least 1, separated by commas, not 8.5",
     "--models full --batch 0": "--batch must be whole numbers of at least 1, separated by commas, not 0",
+    "--models full --batch inf": "--batch must be whole numbers of at least 1, separated by commas, not inf",
     "--models full --batch one": "--batch must be numbers separated by commas, not 'one'",
     "--models full --repeats 0": "--repeats must be at least 1, not 0",
     "--models full --warmup -1": "--warmup must not be negative, not -1",

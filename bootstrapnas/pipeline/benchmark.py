@@ -104,6 +104,6 @@ def _settings(arguments: BenchmarkArguments) -> Settings:
 
 def _whole(name: str, text: str) -> tuple[int, ...]:
     found = numbers(name, text)
-    if not all(number == int(number) and number >= 1 for number in found):
+    if not all(number.is_integer() and number >= 1 for number in found):
         raise UserError(f"--{name} must be whole numbers of at least 1, separated by commas, not {text}")
     return tuple(dict.fromkeys(map(int, found)))

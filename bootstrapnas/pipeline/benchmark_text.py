@@ -20,6 +20,7 @@ from bootstrapnas.pipeline.side_by_side import Benchmark, Measurement
 from bootstrapnas.report import MISSING, NOISY
 from bootstrapnas.search.base import Objective
 from bootstrapnas.search.pareto import pareto_front
+from bootstrapnas.tasks.next_token import LESS_IS_BETTER
 
 if TYPE_CHECKING:
     from bootstrapnas.export.latency import Latency
@@ -286,6 +287,7 @@ def draw(benchmark: Benchmark, path: Path) -> None:
     metrics = {model.name: model.metric for model in benchmark.models}
     names = {metric[0] for metric in metrics.values() if metric is not None}
     metric = next(iter(names)) if len(names) == 1 and all(metrics.values()) else None
+    maximise = metric is not None and metric not in LESS_IS_BETTER
     figure_name = next(name for name in PLOTTED if name in benchmark.measurements[0].figures)
     precisions = list(dict.fromkeys(each.variant.precision for each in benchmark.measurements))
     figure = Figure(figsize=(5.5 * len(shapes) + 1, 4.5), dpi=150, layout="constrained")
@@ -298,7 +300,7 @@ def draw(benchmark: Benchmark, path: Path) -> None:
             }
             for each in beside
         ]
-        front = pareto_front(points, [Objective("x"), Objective("y", maximise=metric is not None)])
+        front = pareto_front(points, [Objective("x"), Objective("y", maximise)])
         line = sorted((points[index]["x"], points[index]["y"]) for index in front)
         if len(line) > 1:
             axes.step(

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bootstrapnas.artefacts import STAGE_FILE, read_json, writing
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import available_precisions, export_openvino
@@ -29,8 +27,8 @@ from bootstrapnas.export.runtime import (
     compile_ir,
     describe_ir,
 )
-from bootstrapnas.extraction import load_config, load_model
-from bootstrapnas.pipeline.models import max_length
+from bootstrapnas.extraction import load_config
+from bootstrapnas.pipeline.models import load_as_saved, max_length
 from bootstrapnas.progress import Ticker, notice
 from bootstrapnas.tasks import TASK_FILE, TaskSpec
 
@@ -388,16 +386,9 @@ def _quantise(source: Path, target: Path) -> None:
 
 def _convert(source: Path, target: Path) -> None:
     """Write a float32 IR of a Hugging Face directory."""
-    import transformers
-
-    config = load_config(str(source))
-    task = next(iter(config.architectures or ()), "").partition("For")[2]
-    auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
-    if auto_class is None:
-        raise UserError(f"{source} holds a model for {task}, which cannot be converted here: export it first")
+    model = load_as_saved(str(source))
     notice(f"{source} holds no OpenVINO IR: converting it to one in float32, for the occasion")
-    model = load_model(str(source), auto_class, torch.float32)
-    export_openvino(model, None, target, example_batches=[random_batch(config.vocab_size, 2)])
+    export_openvino(model, None, target, example_batches=[random_batch(model.config.vocab_size, 2)])
 
 
 def _metric(directory: Path) -> tuple[str, float] | None:
