@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -77,6 +77,7 @@ class ExportArguments:
 
 GROUPS = (ExportArguments, TaskArguments, OutputArguments)
 BY_DATA = "for --quant_mode int8, and --awq, --scale_estimation or a --ratio below 1"
+OF_TASK = {field.name for field in fields(TaskArguments)} - {"max_seq_length"}  # which cuts texts without a task too
 OF_QUANT_MODE = ("preset", "smooth_quant_alpha", "ignored_operations")
 OF_INT4 = ("group_size", "ratio", "all_layers", "awq", "scale_estimation")
 
@@ -90,8 +91,10 @@ def run(
     spec: TaskSpec | None = None
     if has_task(task_args, arguments.model_dir):
         spec = fit_length(resolve_task(task_args, arguments.model_dir), typed, arguments.model_dir)
-    elif not Path(arguments.model_dir).is_dir() or (
-        arguments.max_metric_drop is not None and not HEAD.is_in(load_config(arguments.model_dir).architectures)
+    elif (
+        not Path(arguments.model_dir).is_dir()
+        or not OF_TASK.isdisjoint(typed)
+        or (arguments.max_metric_drop is not None and not HEAD.is_in(load_config(arguments.model_dir).architectures))
     ):
         resolve_task(task_args, arguments.model_dir)  # says that there is none, and how to name one
     stage = begin(

@@ -98,6 +98,8 @@ def text_data(
     found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
     found = random.Random(0).sample(found, len(found))
     limit = min(max_length(model.config), tokenizer.model_max_length)
+    if length is not None and length < 1:
+        raise UserError(f"--max_seq_length must be at least 1, not {length}")
     if length is not None and length > limit:
         raise UserError(f"--max_seq_length {length} exceeds the {int(limit)} tokens that the model takes")
     longest = min(length or TEXT_LENGTH, limit)
