@@ -162,8 +162,8 @@ class Teacher:
 def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "the teacher") -> list[int]:
     """Return, for each class of the student, the index of the teacher's output for it.
 
-    Names are compared without regard to case. Hugging Face's placeholder names (``LABEL_0`` …) say nothing, so the
-    order is taken as it is when either side has only those. `whose` names the teacher in messages.
+    Names are compared without regard to case. The order is taken as it is when either side has only `placeholders`.
+    `whose` names the teacher in messages.
 
     Raises
     ------
@@ -174,7 +174,7 @@ def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "th
         raise UserError(
             f"{whose} has {len(teacher)} labels ({_shown(teacher)}), the task {len(student)} ({_shown(student)})"
         )
-    if _placeholders(teacher) or _placeholders(student):
+    if placeholders(teacher) or placeholders(student):
         return list(range(len(student)))
     index = {name.lower(): position for position, name in enumerate(teacher)}
     if index.keys() != {name.lower() for name in student}:
@@ -182,8 +182,9 @@ def label_order(teacher: Sequence[str], student: Sequence[str], whose: str = "th
     return [index[name.lower()] for name in student]
 
 
-def _placeholders(names: Sequence[str]) -> bool:
-    return all(name.upper() == f"LABEL_{index}" for index, name in enumerate(names))
+def placeholders(names: Sequence[str]) -> bool:
+    """Return whether names of classes say nothing but their indices: Hugging Face's ``LABEL_0`` …, or ``0`` …."""
+    return all(name.upper().removeprefix("LABEL_") == str(index) for index, name in enumerate(names))
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -15,16 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import LENGTH, call, refused, succeed, write_config
+from command_line import LENGTH, call, eftnas, metrics_of, refused, succeed, write_config
 from conftest import TaskFiles
 
+from bootstrapnas.artefacts import write_json
 from bootstrapnas.errors import listed
 from bootstrapnas.families import FAMILIES
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
 from bootstrapnas.pipeline.teacher import with_teacher_outputs
-from bootstrapnas.tasks import TaskSpec
+from bootstrapnas.tasks import TaskSpec, build_task_spec
 
 ROOT = Path(__file__).parents[1]
 FILES = "--train_file train.jsonl --validation_file validation.jsonl"
@@ -494,6 +495,14 @@ MISTAKES: list[tuple[str, str]] = [
         "--max_seq_length 65 exceeds the 64 tokens that the model takes",
     ),
     (
+        f"{EXPORT.replace('teacher', 'pretrained')} --max_seq_length 0",
+        "--max_seq_length must be at least 1, not 0",
+    ),
+    (
+        f"{EXPORT.replace('teacher', 'pretrained')} --validation_file validation.jsonl",
+        "no task: pass --task_name or --train_file (there is none to inherit: pretrained has no task.json)",
+    ),
+    (
         f"{EXPORT} --quant_mode int8 --calibration_file other_task.jsonl",
         "other_task.jsonl has no column 'text' (line 1); found: sentence, label",
     ),
@@ -656,7 +665,8 @@ def test_another_run_is_replaced_when_asked_for(world: Path) -> None:
     shutil.rmtree("new")
 
 
-def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: Path) -> None:
+def write_shuffled(directory: Path) -> list[str]:
+    """Write the teacher with its labels in another order; return them."""
     spec = TaskSpec.load("teacher/task.json")
     teacher = load_for_task("teacher", spec)
     shuffled = ["WAIT", "go", "stop"]
@@ -666,7 +676,14 @@ def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: P
         teacher.classifier.bias.copy_(teacher.classifier.bias[order])
     teacher.config.id2label = dict(enumerate(shuffled))
     teacher.config.label2id = {name: index for index, name in enumerate(shuffled)}
-    teacher.save_pretrained(tmp_path)
+    teacher.save_pretrained(directory)
+    load_tokenizer("teacher").save_pretrained(directory)
+    return shuffled
+
+
+def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: Path) -> None:
+    spec = TaskSpec.load("teacher/task.json")
+    write_shuffled(tmp_path)
     rows = Rows(spec, load_tokenizer("teacher"))
     arguments = StageTrainingArguments(output_dir="unused")
     train = rows.split("train")
@@ -674,3 +691,33 @@ def test_a_teacher_may_have_its_labels_in_another_order(world: Path, tmp_path: P
     found = with_teacher_outputs(rows, train, str(tmp_path), arguments)["teacher_logits"]
     assert torch.equal(torch.tensor(list(found)), torch.tensor(list(expected)))
     assert torch.tensor(list(found)).shape == (96, 3)
+
+
+def test_an_ir_may_have_its_labels_in_another_order(world: Path, tmp_path: Path) -> None:
+    """As of a model without a task, whose classes are exported in the order that its config names."""
+    write_shuffled(tmp_path / "model")
+    succeed("export", model_dir=tmp_path / "model", calibration_file="train.jsonl", output_dir=tmp_path / "ir")
+    files = {"train_file": "train.jsonl", "validation_file": "validation.jsonl"}
+    wanted = metrics_of(model_dir="teacher", predict=tmp_path / "by_torch.jsonl")
+    assert metrics_of(ir_dir=tmp_path / "ir", **files, predict=tmp_path / "by_ir.jsonl") == wanted
+    assert (tmp_path / "by_ir.jsonl").read_text() == (tmp_path / "by_torch.jsonl").read_text()
+    two = tmp_path / "two.json"
+    write_json(two, [{"text": "a dog", "label": "go"}, {"text": "a cat", "label": "stop"}])
+    outcome = eftnas("evaluate", ir_dir=tmp_path / "ir", train_file=two, validation_file=two)
+    assert outcome.status == 2
+    assert f"{tmp_path}/ir has 3 labels (WAIT, go, stop), the task 2 (go, stop)" in outcome.err
+
+
+def test_numbers_as_labels_are_the_indices_of_the_models_classes(world: Path, tmp_path: Path) -> None:
+    names = write_shuffled(tmp_path / "model")
+    files = {}
+    for split in ("train", "validation"):
+        rows = [json.loads(line) for line in Path(f"{split}.jsonl").read_text().splitlines()]
+        index = {name.lower(): number for number, name in enumerate(names)}
+        files[f"{split}_file"] = tmp_path / f"{split}.csv"
+        lines = [f"{row['text']},{index[row['label']]}" for row in rows]
+        files[f"{split}_file"].write_text("\n".join(["text,label", *lines]), encoding="utf-8")
+    assert metrics_of(model_dir=tmp_path / "model", **files) == metrics_of(model_dir="teacher")
+    spec = build_task_spec(**files, max_seq_length=LENGTH)
+    assert spec.label_names == ("0", "1", "2")
+    assert load_for_task(str(tmp_path / "model"), spec).config.id2label == dict(enumerate(names))

@@ -15,11 +15,18 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.export import load_ir
 from bootstrapnas.extraction import load_config
-from bootstrapnas.outputs import Outputs
+from bootstrapnas.outputs import LABELS, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
 from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
-from bootstrapnas.pipeline.models import fit_length, load_for_task, load_tokenizer, outputs_of, outputs_of_ir
+from bootstrapnas.pipeline.models import (
+    class_order,
+    fit_length,
+    load_for_task,
+    load_tokenizer,
+    outputs_of,
+    outputs_of_ir,
+)
 from bootstrapnas.pipeline.stages import check_whole
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TaskSpec, write_predictions
@@ -98,10 +105,14 @@ def _model(directory: str, spec: TaskSpec, precision: str) -> PreTrainedModel:
 
 
 def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Outputs:
-    """Return what the model or IR gives for each feature of the split."""
+    """Return what the model or IR gives for each feature of the split, classes in the task's order."""
     prepared = rows.batches(arguments.split, tail=arguments.ir_dir is None)
     if arguments.ir_dir is not None:
         bf16 = evaluation_dtype(arguments.precision, torch.device("cpu")) == torch.bfloat16
-        return outputs_of_ir(load_ir(arguments.ir_dir, "bf16" if bf16 else "f32"), rows, prepared, progress=True)
+        ir = load_ir(arguments.ir_dir, "bf16" if bf16 else "f32")
+        order = class_order(load_config(arguments.ir_dir), spec, arguments.ir_dir)
+        classes = [output.name for output in spec.kind.outputs if output.last == LABELS]
+        found = outputs_of_ir(ir, rows, prepared, progress=True)
+        return {name: [row[order] for row in kept] if name in classes else kept for name, kept in found.items()}
     assert arguments.model_dir is not None
     return outputs_of(_model(arguments.model_dir, spec, arguments.precision), rows, prepared, progress=True)

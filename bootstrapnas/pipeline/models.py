@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 from transformers.utils import logging as transformers_logging
 
 from bootstrapnas.artefacts import writing
-from bootstrapnas.distillation import label_order
+from bootstrapnas.distillation import label_order, placeholders
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
 from bootstrapnas.export import CausalIR, IRModel, predict_ir
@@ -79,7 +79,10 @@ def load_for_task(
     check_length(saved, spec, directory_or_id)
     # Random numbers depend on what they are drawn in: those of a new head are of the checkpoint's dtype first.
     at_once = dtype if has_head else None
-    model = load_model(directory_or_id, spec.head.load_class(), at_once, **settings, **label_settings(spec))
+    settings |= label_settings(spec)
+    if order and has_head and placeholders(names):
+        settings |= {"id2label": saved.id2label, "label2id": saved.label2id}  # which say more
+    model = load_model(directory_or_id, spec.head.load_class(), at_once, **settings)
     if order != sorted(order):
         for name, parameter in model.named_parameters():
             if not name.startswith(f"{model.base_model_prefix}.") and len(parameter) == len(order):
