@@ -415,6 +415,14 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
         ({"measure_finalists": 1, "latency_device": "NPU"}, "OpenVINO has no device 'NPU' here, only CPU"),
         ({"measure_finalists": 1, "latency_weight_format": "int4"}, "cannot be exported with weight_format int4: "),
         ({"keep_finalists": True}, "--keep_finalists needs --measure_finalists: none are exported without"),
+        (
+            {"latency_precision": "int8"},
+            "--latency_precision needs latency among --objectives, or --max_latency_ms, or --measure_finalists",
+        ),
+        (
+            {"measure_finalists": 1, "latency_table": "table.json"},
+            "--latency_table needs latency among --objectives, or --max_latency_ms",
+        ),
         ({"max_mac": 1000}, "unknown flag --max_mac; did you mean '--max_macs'?"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -148,6 +148,8 @@ def run(
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
     base = search.model_name_or_path
+    by_latency = LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives)
+    check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
     check_finalists(finalists, timing, search.supernet_dir, spec, base)
     check_early_stop(search.early_stop, spec)
     if search.merge_adapters or base is not None:
@@ -169,7 +171,7 @@ def run(
     )
     length = sequence_length(config)
     table, conditions = None, Conditions(length, None)
-    if LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives):
+    if by_latency:
         deployed = Deployed(search.supernet_dir, spec, supernet, base=base)
         table = searched_table(timing, stage.directory, deployed, length)
         predict, part = table.predict, deployed.part
@@ -329,6 +331,14 @@ def build_problem(
         window = CostWindow(space.cardinalities, costs, constraints, described_cost, canonical_of(supernet))
         window.fill(1, Random(0))  # where nothing is inside, this says so before anything is written
     return Problem(COSTS[aims[0].name], costs, full, constraints, window)
+
+
+def check_timing(typed: Mapping[str, Any], *, by_latency: bool, measured: bool) -> None:
+    """Raise `UserError` if flags say how latencies are predicted or measured, and none are."""
+    for field in fields(LatencyArguments):
+        if field.name in typed and not by_latency and (field.name == "latency_table" or not measured):
+            others = "" if field.name == "latency_table" else ", or --measure_finalists"
+            raise UserError(f"--{field.name} needs latency among --objectives, or --max_latency_ms{others}")
 
 
 def for_objectives(settings: SearchSettings, objectives: Sequence[Objective], config: NNCFConfig) -> SearchSettings:
