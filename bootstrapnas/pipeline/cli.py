@@ -121,7 +121,7 @@ def check_processes(name: str) -> None:
 
 def _delete_unused(directory: Path) -> None:
     """Delete the directory of a stage that failed before it wrote anything: the command may be given otherwise now."""
-    if directory.is_dir() and [path.name for path in directory.iterdir()] == [STAGE_FILE]:
+    if directory.is_dir() and all(path.name == STAGE_FILE for path in directory.iterdir()):
         shutil.rmtree(directory)
 
 
