@@ -1,6 +1,6 @@
 """Latency tables: what they predict against what is measured, and what a search gains by them.
 
-python benchmarks/latency_table.py [--precisions f32,bf16] [--batches 1,8] [--subnets 20]
+python benchmarks/latency_table.py [--precisions f32,bf16] [--batches 1,8] [--length 128] [--subnets 20]
 
 A BERT of 6 layers x 384 with random weights, its heads, channels and half-blocks elastic. For every precision and batch
 a table is measured, then random subnets that it has not seen. The second table has what the space's best subnets by
@@ -38,7 +38,6 @@ from bootstrapnas.export.latency_build import (
 from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.space import SearchSpace
 
-LENGTH = 128
 HEADS = (12, 10, 9, 8, 6, 4, 3, 2)
 CHANNELS = (1536, 1280, 1187, 1024, 890, 768, 600, 512, 256)  # multiples of 128, and what ranking by importance leaves
 EVENLY = (0, 0.2, 0.4, 0.6, 0.8, 1)
@@ -50,15 +49,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precisions", default=",".join(p for p in ("f32", "bf16") if p in available_precisions()))
     parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--subnets", type=int, default=20)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     model = build_bert().eval()
     blueprint = Blueprint.of(model)
-    space = build_space(blueprint)
+    space, length = build_space(blueprint), arguments.length
+    suffix = "" if length == parser.get_default("length") else f"_{length}_tokens"
     accuracy_rows, search_rows = [], []
     for precision, batch in itertools.product(arguments.precisions.split(","), map(int, arguments.batches.split(","))):
-        circumstances = circumstances_of(model, blueprint, precision=precision, batch=batch, length=LENGTH)
+        circumstances = circumstances_of(model, blueprint, precision=precision, batch=batch, length=length)
         with tempfile.TemporaryDirectory() as temporary, openvino_timer(model, blueprint, circumstances) as measure:
             path, started = Path(temporary) / "table.json", time.perf_counter()
             table = open_latency_table(path, blueprint, space, circumstances)
@@ -86,25 +87,25 @@ def main() -> None:
             for level in LEVELS:
                 pair = [best_subnet(table, space, goal, level) for goal in ("macs", "latency")]
                 first, second = (statistics.median(samples) for samples in measure(pair))
-                shares = [count_macs(blueprint, s, length=LENGTH) / count_macs(blueprint, length=LENGTH) for s in pair]
+                shares = [count_macs(blueprint, s, length=length) / count_macs(blueprint, length=length) for s in pair]
                 figures = [*(f"{share:.1%}" for share in shares), f"{first:.2f}", f"{second:.2f}"]
                 search_rows.append([precision, str(batch), f"{level:.2f}", *figures, f"{1 - second / first:.1%}"])
     write_table(
-        arguments.output / "latency_table.md",
+        arguments.output / f"latency_table{suffix}.md",
         "Latency tables: predicted against measured",
         (
             "precision|batch|models measured|seconds|range (ms)|mean error|largest|rank correlation|evenly cut|"
             "random, added up|evenly cut, added up|noise"
         ).split("|"),
         accuracy_rows,
-        f"BERT 6 x 384, random weights, {LENGTH} tokens; {arguments.subnets} random subnets that the table has not "
+        f"BERT 6 x 384, random weights, {length} tokens; {arguments.subnets} random subnets that the table has not "
         f"seen, and {len(EVENLY)} evenly cut ones, every layer alike (mean error). Added up are the same predictions "
         "without their correction by the ends of the space. Seconds are those of the whole table, export and check "
         "included. Noise is the interquartile range of "
         "the reference's time between groups; predictions are ratios to it, taken side by side.",
     )
     write_table(
-        arguments.output / "latency_objective.md",
+        arguments.output / f"latency_objective{suffix}.md",
         "The best subnet by latency and by MACs",
         [
             "precision",
@@ -117,9 +118,9 @@ def main() -> None:
             "saved",
         ],
         search_rows,
-        "The metric is made up, no accuracy: of every width the square root of the kept share, weighted at random, as "
-        "a share of the full model's. Of the whole space the best subnet by each cost with at least that metric, "
-        "measured side by side.",
+        f"BERT 6 x 384, random weights, {length} tokens. The metric is made up, no accuracy: of every width the square "
+        "root of the kept share, weighted at random, as a share of the full model's. Of the whole space the best subnet "
+        "by each cost with at least that metric, measured side by side.",
     )
 
 
@@ -143,10 +144,10 @@ def best_subnet(table: LatencyTable, space: SearchSpace, goal: str, level: float
     The metric is the sum over all widths of the square root of the kept share, weighted at random, as a share of the
     full model's: more is better, ever less so. Dynamic programming over the metric in `STEPS` steps.
     """
-    blueprint, rng = table.blueprint, np.random.default_rng(0)
+    blueprint, rng, length = table.blueprint, np.random.default_rng(0), table.circumstances.length
 
     def cost(subnet: Subnet) -> float:
-        return count_macs(blueprint, subnet, length=LENGTH) if goal == "macs" else table.added_up(subnet)
+        return count_macs(blueprint, subnet, length=length) if goal == "macs" else table.added_up(subnet)
 
     choices = {key: gene.choices for gene in space.genes for key in gene.keys}
     weights = {key: float(rng.uniform(0.5, 1.5)) for key in choices if not blueprint.is_block(key)}
