@@ -394,9 +394,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--work_dir", type=Path, required=True)
     run.add_argument("--tasks", default="rte,mrpc,cola,stsb")
     run.add_argument("--seeds", default="0")
-    run.add_argument(
-        "--methods", default=f"{LORA},reorder+taught", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +"
-    )
+    run.add_argument("--methods", default=f"{LORA},reorder+own", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
     run.add_argument("--subnets", default=",".join(SUBNETS))
     add_protocol(run, Protocol)
     table = commands.add_parser("table", help="write the table of what is there")

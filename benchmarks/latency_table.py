@@ -119,8 +119,8 @@ def main() -> None:
         ],
         search_rows,
         f"BERT 6 x 384, random weights, {length} tokens. The metric is made up, no accuracy: of every width the square "
-        "root of the kept share, weighted at random, as a share of the full model's. Of the whole space the best subnet "
-        "by each cost with at least that metric, measured side by side.",
+        "root of the kept share, weighted at random, as a share of the full model's. Of the whole space the best "
+        "subnet by each cost with at least that metric, measured side by side.",
     )
 
 
