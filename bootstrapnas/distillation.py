@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.intermediate import TERMS, Term, compared, recording
-from bootstrapnas.outputs import IGNORED, LABELS, LOGITS, TOKENS, VALUE, VOCABULARY, Output
+from bootstrapnas.outputs import IGNORED, LABELS, LOGITS, TOKENS, VALUE, VOCABULARY, Output, Outputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,6 +111,26 @@ class Distillation:
         log_teacher = F.log_softmax(teacher / self.temperature, dim=-1)
         divergence = F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         return divergence * self.temperature**2
+
+
+def divergence(outputs: Sequence[Output], teacher: Outputs, student: Outputs) -> float:
+    """Return how far outputs on the same rows are from a teacher's: the loss of `Distillation` at temperature 1.
+
+    The mean over rows of KL(teacher || student), in nats; of an output that is a value, the mean squared error; the
+    mean over `outputs` where there are several.
+    """
+    compare = Distillation(temperature=1.0, task_weight=0.0, teacher_weight=1.0, outputs=tuple(outputs))
+    count = len(next(iter(student.values())))
+    alike = not any(output.per_token for output in outputs)  # else each row has a length of its own
+    total = 0.0
+    for rows in [slice(0, count)] if alike else [slice(row, row + 1) for row in range(count)]:
+        said, taught = (
+            {name: torch.from_numpy(np.stack(of[name][rows])) for name in student} for of in (student, teacher)
+        )
+        first = said[outputs[0].name]
+        mask = None if alike else torch.ones(first.shape[:2])
+        total += float(compare(torch.zeros(()), said, taught, mask)) * len(first)
+    return total / count
 
 
 def terms_of(mode: str) -> tuple[Term, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from families import ROWS, TOY, Row, ToyConfig, ToyModel, random_subnet
@@ -13,13 +14,13 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from bootstrapnas.dims import Key
-from bootstrapnas.distillation import KD_MODES, Distillation, Teacher, terms_of
+from bootstrapnas.distillation import KD_MODES, Distillation, Teacher, divergence, terms_of
 from bootstrapnas.errors import UserError
 from bootstrapnas.families import FAMILIES
 from bootstrapnas.families.base import Attention
 from bootstrapnas.intermediate import SHARPNESS, TERMS, Term, compared, matching_layer, recording
 from bootstrapnas.nncf_config.schema import KDMode
-from bootstrapnas.outputs import LOGITS, TOKENS, Output
+from bootstrapnas.outputs import LOGITS, TOKENS, VALUE, Output
 from bootstrapnas.supernet import Supernet
 
 FAMILY_ROWS = list({row.config_class: row for row in reversed(ROWS)}.values())  # layers are the same in all its heads
@@ -224,3 +225,29 @@ def test_hidden_states_of_different_sizes_are_refused() -> None:
     with pytest.raises(UserError, match=r"size 32 \(model\) and 48 \(teacher\) cannot be compared; use --kd_mode orig"):
         TERMS["hidden_states"].check(small, wide)
     TERMS["attention_relations"].check(small, wide)
+
+
+@pytest.mark.parametrize("kind", ["classes", "values", "positions"])
+def test_divergence_of_outputs_kept_by_rows(kind: str) -> None:
+    """Rows of positions have lengths of their own; several outputs count alike."""
+    generator = np.random.default_rng(0)
+    outputs, lengths = {
+        "classes": ((LOGITS,), [3] * 5),
+        "values": ((Output("logits", VALUE),), [1] * 5),
+        "positions": ((Output("start_logits", TOKENS), Output("end_logits", TOKENS)), [4, 2, 7, 4, 3]),
+    }[kind]
+    said, taught = (
+        {o.name: [generator.normal(size=length).astype(np.float32) for length in lengths] for o in outputs}
+        for _ in range(2)
+    )
+
+    def apart(student: np.ndarray, teacher: np.ndarray) -> float:
+        if kind == "values":
+            return float(((student - teacher) ** 2).mean())
+        p, q = (np.exp(row) / np.exp(row).sum() for row in (teacher.astype(float), student.astype(float)))
+        return float((p * np.log(p / q)).sum())
+
+    pairs = [zip(said[o.name], taught[o.name], strict=True) for o in outputs]
+    expected = np.mean([[apart(*pair) for pair in of] for of in pairs])
+    assert divergence(outputs, taught, said) == pytest.approx(expected, rel=1e-5)
+    assert divergence(outputs, said, said) == pytest.approx(0, abs=1e-7)

@@ -7,10 +7,12 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from command_line import LENGTH, eftnas, metrics_of, succeed, write_config
@@ -30,8 +32,9 @@ from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
 from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.data import Rows, inherited_task
-from bootstrapnas.pipeline.models import load_tokenizer
+from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
 from bootstrapnas.pipeline.objectives import objectives_of
+from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
 from bootstrapnas.supernet import Supernet
@@ -130,9 +133,9 @@ def test_files_are_written_during_the_search_and_after_a_kill_are_as_if_it_had_n
         f"{best['values']['macro_f1']:.4f} at {best['values']['macs'] / 1e6:,.2f} M MACs"
     )
 
-    evaluate, done = search_stage.evaluate_model, []
+    evaluate, done = search_stage.outputs_of, []
 
-    def killed(*arguments: Any, **options: Any) -> dict[str, float]:
+    def killed(*arguments: Any, **options: Any) -> Any:
         if len(done) == POPULATION + 1:
             raise KeyboardInterrupt
         done.append(1)
@@ -140,7 +143,7 @@ def test_files_are_written_during_the_search_and_after_a_kill_are_as_if_it_had_n
 
     directory = tmp_path / "killed"
     with monkeypatch.context() as patch:
-        patch.setattr(search_stage, "evaluate_model", killed)
+        patch.setattr(search_stage, "outputs_of", killed)
         eftnas("search", supernet_dir=trained.root / "supernet", output_dir=directory, precision="float32")
     assert read_json(directory / "stage.json")["status"] == "running"
     written = read_csv(directory / "search_progression.csv")
@@ -267,7 +270,7 @@ def test_finalists_are_exported_and_measured_side_by_side(
     monkeypatch.setattr(finalists_module, "export_openvino", killed)
     monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
     # The largest, the middle and the smallest come first, so that the front has all three.
-    monkeypatch.setattr(search_stage, "evaluate_model", lambda *arguments: {"macro_f1": 1 / next(calls)})
+    monkeypatch.setattr(Rows, "measure", lambda *arguments: {"macro_f1": 1 / next(calls)})
     directory = tmp_path / "search"
     flags = {"supernet_dir": trained.root / "supernet", "output_dir": directory, "precision": "float32"}
     flags |= {"algorithm": "NSGA2", "num_evals": POPULATION, "measure_finalists": 2, "latency_batch": 2}
@@ -351,13 +354,56 @@ def test_finalists_lie_along_the_front(count: int, best: int, names: list[str]) 
     assert finalists_module.choose_finalists(front, elsewhere, 1) == {"best": elsewhere}
 
 
+@pytest.mark.parametrize("whose", ["the largest subnet", "a teacher"])
+def test_a_search_goes_by_how_far_outputs_are_from_somebodys(trained: Trained, tmp_path: Path, whose: str) -> None:
+    """The front is of divergences; the best subnet, bounds on the metric and the pictures still go by the metric."""
+    flags = {"objectives": "divergence,macs", "algorithm": "NSGA2", "ref_acc": 0.1, "min_metric": 0.01}
+    directory = trained.root / "supernet"
+    if whose == "a teacher":
+        succeed("extract", supernet_dir=directory, subnet="min", output_dir=tmp_path / "teacher")
+        flags["kd_teacher_model"] = tmp_path / "teacher"
+    search(trained, tmp_path / "search", **flags)
+    found, rows = read_json(tmp_path / "search" / "pareto.json"), evaluations(tmp_path / "search")
+    assert found["objectives"] == [asdict(Objective("macs")), asdict(Objective("divergence"))]
+    none = [row["macs"] for row in rows if row["divergence"] < 1e-9]
+    assert none, "the reference itself is among them"
+    assert (min if whose == "a teacher" else max)(row["macs"] for row in rows) in none
+    kept = [row for row in rows if row["macro_f1"] >= 0.01]
+    wanted = [kept[index] for index in pareto_front(kept, [Objective("macs"), Objective("divergence")])]
+    assert [entry["values"] for entry in found["front"]] == sorted(wanted, key=lambda row: row["macs"])
+    assert found["best"]["values"]["macs"] == min(row["macs"] for row in kept if row["macro_f1"] >= 0.09)
+    shown = {round(-float(row[4]) / 100, 6) for row in read_csv(tmp_path / "search" / "search_progression.csv")}
+    assert shown == {round(row["macro_f1"], 6) for row in rows}
+
+    spec = inherited_task(str(directory))
+    rows_of_task = Rows(spec, load_tokenizer(str(directory)))
+    supernet, _ = load_supernet(str(directory), spec)
+    logits = []
+    other = found["front"][0 if whose == "the largest subnet" else -1]
+    for genome in (SPACE.min_genome if whose == "a teacher" else SPACE.max_genome, tuple(other["genome"])):
+        with supernet.activate(supernet.space.subnet(genome)):
+            said = outputs_of(supernet.model, rows_of_task, rows_of_task.batches("validation"))["logits"]
+        logits.append(torch.tensor(np.stack(said)).double().log_softmax(-1))
+    teacher, student = logits
+    expected = (teacher.exp() * (teacher - student)).sum(-1).mean()
+    assert other["values"]["divergence"] == pytest.approx(float(expected), abs=3e-8)  # hardly trained
+
+    middle = found["front"][len(found["front"]) // 2]
+    succeed("extract", supernet_dir=directory, search_dir=tmp_path / "search", output_dir=tmp_path / "small",
+            max_macs=middle["values"]["macs"] + 0.5)  # fmt: skip
+    within = [e["values"] for e in found["front"] if e["values"]["macs"] <= middle["values"]["macs"]]
+    chosen = read_json(tmp_path / "small" / "subnet.json")["search_values"]
+    assert chosen == min(within, key=lambda values: values["divergence"])
+
+
 def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     """An objective of its own unit, bounded and shown as such."""
     supernet = Supernet(build_tiny_bert(), SPACE)
     bounds = search_stage.ConstraintArguments(max_latency_ms=1.5)
     predict = lambda subnet: 1.0 + subnet[Key("mha_block", 1)]  # noqa: E731
     objectives = objectives_of("latency,metric,macs", "f1")
-    problem = search_stage.build_problem(supernet, objectives, bounds, Conditions(LENGTH, predict))
+    metric = objectives[-1]
+    problem = search_stage.build_problem(supernet, objectives, metric, bounds, Conditions(LENGTH, predict))
     assert [goal.name for goal in objectives] == ["latency", "macs", "f1"]
     assert problem.cost.shown(problem.costs(SPACE.max_genome)["latency"]) == "2.00 ms latency"
     assert problem.constraints == (Constraint("latency", 1.5),)
@@ -392,11 +438,18 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
     [
         (
             {"objectives": "metric,mac"},
-            "there is no objective 'mac'; did you mean 'macs'?; known are metric, macs, params",
+            "there is no objective 'mac'; did you mean 'macs'?; known are metric, divergence, macs, params",
         ),
         ({"objectives": "metric"}, "--objectives needs metric and at least one of macs, params"),
         ({"objectives": "macs,params"}, "--objectives needs metric and at least one of macs, params"),
         ({"objectives": "metric,macs,macs"}, "--objectives names macs twice"),
+        ({"objectives": "metric,divergence,macs"}, "--objectives takes either metric or divergence: both are about"),
+        (
+            {"objectives": "divergence,macs", "algorithm": "NSGA2", "early_stop": 0.9},
+            "--early_stop bounds a metric that is a mean over rows; a divergence has no bound",
+        ),
+        ({"kd_teacher_model": "none"}, "--kd_teacher_model has nothing to say in a search by the metric"),
+        ({"objectives": "divergence,macs"}, "bootstrapNAS.search.aspiration_points is of MACs and the metric, but"),
         ({"objectives": "metric,params"}, "bootstrapNAS.search.aspiration_points is of MACs and the metric, but"),
         (
             {"objectives": "metric,latency", "algorithm": "NSGA2", "latency_precision": "f23"},

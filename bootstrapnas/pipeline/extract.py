@@ -163,9 +163,10 @@ def choose(
 def _within(
     bounds: ConstraintArguments, found: Mapping[str, Any], supernet: Supernet, conditions: Conditions, where: str
 ) -> Candidate:
-    """Return the candidate on a front with the best metric within bounds; if the metric has one too, the cheapest."""
+    """Return the best candidate on a front within bounds, by what was searched; if the metric has one, the cheapest."""
     blueprint, front = supernet.blueprint, found["front"]
-    (metric,) = (Objective(**goal) for goal in found["objectives"] if goal["name"] == found["metric"])
+    quality = Objective(**found["objectives"][-1])  # the metric, or what the search went by instead
+    metric = Objective(found["metric"], found.get("maximise", quality.maximise))
     full: dict[str, float] = dict(found.get("full", {}))
     for name in bounded_costs(bounds):
         if any(name not in entry["values"] for entry in front):
@@ -189,7 +190,7 @@ def _within(
         )
 
     def order(candidate: Candidate) -> tuple[float, float]:
-        cost, loss = candidate.values[found["cost"]], metric.minimised(candidate.values)
+        cost, loss = candidate.values[found["cost"]], quality.minimised(candidate.values)
         return (cost, loss) if metric_bounded(bounds) else (loss, cost)
 
     return min(kept, key=order)

@@ -10,25 +10,27 @@ from bootstrapnas.costs import COSTS, Cost
 from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.pipeline.arguments import flag
 from bootstrapnas.search import Constraint, Objective
+from bootstrapnas.tasks import TaskSpec
 
 # ruff: noqa: UP045
 
-METRIC = "metric"
-"""What ``--objectives`` calls the task's metric, whatever its name."""
+METRIC, DIVERGENCE = "metric", "divergence"
+"""What ``--objectives`` calls the task's metric, whatever its name, and how far outputs are from a reference's."""
+QUALITIES = (METRIC, DIVERGENCE)
 
 
 def objectives_of(text: str, metric: str, maximise: bool = True) -> tuple[Objective, ...]:
-    """Return the objectives that ``--objectives`` lists: the costs in the order given, and the metric last.
+    """Return the objectives that ``--objectives`` lists: the costs in the order given, and metric or divergence last.
 
     `maximise` says whether more of the metric is better.
 
     Raises
     ------
     UserError
-        If a name is unknown or occurs twice, or the metric or a cost is missing.
+        If a name is unknown or occurs twice, a cost is missing, or there is not one of metric and divergence.
     """
     names = [name.strip() for name in text.split(",")]
-    known = [METRIC, *COSTS]
+    known = [*QUALITIES, *COSTS]
     for name in names:
         if name not in known:
             raise UserError(
@@ -36,10 +38,23 @@ def objectives_of(text: str, metric: str, maximise: bool = True) -> tuple[Object
             )
         if names.count(name) > 1:
             raise UserError(f"--objectives names {name} twice")
-    costs = [name for name in names if name != METRIC]
-    if METRIC not in names or not costs:
+    costs = [name for name in names if name not in QUALITIES]
+    if len(costs) == len(names) or not costs:
         raise UserError(f"--objectives needs {METRIC} and at least one of {', '.join(COSTS)}, not only {text}")
-    return (*map(Objective, costs), Objective(metric, maximise))
+    if len(costs) < len(names) - 1:
+        raise UserError(f"--objectives takes either {' or '.join(QUALITIES)}: both are about the same")
+    return (*map(Objective, costs), Objective(metric, maximise) if METRIC in names else Objective(DIVERGENCE))
+
+
+def check_divergence(spec: TaskSpec, early_stop: float | None) -> None:
+    """Raise `UserError` if a search cannot go by the divergence of outputs, as a language model's are too large."""
+    if spec.generation is not None or any(output.reduction is not None for output in spec.kind.outputs):
+        raise UserError(
+            f"--objectives: divergence is of the outputs of a head, and task {spec.task_name} is a language model's: "
+            f"search by {METRIC}"
+        )
+    if early_stop is not None:
+        raise UserError("--early_stop bounds a metric that is a mean over rows; a divergence has no bound")
 
 
 def _bounds() -> Iterator[tuple[str, Cost, bool, bool]]:

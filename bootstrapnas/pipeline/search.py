@@ -16,8 +16,10 @@ import torch
 from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import COSTS, FULL, Conditions, Cost, count_macs
 from bootstrapnas.dims import subnet_to_json
+from bootstrapnas.distillation import divergence
 from bootstrapnas.errors import UserError
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
+from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.deployed import Deployed
@@ -31,10 +33,12 @@ from bootstrapnas.pipeline.finalists import (
     measured,
 )
 from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, searched_table
-from bootstrapnas.pipeline.models import SPACE_FILE, evaluate_model, load_tokenizer
+from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.objectives import (
+    DIVERGENCE,
     ConstraintArguments,
     bounded_costs,
+    check_divergence,
     constraints_of,
     describe,
     described,
@@ -48,6 +52,7 @@ from bootstrapnas.pipeline.supernets import (
     load_supernet,
     read_super_adapter,
 )
+from bootstrapnas.pipeline.teacher import validation_outputs
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
@@ -85,7 +90,12 @@ class SearchArguments:
     supernet_dir: str = required("Output of train.")
     objectives: str = flag(
         "metric,macs",
-        f"What to improve, separated by commas: metric and any of {', '.join(COSTS)}; pictures show the first cost.",
+        f"What to improve, separated by commas: metric and any of {', '.join(COSTS)}; pictures show the first cost. "
+        "Instead of metric, divergence: how far a subnet's outputs are from a teacher's, which few rows tell better.",
+    )
+    kd_teacher_model: Optional[str] = flag(
+        None,
+        "Whose outputs a divergence is from: hub id or directory, fine-tuned; default: the largest subnet.",
     )
     algorithm: Optional[str] = flag(None, f"{', '.join(ALGORITHMS)}.")
     num_evals: Optional[int] = flag(None, "Subnets to propose in all.")
@@ -151,6 +161,11 @@ def run(
     by_latency = LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives)
     check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
     check_finalists(finalists, timing, search.supernet_dir, spec, base)
+    by_divergence = objectives[-1].name == DIVERGENCE
+    if by_divergence:
+        check_divergence(spec, search.early_stop)
+    elif search.kd_teacher_model is not None:
+        raise UserError("--kd_teacher_model has nothing to say in a search by the metric: --objectives divergence,macs")
     check_early_stop(search.early_stop, spec)
     if search.merge_adapters or base is not None:
         read_super_adapter(search.supernet_dir)
@@ -158,7 +173,7 @@ def run(
         "search",
         output.output_dir,
         typed,
-        {"supernet": search.supernet_dir, **data_inputs(spec)},
+        {"supernet": search.supernet_dir, "teacher": search.kd_teacher_model, **data_inputs(spec)},
         overwrite=output.overwrite_output_dir,
         settings=task_settings(spec),
     )
@@ -176,16 +191,26 @@ def run(
         table = searched_table(timing, stage.directory, deployed, length)
         predict, part = table.predict, deployed.part
         conditions = Conditions(length, lambda subnet: predict(part(subnet)))
-    problem = build_problem(supernet, objectives, bounds, conditions)
+    metric = Objective(spec.metric, spec.maximise)
+    problem = build_problem(supernet, objectives, metric, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     prepared = rows.batches("validation", tail=True) if search.early_stop is None else []
     parts = [] if search.early_stop is None else split_up(rows, "validation")
     supernet.model.to(device)
 
-    def evaluate(genome: Genome) -> dict[str, float]:
+    def outputs(genome: Genome) -> Outputs:
         with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
-            metrics = evaluate_model(supernet.model, rows, "validation", prepared)
-        return {spec.metric: metrics[spec.metric]}
+            return outputs_of(supernet.model, rows, prepared)
+
+    reference: Outputs = {}
+    if by_divergence:
+        teacher = search.kd_teacher_model
+        reference = outputs(supernet.space.max_genome) if teacher is None else validation_outputs(rows, teacher, device)
+
+    def evaluate(genome: Genome) -> dict[str, float]:
+        found = outputs(genome)
+        values = {spec.metric: rows.measure("validation", found)[spec.metric]}
+        return values | ({DIVERGENCE: divergence(spec.kind.outputs, reference, found)} if by_divergence else {})
 
     def evaluate_in_parts(genome: Genome) -> Generator[Estimate, None, None]:
         with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
@@ -213,7 +238,7 @@ def run(
             ticker.update(done, f"{reached} at {problem.cost.shown(candidate.values[problem.cost.name])}")
 
         title = f"Search progression ({settings.algorithm})"
-        files = Progression(stage.directory, supernet, objectives[-1], title, problem.cost)
+        files = Progression(stage.directory, supernet, metric, title, problem.cost)
         known = len(log)
 
         def generation_done(candidates: Sequence[Candidate]) -> None:
@@ -234,7 +259,7 @@ def run(
         )
     if search.early_stop is not None:
         notice(saved(result.candidates))
-    best = choose_best(result, objectives[-1], problem.cost, settings.ref_acc, settings.acc_delta)
+    best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
     if finalists.measure_finalists:
         chosen = choose_finalists(result.front, best, finalists.measure_finalists)
         found = measure_finalists(
@@ -249,7 +274,7 @@ def run(
             base=base,
         )
         if problem.cost.name == "latency":
-            best = best_as_measured(result, found, objectives[-1], settings.ref_acc, settings.acc_delta)
+            best = best_as_measured(result, found, metric, settings.ref_acc, settings.acc_delta)
     files.write(result.candidates, best)
     write_pareto_json(
         stage.directory / PARETO,
@@ -258,6 +283,7 @@ def run(
         describe=lambda genome: subnet_to_json(supernet.blueprint.complete(space.subnet(genome))),
         extra={
             "metric": spec.metric,
+            "maximise": spec.maximise,
             "cost": problem.cost.name,
             "full": problem.full,
             "length": length,
@@ -266,9 +292,9 @@ def run(
     )
     spec.save(stage.directory / "task.json")
     stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
-    metric = f"{spec.metric} {best.values[spec.metric]:.4f} " if spec.metric in best.values else ""
+    reached = f"{spec.metric} {best.values[spec.metric]:.4f} " if spec.metric in best.values else ""
     notice(
-        f"search: {len(result.front)} of {len(log)} subnets are on the front; the best one has {metric}at "
+        f"search: {len(result.front)} of {len(log)} subnets are on the front; the best one has {reached}at "
         f"{problem.cost.shown(best.values[problem.cost.name])}"
     )
     return stage.directory
@@ -304,9 +330,13 @@ class Problem:
 
 
 def build_problem(
-    supernet: Supernet, objectives: Sequence[Objective], bounds: ConstraintArguments, conditions: Conditions
+    supernet: Supernet,
+    objectives: Sequence[Objective],
+    metric: Objective,
+    bounds: ConstraintArguments,
+    conditions: Conditions,
 ) -> Problem:
-    """Return what the objectives and the bounds need to know of a subnet.
+    """Return what the objectives and the bounds, which may be on the metric, need to know of a subnet.
 
     Raises
     ------
@@ -314,7 +344,7 @@ def build_problem(
         If a bound is out of its range, nothing keeps those on costs, or nothing predicts a latency that is asked for.
     """
     space, blueprint = supernet.space, supernet.blueprint
-    *aims, metric = objectives
+    aims = objectives[:-1]
     counted = [COSTS[name] for name in dict.fromkeys([*ALWAYS, *(goal.name for goal in aims), *bounded_costs(bounds)])]
     if conditions.latency is None and COSTS["latency"] in counted:
         raise UserError("a latency as objective or bound needs --latency_table: what the parts of a layer take here")
@@ -349,7 +379,7 @@ def for_objectives(settings: SearchSettings, objectives: Sequence[Objective], co
     UserError
         If RNSGA2 has points or weights, which in a config belong to MACs and the metric, and the objectives are others.
     """
-    if [goal.name for goal in objectives[:-1]] == ["macs"]:
+    if [goal.name for goal in objectives[:-1]] == ["macs"] and objectives[-1].name != DIVERGENCE:
         return settings
     for name in ("aspiration_points", "weights"):
         if settings.algorithm == "RNSGA2" and name in config.search.model_fields_set:

@@ -226,14 +226,9 @@ def teacher_outputs(
     outputs are kept there, and found again by the contents of the teacher and of the features.
     """
     teacher, tokenizer, order = load_teacher(rows, teacher_path)
-    whose, kinds = f"the teacher {teacher_path}", rows.spec.kind.outputs
-    teacher_rows = Rows(rows.spec, tokenizer, arguments.per_device_eval_batch_size)
+    kinds, teacher_rows = rows.spec.kind.outputs, Rows(rows.spec, tokenizer, arguments.per_device_eval_batch_size)
     features = teacher_rows.features("train")
-    if any(output.per_token for output in kinds) and not _same_tokens(train, features):
-        raise UserError(
-            f"{whose} splits texts into other tokens than the student, so its outputs for tokens cannot be compared; "
-            "choose a teacher with the student's tokenizer"
-        )
+    _check_tokens(kinds, train, features, teacher_path)
     dtype = evaluation_dtype("auto" if arguments.bf16 else "float32", arguments.device)
     inputs = features.select_columns([name for name in features.column_names if name in teacher_rows.collator.inputs])
     cache = None
@@ -244,21 +239,38 @@ def teacher_outputs(
         if found is not None:
             notice(f"teacher outputs found in {cache}")
             return found
-    teacher.to(arguments.device, dtype)
-    found = predict(teacher, teacher_rows.batches("train"), kinds)
-    check_finite(found, f"the outputs of {whose}")
-    reordered = {output.name for output in kinds if output.last == LABELS} if order != sorted(order) else set()
-    found = {name: [row[..., order] if name in reordered else row for row in arrays] for name, arrays in found.items()}
+    found = _said(teacher.to(arguments.device, dtype), teacher_rows, "train", order, teacher_path)
     if cache is not None:
         save_tensors(cache, _flat(found), {"teacher": teacher_path, "rows": len(features)})
         notice(f"teacher outputs written to {cache}")
     return found
 
 
-def _same_tokens(features: Dataset, others: Dataset) -> bool:
-    """Return whether two tokenizers made the same features."""
+def validation_outputs(rows: Rows, teacher_path: str, device: torch.device) -> Outputs:
+    """Return a teacher's outputs on the validation rows, as those of `teacher_outputs`, in float32."""
+    teacher, tokenizer, order = load_teacher(rows, teacher_path)
+    own = Rows(rows.spec, tokenizer, rows.batch_size)
+    _check_tokens(rows.spec.kind.outputs, rows.features("validation"), own.features("validation"), teacher_path)
+    return _said(teacher.to(device, torch.float32), own, "validation", order, teacher_path)
+
+
+def _said(teacher: PreTrainedModel, rows: Rows, split: str, order: list[int], path: str) -> Outputs:
+    """Return a teacher's outputs on a split, its classes in `order`; `UserError` if they are not finite."""
+    kinds = rows.spec.kind.outputs
+    found = predict(teacher, rows.batches(split), kinds)
+    check_finite(found, f"the outputs of the teacher {path}")
+    reordered = {output.name for output in kinds if output.last == LABELS} if order != sorted(order) else set()
+    return {name: [row[..., order] if name in reordered else row for row in arrays] for name, arrays in found.items()}
+
+
+def _check_tokens(outputs: tuple[Output, ...], features: Dataset, others: Dataset, path: str) -> None:
+    """Raise `UserError` if outputs are for tokens, and the teacher's tokenizer made other ones."""
     first, second = (each.with_format("arrow")[:]["input_ids"] for each in (features, others))
-    return bool(first.equals(second))
+    if any(output.per_token for output in outputs) and not first.equals(second):
+        raise UserError(
+            f"the teacher {path} splits texts into other tokens than the student, so its outputs for tokens cannot be "
+            "compared; choose a teacher with the student's tokenizer"
+        )
 
 
 # -- outputs on disk ---------------------------------------------------------------------------------------------------
