@@ -36,6 +36,7 @@ from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.objectives import DIVERGENCE
 from bootstrapnas.pipeline.search import EVALUATIONS
 from bootstrapnas.progress import notice
 from bootstrapnas.sampling import step_random
@@ -47,7 +48,7 @@ from eftnas.recipe import resolve_model
 
 SIZES = {"50": 0.5, "33": 1 / 3, "25": 0.25}
 """Name of a size -> share of the full model's MACs."""
-TOLERANCE = 0.002
+TOLERANCE = 0.003
 """Share of the full model's MACs by which a subnet may exceed its size: pooler and head are not cut."""
 BASELINES = ("magnitude", "layers", "uniform")
 METHODS = ("ours", *BASELINES)
@@ -79,6 +80,7 @@ class Protocol:
     macs_ratios: str = "0.6,0.5,0.4,0.3333,0.25"
     supernet_epochs: float = 3
     supernet_learning_rate: float = 3e-4
+    quality: str = DIVERGENCE
     num_evals: int = 40
     population: int = 10
     finetune_epochs: float = 3
@@ -303,6 +305,8 @@ class Column:
         self.stage(
             "search",
             supernet_dir=supernet,
+            objectives=f"{protocol.quality},macs",
+            kd_teacher_model=self.teacher if protocol.quality == DIVERGENCE else None,
             num_evals=protocol.num_evals,
             population=protocol.population,
             search_seed=self.seed,
