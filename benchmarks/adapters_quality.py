@@ -36,6 +36,7 @@ from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.objectives import DIVERGENCE
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
@@ -78,6 +79,7 @@ class Protocol:
     finetune_epochs: float = 1.0
     finetune_learning_rate: float = 5e-4
     macs_ratio: float = 0.72
+    quality: str = DIVERGENCE
     num_evals: int = 40
     population: int = 10
     max_train_samples: int | None = None
@@ -171,6 +173,8 @@ class Column:
             self.stage(
                 "search",
                 supernet_dir=trained,
+                objectives=f"{protocol.quality},macs",
+                kd_teacher_model=self.make_lora()[0] if protocol.quality == DIVERGENCE else None,
                 num_evals=protocol.num_evals,
                 population=protocol.population,
                 search_seed=self.seed,
