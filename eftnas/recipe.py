@@ -18,6 +18,7 @@ from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
+from bootstrapnas.pipeline.objectives import DIVERGENCE
 from bootstrapnas.pipeline.stages import METRICS_FILE
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import BUILTINS, TASK_FILE, TaskSpec, export_builtin
@@ -179,6 +180,8 @@ def with_effect(command: str, wired: Flags, chosen: Flags) -> Flags:
         idle.add("kd_cache_dir")
     if command == "importance" and flags.get("criterion", MOVEMENT) != MOVEMENT:
         idle |= {"kd_cache_dir", *OF_TRAINING}
+    if command == "search" and DIVERGENCE not in str(flags.get("objectives", "")):
+        idle.add("kd_teacher_model")
     return {name: value for name, value in wired.items() if name not in idle}
 
 
@@ -238,7 +241,8 @@ class Run:
         floor = {"ref_acc": read_json(teacher / METRICS_FILE)[metric]}
         ratios = [str(choice["max_macs_ratio"]) for choice in recipe.subnets.values() if "max_macs_ratio" in choice]
         wanted = {"macs_ratios": ",".join(ratios) or None}
-        self.stage("search", {"supernet_dir": supernet, "output_dir": search, **floor, **wanted}, recipe.stages.search)
+        searched = {"supernet_dir": supernet, "kd_teacher_model": teacher, "output_dir": search, **floor, **wanted}
+        self.stage("search", searched, recipe.stages.search)
         self.stage("export", {"model_dir": teacher, "output_dir": root / "ir" / FULL}, recipe.stages.export)
         for name, choice in recipe.subnets.items():
             subnet, tuning = root / "subnets" / name, recipe.stages.finetune_subnet

@@ -35,7 +35,7 @@ def write_recipe(directory: Path, model: Path, files: TaskFiles, **changes: Any)
             "finetune": {**BRIEF, "num_train_epochs": 2},
             "importance": BRIEF,
             "train": {**BRIEF, "num_train_epochs": 1},
-            "search": {"num_evals": 10, "population": 5},
+            "search": {"num_evals": 10, "population": 5, "objectives": "divergence,macs"},
         },
         "subnets": {"half": {"max_macs_ratio": 0.6}, "least": {"subnet": "min"}},
         "quantise": {"half": {"quant_mode": "int8", "calibration_samples": 8}},
@@ -93,6 +93,7 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
     assert "half" in first.out
     search = read_json(run / "search" / "stage.json")
     assert search["settings"]["ref_acc"] == read_json(run / "teacher" / "eval_results.json")["accuracy"]
+    assert search["inputs"]["teacher"]["path"] == str(run / "teacher")
 
     weights = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     second = succeed("run", config=recipe)
@@ -188,6 +189,8 @@ def test_fresh_deletes_runs_only(tmp_path: Path, tiny_bert_dir: Path, tiny_task_
     [
         ("train", {}, set()),
         ("train", {"kd_mode": "hidden_states"}, {"kd_cache_dir"}),
+        ("search", {"objectives": "divergence,macs"}, set()),
+        ("search", {"num_evals": 40}, {"kd_teacher_model"}),
         ("importance", {"criterion": "movement"}, set()),
         ("importance", {"criterion": "l1"}, {"kd_cache_dir", "kd_teacher_model", "learning_rate"}),
     ],
