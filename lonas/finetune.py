@@ -34,7 +34,7 @@ from bootstrapnas.pipeline.stages import begin, finish, resume_point, settle_bes
 from bootstrapnas.pipeline.supernets import DTYPES
 from bootstrapnas.pipeline.teacher import prepare_lesson
 from bootstrapnas.tasks import TASK_FILE
-from lonas.extract import ADAPTER, BASE
+from lonas.extract import ADAPTER, APART, BASE
 from lonas.train import build_lora_trainer, local_path
 
 # ruff: noqa: UP045
@@ -109,7 +109,7 @@ def parts_of(model_dir: str) -> tuple[Path, Path, dict[str, Any]]:
     Raises
     ------
     UserError
-        If it wrote one model, or no adapter.
+        If it wrote one model, or no adapter, or did not yet write what this needs to know.
     """
     read_stage(model_dir, "extract")
     directory = Path(model_dir)
@@ -121,4 +121,7 @@ def parts_of(model_dir: str) -> tuple[Path, Path, dict[str, Any]]:
         )
     if not (adapter / ADAPTER_CONFIG).is_file():
         raise UserError(f"{model_dir} has no {ADAPTER}/: no layer with an adapter is left in this subnet")
-    return base, adapter, read_json(directory / SUBNET_FILE)
+    subnet = read_json(directory / SUBNET_FILE)
+    if not subnet.keys() >= set(APART):
+        raise UserError(f"{model_dir} does not say what its base was trained in: extract it again with this version")
+    return base, adapter, subnet

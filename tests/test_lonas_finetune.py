@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from bootstrapnas.integers import round_to_integers
 from bootstrapnas.pipeline.adapters import layer_linears
 from bootstrapnas.training import StageTrainer
 from lonas.cli import main
+from lonas.extract import APART
 
 STAND_STILL = ["--learning_rate", 0, "--max_steps", 1]
 LEARN = ["--learning_rate", 1e-2, "--num_train_epochs", 2, "--per_device_train_batch_size", 16]
@@ -130,6 +133,19 @@ def test_an_interrupted_one_ends_with_the_same_tensors(
     assert "finetune: resuming from checkpoint-4" in capsys.readouterr().err
     found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))
     assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
+
+
+def test_what_an_earlier_version_extracted(extracted: Path, tmp_path: Path, capsys: Any) -> None:
+    """It did not write how the base was trained."""
+    old = shutil.copytree(extracted / "min", tmp_path / "old")
+    known = read_json(old / "subnet.json")
+    (old / "subnet.json").write_text(json.dumps({name: known[name] for name in known if name not in APART}))
+    header = read_json(old / "stage.json")
+    header["files"]["subnet.json"] = (old / "subnet.json").stat().st_size
+    (old / "stage.json").write_text(json.dumps(header))
+    assert main(["finetune", "--model_dir", str(old), "--output_dir", str(tmp_path / "new")]) == 2
+    assert "old does not say what its base was trained in: extract it again" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes(extracted: Path, tmp_path: Path, capsys: Any) -> None:
