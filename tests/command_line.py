@@ -7,16 +7,20 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pytest
+from torch import Tensor
+
 from bootstrapnas.artefacts import digest
 from bootstrapnas.cli import main as bootstrapnas_main
 from bootstrapnas.pipeline.cli import to_arguments
+from bootstrapnas.training import StageTrainer
 from eftnas.cli import main as eftnas_main
 from lonas.cli import main as lonas_main
 
@@ -100,6 +104,21 @@ def succeed(command: str, **flags: Any) -> Outcome:
     outcome = eftnas(command, **flags)
     assert outcome.status == 0, outcome.err
     return outcome
+
+
+@contextmanager
+def interrupted_at(step: int) -> Iterator[None]:
+    """Interrupt trainings inside the ``with`` block before a step, as Ctrl-C does."""
+    whole = StageTrainer.training_step
+
+    def interrupted(self: StageTrainer, *arguments: Any, **settings: Any) -> Tensor:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return whole(self, *arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", interrupted)
+        yield
 
 
 def metrics_of(**flags: Any) -> dict[str, float]:

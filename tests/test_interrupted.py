@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import LENGTH, eftnas, succeed, write_config
+from command_line import LENGTH, eftnas, interrupted_at, succeed, write_config
 from conftest import TaskFiles
 
 from bootstrapnas.artefacts import load_tensors, read_json
-from bootstrapnas.training import StageTrainer
 
 STAGES = [
     {"train_dims": ["width"], "epochs": 1, "init_lr": 1e-3, "width_indicator": 2, "sample_rate": 2},
@@ -53,9 +52,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_an_interrupted_stage_ends_with_the_same_tensors(
-    name: str, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_stage_ends_with_the_same_tensors(name: str, teacher: Path, tmp_path: Path) -> None:
     stage, stop, changes = ROWS[name]
 
     def stages(config: dict[str, Any]) -> None:
@@ -76,15 +73,7 @@ def test_an_interrupted_stage_ends_with_the_same_tensors(
     flags |= changes
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     succeed(stage, **flags, output_dir=whole)
-    step = StageTrainer.training_step
-
-    def interrupted(self: StageTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if self.state.global_step == stop:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", interrupted)
+    with interrupted_at(stop):
         outcome = eftnas(stage, **flags, output_dir=cut)
     assert outcome.status == 130
     assert outcome.err.endswith("eftnas: interrupted; the same command resumes\n")

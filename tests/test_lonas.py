@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from causal_models import build_causal, build_tokenizer
+from command_line import interrupted_at
 from peft import AutoPeftModelForSequenceClassification, LoraConfig, PeftModel, get_peft_model
 from published_configs import LONAS_SEARCH, config_of
 from safetensors.torch import load_file
@@ -34,7 +35,6 @@ from bootstrapnas.pipeline.supernets import (
     save_super_adapter,
 )
 from bootstrapnas.pipeline.teacher import Lesson
-from bootstrapnas.training import StageTrainer
 from lonas.cli import main
 
 LAYERS = range(2)
@@ -550,17 +550,8 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
         flags += ["--num_train_epochs", 2, "--learning_rate", 2e-2, "--load_best_model_at_end", "True"]
         flags += ["--eval_strategy", "steps", "--eval_steps", 4]
     whole = train(tmp_path / "whole", tiny_bert_dir, tiny_task_files, *flags)
-    step = StageTrainer.training_step
-
-    def interrupted(self: StageTrainer, *arguments: Any, **settings: Any) -> torch.Tensor:
-        if self.state.global_step == 6:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", interrupted)
-        with pytest.raises(AssertionError, match="130"):
-            train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
+    with interrupted_at(6), pytest.raises(AssertionError, match="130"):
+        train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
     (checkpoint,) = (tmp_path / "cut").glob("checkpoint-*")
     kept = load_file(checkpoint / "trained.safetensors")
     assert kept

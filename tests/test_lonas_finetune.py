@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import interrupted_at
 from peft import AutoPeftModelForSequenceClassification, PeftModel
 from safetensors.torch import load_file
 from test_lonas import logits, run, space_config, train
@@ -17,7 +18,6 @@ from transformers import AutoModelForSequenceClassification
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.integers import round_to_integers
 from bootstrapnas.pipeline.adapters import layer_linears
-from bootstrapnas.training import StageTrainer
 from lonas.cli import main
 from lonas.extract import APART
 
@@ -113,22 +113,11 @@ def test_a_base_of_integers_stays_one(
     torch.testing.assert_close(logits(plain(merged), merged), logits(stock, merged), rtol=1e-4, atol=1e-5)
 
 
-def test_an_interrupted_one_ends_with_the_same_tensors(
-    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_an_interrupted_one_ends_with_the_same_tensors(extracted: Path, tmp_path: Path, capsys: Any) -> None:
     flags = [*LEARN, "--save_strategy", "steps", "--save_steps", 4, "--lora_dropout", 0.2]
     whole = finetune(extracted / "min", tmp_path / "whole", *flags)
-    step = StageTrainer.training_step
-
-    def interrupted(self: StageTrainer, *arguments: Any, **settings: Any) -> torch.Tensor:
-        if self.state.global_step == 6:
-            raise KeyboardInterrupt
-        return step(self, *arguments, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", interrupted)
-        with pytest.raises(AssertionError, match="130"):
-            finetune(extracted / "min", tmp_path / "cut", *flags)
+    with interrupted_at(6), pytest.raises(AssertionError, match="130"):
+        finetune(extracted / "min", tmp_path / "cut", *flags)
     cut = finetune(extracted / "min", tmp_path / "cut", *flags)
     assert "finetune: resuming from checkpoint-4" in capsys.readouterr().err
     found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))
