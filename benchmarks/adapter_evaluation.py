@@ -1,10 +1,11 @@
 """What evaluating a subnet of a super-adapter costs: the published loop against batches, as ratios from one run.
 
 python benchmarks/adapter_evaluation.py [--rows 64] [--pool 16] [--repeats 5] [--tokens 32,8] [--clock cpu|wall]
+                                        [--shape 512|small|7b] [--dtype float32|bfloat16] [--device cpu|cuda]
 
-The published loop writes one prompt at a time, following 4 beams. The model is a LLaMA of 8 layers x 512 with random
-weights, so nothing ends a text: both sides write as many tokens. Prompts are random tokens as long as the commonsense
-rows of LLM-Adapters (105 tokens on average, of which a data set's questions have 37 in common).
+The published loop writes one prompt at a time, following 4 beams. The model is a LLaMA, by default of 8 layers x 512,
+with random weights, so nothing ends a text: both sides write as many tokens. Prompts are random tokens as long as the
+commonsense rows of LLM-Adapters (105 tokens on average, of which a data set's questions have 37 in common).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from adapters import SHAPES, TARGETS, elastic, random_subnet
-from common import interleaved, ratio, write_table
+from common import clock_of, interleaved, ratio, write_table
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -35,8 +36,7 @@ from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import Generation, generate
 from bootstrapnas.tasks.instructions import INSTRUCTIONS
 
-SHAPE = "512"
-SHAPES[SHAPE] = (512, 8, 8, 1376)
+SHAPES["512"] = (512, 8, 8, 1376)
 VOCABULARY = 4096
 BEGINNING, REST = 37, (45, 90)
 """Tokens that all prompts begin with, and the fewest and the most that follow."""
@@ -79,9 +79,12 @@ def published(model: Any, batch: dict[str, torch.Tensor], tokens: int) -> None:
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
 
-def ways(supernet: Supernet, rows: int, pool: int, lengths: list[int]) -> dict[str, tuple[Callable[[], object], int]]:
+def ways(
+    supernet: Supernet, batch: dict[str, torch.Tensor], lengths: list[int]
+) -> dict[str, tuple[Callable[[], object], int]]:
     """Return ways of evaluating by name, and how many rows each evaluates."""
-    model, batch = supernet.model, batch_of(rows, pool)
+    model, rows = supernet.model, len(batch["input_ids"])
+    batch = {name: values.to(model.device) for name, values in batch.items()}
     model.generation_config.eos_token_id = None
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), pad_token="w0")
@@ -117,16 +120,21 @@ def main() -> None:
     parser.add_argument("--ways", default="", help="what to time, by parts of names: published,scored; default: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokens", default="32,8", help="to write: the published limit, and about what an answer has")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="512")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--searched_rows", type=int, default=256, help="that a subnet of a search is evaluated on")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="wall", help="cpu: for a machine that others use")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     lengths = [int(part) for part in arguments.tokens.split(",")]
-    supernet = elastic(SimpleNamespace(shape=SHAPE, dtype="float32", device="cpu"))
+    supernet = elastic(SimpleNamespace(**vars(arguments), gradient_checkpointing=False))
+    supernet.model.eval()
     subnet = random_subnet(supernet, 0)
     share = count_macs(supernet.blueprint, subnet, length=128) / count_macs(supernet.blueprint, length=128)
-    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
+    clock = time.process_time if arguments.clock == "cpu" else clock_of(arguments.device)
     with supernet.activate(subnet):
-        found = ways(supernet, arguments.rows, arguments.pool, lengths)
+        found = ways(supernet, batch_of(arguments.rows, arguments.pool), lengths)
         wanted = [part for part in arguments.ways.split(",") if part]
         found = {name: way for name, way in found.items() if not wanted or any(part in name for part in wanted)}
         times = interleaved({name: run for name, (run, _) in found.items()}, arguments.repeats, clock)
@@ -137,15 +145,27 @@ def main() -> None:
         shown = [f"{median:.1f} ({least:.1f}-{most:.1f})" for median, least, most in against]
         apart = [f", {tokens} tokens" in name or "scored" in name for tokens in lengths]
         cells = [text if same else "" for text, same in zip(shown, apart, strict=True)]
-        table.append([name, f"{1 / statistics.median(turns):.2f}", *cells])
-    hidden, layers, heads, ffn = SHAPES[SHAPE]
+        a_second = 1 / statistics.median(turns)
+        table.append([name, f"{a_second:.2f}", f"{3600 * a_second / arguments.searched_rows:.1f}", *cells])
+    hidden, layers, heads, ffn = SHAPES[arguments.shape]
+    apart_from_default = [
+        value
+        for value in (arguments.shape, arguments.dtype, arguments.device)
+        if value not in ("512", "float32", "cpu")
+    ]
     seconds = "CPU seconds of one process" if arguments.clock == "cpu" else "wall-clock seconds"
     write_table(
-        arguments.output / f"{'_'.join(['adapter_evaluation', *wanted])}.md",
+        arguments.output / f"{'_'.join(['adapter_evaluation', *wanted, *apart_from_default])}.md",
         "Evaluating a subnet of a super-adapter: rows a second, and times the published loop's",
-        ["what", f"rows a second ({arguments.clock})", *(f"times, {tokens} tokens" for tokens in lengths)],
+        [
+            "what",
+            f"rows a second ({arguments.clock})",
+            f"subnets an hour, {arguments.searched_rows} rows each",
+            *(f"times, {tokens} tokens" for tokens in lengths),
+        ],
         table,
-        f"LLaMA {layers} x {hidden} ({heads} heads, FFN {ffn}, {VOCABULARY} tokens), random weights, float32; adapters "
+        f"LLaMA {layers} x {hidden} ({heads} heads, FFN {ffn}, {supernet.model.config.vocab_size} tokens), random "
+        f"weights, {arguments.dtype}; adapters "
         f"of rank 32 on {', '.join(TARGETS)}; a random subnet of the published space, {share:.0%} of the MACs. "
         f"{arguments.rows} prompts of {BEGINNING} common tokens and {REST[0]} to {REST[1]} more, the middle one of "
         f"{arguments.pool} batches sorted by length; the published loop (a "

@@ -1,6 +1,7 @@
 """What elastic adapters cost: steps and memory of super-adapters against stock peft's LoRA, as ratios from one run.
 
 python benchmarks/adapters.py [--batch 4] [--length 256] [--repeats 9] [--dtype float32|bfloat16] [--device cpu|cuda]
+                              [--shape small|7b] [--gradient_checkpointing]
 
 The model has LLaMA's proportions and random weights; adapters and widths are those published with LoNAS (rank 32 or 28,
 FFN from 100 % to 50 %).
@@ -18,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from common import interleaved, ratio, write_table
+from common import clock_of, interleaved, ratio, write_table
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +36,7 @@ SHAPES = {"small": (768, 8, 12, 2064), "7b": (4096, 32, 32, 11008)}
 MODES = ("stock", "elastic")
 
 
-def build(shape: str, dtype: str, device: str) -> LlamaForCausalLM:
+def build(shape: str, dtype: str, device: str, checkpointing: bool = False) -> LlamaForCausalLM:
     """Return a LLaMA with random weights."""
     hidden, layers, heads, ffn = SHAPES[shape]
     config = LlamaConfig(
@@ -48,19 +49,27 @@ def build(shape: str, dtype: str, device: str) -> LlamaForCausalLM:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        return LlamaForCausalLM(config).to(getattr(torch, dtype)).requires_grad_(False).train()
+        model = LlamaForCausalLM(config).to(getattr(torch, dtype)).requires_grad_(False).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def base(arguments: argparse.Namespace) -> LlamaForCausalLM:
+    """Return the frozen model that the flags describe."""
+    return build(arguments.shape, arguments.dtype, arguments.device, arguments.gradient_checkpointing)
 
 
 def stock(arguments: argparse.Namespace) -> torch.nn.Module:
     """Return peft's LoRA of the full model."""
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=list(TARGETS), bias="none")
-    return get_peft_model(build(arguments.shape, arguments.dtype, arguments.device), config)
+    return get_peft_model(base(arguments), config)
 
 
 def elastic(arguments: argparse.Namespace) -> Supernet:
     """Return the super-adapter of the same model."""
     adapters = Adapters(TARGETS, RANK, 2 * RANK)
-    model = build(arguments.shape, arguments.dtype, arguments.device)
+    model = base(arguments)
     family = add_adapters(model, adapters)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -92,8 +101,6 @@ def stepper(arguments: argparse.Namespace, mode: str, subnets: int = 1) -> dict[
                 model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             optimiser.step()
             optimiser.zero_grad()
-            if arguments.device == "cuda":
-                torch.cuda.synchronize()
 
         return step
 
@@ -112,7 +119,7 @@ def peak_megabytes(arguments: argparse.Namespace, mode: str) -> float:
     """Return the peak memory of three steps in a process of its own."""
     command = [sys.executable, __file__, "--peak", mode, "--batch", str(arguments.batch), "--length"]
     command += [str(arguments.length), "--dtype", arguments.dtype, "--device", arguments.device]
-    command += ["--shape", arguments.shape]
+    command += ["--shape", arguments.shape, *(["--gradient_checkpointing"] * arguments.gradient_checkpointing)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -125,6 +132,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the frozen base")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--peak", choices=MODES, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
@@ -136,7 +144,7 @@ def main() -> None:
         print(torch.cuda.max_memory_allocated() / 2**20 if arguments.device == "cuda" else used)
         return
     steps = {**stepper(arguments, "stock"), **stepper(arguments, "elastic", arguments.subnets)}
-    times = interleaved(steps, arguments.repeats)
+    times = interleaved(steps, arguments.repeats, clock_of(arguments.device))
     names = [name for name in times if name.startswith("random")]
     times["random"] = [statistics.mean(turn) for turn in zip(*(times[name] for name in names), strict=True)]
     memory = {mode: peak_megabytes(arguments, mode) for mode in MODES}
@@ -153,15 +161,17 @@ def main() -> None:
         ["peak memory, supernet / stock LoRA", f"{memory['elastic'] / memory['stock']:.3f}", "", "", "1.02"],
     ]
     hidden, layers, heads, ffn = SHAPES[arguments.shape]
+    checkpointed = "_checkpointed" if arguments.gradient_checkpointing else ""
     write_table(
-        arguments.output / f"adapters_{arguments.shape}_{arguments.dtype}_{arguments.device}.md",
+        arguments.output / f"adapters_{arguments.shape}_{arguments.dtype}_{arguments.device}{checkpointed}.md",
         f"Cost of elastic adapters, base in {arguments.dtype}",
         ["what", "median", "min", "max", "at most"],
         rows,
         f"LLaMA {layers} x {hidden} ({heads} heads, FFN {ffn}), random weights, batch {arguments.batch}, "
         f"{arguments.length} tokens, rank {RANK} on {', '.join(TARGETS)}, AdamW, {arguments.repeats} interleaved "
         f"turns; the mean of {arguments.subnets} random subnets of the published space, with "
-        f"{statistics.mean(shares):.0%} of the MACs. Peak memory of stock LoRA: {memory['stock']:.0f} MB.",
+        f"{statistics.mean(shares):.0%} of the MACs{', gradient checkpointing' if checkpointed else ''}. Stock LoRA: "
+        f"{1000 * statistics.median(times['stock']):.0f} ms a step, peak memory {memory['stock']:.0f} MB.",
     )
 
 

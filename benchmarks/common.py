@@ -16,7 +16,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 
 def machine() -> str:
-    """Return processor, core count and library versions in one line."""
+    """Return processor, core count, GPU (one that torch sees) and library versions in one line."""
     name = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -24,20 +24,21 @@ def machine() -> str:
             (line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), name
         )
     flags = [flag for flag, there in torch.cpu.get_capabilities().items() if there is True and flag in _SHOWN]
+    gpu = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
     return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {' '.join(sorted(flags))}; "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
+        f"{gpu}{name}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads, "
+        f"{' '.join(sorted(flags))}; torch {torch.__version__}, transformers {transformers.__version__}"
     )
 
 
 _SHOWN = {"amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512_f", "avx2"}
 
 
-def build_bert() -> BertForSequenceClassification:
-    """Return a BERT of 6 layers x 384 (12 heads, FFN 1536, 8 labels) with random weights."""
+def build_bert(layers: int = 6, hidden: int = 384) -> BertForSequenceClassification:
+    """Return a BERT with random weights, 12 heads, an FFN of four times the hidden size and 8 labels."""
     torch.manual_seed(0)
     config = BertConfig(
-        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=8
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=4 * hidden, num_labels=8
     )
     return BertForSequenceClassification(config)
 
@@ -51,9 +52,19 @@ def random_batch(batch: int, length: int) -> dict[str, torch.Tensor]:
     }
 
 
-def autocast(dtype: str) -> AbstractContextManager[object]:
+def autocast(dtype: str, device: str = "cpu") -> AbstractContextManager[object]:
     """Return a context that computes in ``"bfloat16"`` where that is safe, or changes nothing."""
-    return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+    return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Return a wall clock that waits for what a GPU has still to do."""
+
+    def synchronised() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return synchronised if device == "cuda" else time.perf_counter
 
 
 def interleaved(
