@@ -33,7 +33,8 @@ from bootstrapnas.nncf_config import NodeNames, config_with_space
 from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
-from bootstrapnas.pipeline.objectives import objectives_of
+from bootstrapnas.pipeline.objectives import ConstraintArguments, objectives_of
+from bootstrapnas.pipeline.problem import build_problem, canonical_of
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
@@ -279,7 +280,7 @@ def test_finalists_are_exported_and_measured_side_by_side(
     succeed("search", **flags)
     found, front = read_json(directory / "finalists.json"), read_json(directory / "pareto.json")
     smallest, largest = found["finalists"]
-    canonical = search_stage.canonical_of(Supernet(build_tiny_bert(), SPACE))
+    canonical = canonical_of(Supernet(build_tiny_bert(), SPACE))
     assert tuple(smallest["genome"]) == canonical(SPACE.min_genome)
     assert tuple(largest["genome"]) == SPACE.max_genome
     assert front["best"]["genome"] == largest["genome"]
@@ -399,11 +400,11 @@ def test_a_search_goes_by_how_far_outputs_are_from_somebodys(trained: Trained, t
 def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     """An objective of its own unit, bounded and shown as such."""
     supernet = Supernet(build_tiny_bert(), SPACE)
-    bounds = search_stage.ConstraintArguments(max_latency_ms=1.5)
+    bounds = ConstraintArguments(max_latency_ms=1.5)
     predict = lambda subnet: 1.0 + subnet[Key("mha_block", 1)]  # noqa: E731
     objectives = objectives_of("latency,metric,macs", "f1")
     metric = objectives[-1]
-    problem = search_stage.build_problem(supernet, objectives, metric, bounds, Conditions(LENGTH, predict))
+    problem = build_problem(supernet, objectives, metric, bounds, Conditions(LENGTH, predict))
     assert [goal.name for goal in objectives] == ["latency", "macs", "f1"]
     assert problem.cost.shown(problem.costs(SPACE.max_genome)["latency"]) == "2.00 ms latency"
     assert problem.constraints == (Constraint("latency", 1.5),)

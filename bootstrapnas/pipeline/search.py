@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any, Optional
 
 import torch
 
 from bootstrapnas.artefacts import read_stage
-from bootstrapnas.costs import COSTS, FULL, Conditions, Cost, count_macs
+from bootstrapnas.costs import COSTS, Conditions, Cost
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.distillation import divergence
 from bootstrapnas.errors import UserError
+from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.outputs import Outputs
-from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required, shares
+from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.early_stop import check_early_stop, estimates, split_up
@@ -39,11 +37,12 @@ from bootstrapnas.pipeline.objectives import (
     ConstraintArguments,
     bounded_costs,
     check_divergence,
-    constraints_of,
     describe,
     described,
     objectives_of,
 )
+from bootstrapnas.pipeline.problem import Problem, build_problem, canonical_of, first_genomes
+from bootstrapnas.pipeline.progression import Progression
 from bootstrapnas.pipeline.stages import begin, preferred
 from bootstrapnas.pipeline.supernets import (
     check_elastic,
@@ -57,9 +56,8 @@ from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
     Candidate,
-    Constraint,
-    CostWindow,
     Estimate,
+    Evaluation,
     EvaluationLog,
     Genome,
     NothingQualifiesError,
@@ -70,8 +68,6 @@ from bootstrapnas.search import (
     run_search,
     select_best,
     write_pareto_json,
-    write_progression_csv,
-    write_progression_png,
 )
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
@@ -157,18 +153,10 @@ def run(
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(search, config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
-    base = search.model_name_or_path
     by_latency = LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives)
     check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
-    check_finalists(finalists, timing, search.supernet_dir, spec, base)
-    by_divergence = objectives[-1].name == DIVERGENCE
-    if by_divergence:
-        check_divergence(spec, search.early_stop)
-    elif search.kd_teacher_model is not None:
-        raise UserError("--kd_teacher_model has nothing to say in a search by the metric: --objectives divergence,macs")
-    check_early_stop(search.early_stop, spec)
-    if search.merge_adapters or base is not None:
-        read_super_adapter(search.supernet_dir)
+    check_finalists(finalists, timing, search.supernet_dir, spec, search.model_name_or_path)
+    check_evaluation(search, spec, objectives)
     stage = begin(
         "search",
         output.output_dir,
@@ -181,186 +169,53 @@ def run(
         return stage.directory
     settings = for_objectives(settings_of(search, config, typed, spec.maximise), objectives, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    supernet, _ = load_supernet(
-        search.supernet_dir, spec, *evaluation_dtypes(search.supernet_dir, search.precision, device), base
-    )
+    dtypes = evaluation_dtypes(search.supernet_dir, search.precision, device)
+    supernet, _ = load_supernet(search.supernet_dir, spec, *dtypes, search.model_name_or_path)
     length = sequence_length(config)
     table, conditions = None, Conditions(length, None)
     if by_latency:
-        deployed = Deployed(search.supernet_dir, spec, supernet, base=base)
-        table = searched_table(timing, stage.directory, deployed, length)
-        predict, part = table.predict, deployed.part
-        conditions = Conditions(length, lambda subnet: predict(part(subnet)))
+        table, conditions = latencies(search, timing, spec, supernet, length, stage.directory)
     metric = Objective(spec.metric, spec.maximise)
     problem = build_problem(supernet, objectives, metric, bounds, conditions)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
-    prepared = rows.batches("validation", tail=True) if search.early_stop is None else []
-    parts = [] if search.early_stop is None else split_up(rows, "validation")
     supernet.model.to(device)
-
-    def outputs(genome: Genome) -> Outputs:
-        with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
-            return outputs_of(supernet.model, rows, prepared)
-
-    reference: Outputs = {}
-    if by_divergence:
-        teacher = search.kd_teacher_model
-        reference = outputs(supernet.space.max_genome) if teacher is None else validation_outputs(rows, teacher, device)
-
-    def evaluate(genome: Genome) -> dict[str, float]:
-        found = outputs(genome)
-        values = {spec.metric: rows.measure("validation", found)[spec.metric]}
-        return values | ({DIVERGENCE: divergence(spec.kind.outputs, reference, found)} if by_divergence else {})
-
-    def evaluate_in_parts(genome: Genome) -> Generator[Estimate, None, None]:
-        with computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters):
-            yield from estimates(supernet.model, rows, parts, search.early_stop or 1)
-
-    space = supernet.space
-    wanted = wanted_genomes(search.macs_ratios, supernet, length)
-    seeds = list(dict.fromkeys([space.max_genome, *wanted, space.heuristic_genome, space.min_genome]))
-    seeds = seeds[: settings.population]
-    algorithm = build_algorithm(space.cardinalities, settings, seeds, problem.window)
-    described_search = {
-        **asdict(settings),
-        "objectives": [goal.name for goal in objectives],
-        "constraints": [asdict(each) for each in problem.constraints],
-    }
-    log = EvaluationLog(stage.directory / EVALUATIONS, space.cardinalities, described_search)
-    if len(log):
-        notice(f"search: {len(log)} evaluations found")
-    with Ticker("search", settings.budget) as ticker:
-
-        def progress(done: int, candidate: Candidate) -> None:
-            measured = f"{spec.metric} {candidate.values[spec.metric]:.4f}" if spec.metric in candidate.values else ""
-            stopped = "" if candidate.stopped is None else f"stopped after {candidate.stopped:.0%}, "
-            reached = f"{stopped}{measured or 'out of bounds'}"
-            ticker.update(done, f"{reached} at {problem.cost.shown(candidate.values[problem.cost.name])}")
-
-        title = f"Search progression ({settings.algorithm})"
-        files = Progression(stage.directory, supernet, metric, title, problem.cost)
-        known = len(log)
-
-        def generation_done(candidates: Sequence[Candidate]) -> None:
-            if len(log) > known:  # while a search that was killed is replayed, the files are there
-                files.update(candidates)
-
-        result = run_search(
-            algorithm,
-            evaluate if search.early_stop is None else evaluate_in_parts,
-            objectives,
-            log,
-            settings.budget,
-            progress,
-            canonical_of(supernet),
-            generation_done,
-            problem.costs,
-            problem.constraints,
-        )
+    evaluate = evaluation_of(search, supernet, rows, objectives[-1], device)
+    seeds = first_genomes(search.macs_ratios, supernet, length)[: settings.population]
+    log = open_log(stage.directory, supernet, settings, problem)
+    title = f"Search progression ({settings.algorithm})"
+    files = Progression(stage.directory, supernet, metric, title, problem.cost)
+    result = explore(problem, supernet, settings, seeds, evaluate, log, files)
     if search.early_stop is not None:
         notice(saved(result.candidates))
     best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
     if finalists.measure_finalists:
         chosen = choose_finalists(result.front, best, finalists.measure_finalists)
+        keep, base = finalists.keep_finalists, search.model_name_or_path
         found = measure_finalists(
-            stage,
-            chosen,
-            search.supernet_dir,
-            spec,
-            timing,
-            length,
-            problem.costs,
-            keep=finalists.keep_finalists,
-            base=base,
+            stage, chosen, search.supernet_dir, spec, timing, length, problem.costs, keep=keep, base=base
         )
-        if problem.cost.name == "latency":
+        if problem.cost.name == LATENCY:
             best = best_as_measured(result, found, metric, settings.ref_acc, settings.acc_delta)
     files.write(result.candidates, best)
-    write_pareto_json(
-        stage.directory / PARETO,
-        result,
-        best,
-        describe=lambda genome: subnet_to_json(supernet.blueprint.complete(space.subnet(genome))),
-        extra={
-            "metric": spec.metric,
-            "maximise": spec.maximise,
-            "cost": problem.cost.name,
-            "full": problem.full,
-            "length": length,
-            "latency_table": None if table is None else table.summary(),
-        },
-    )
+    write_front(stage.directory, result, best, problem, supernet, length, table)
     spec.save(stage.directory / "task.json")
-    stage.complete(metric=spec.metric, evaluations=len(log), best=dict(best.values))
-    reached = f"{spec.metric} {best.values[spec.metric]:.4f} " if spec.metric in best.values else ""
+    stage.complete(metric=metric.name, evaluations=len(log), best=dict(best.values))
     notice(
-        f"search: {len(result.front)} of {len(log)} subnets are on the front; the best one has {reached}at "
-        f"{problem.cost.shown(best.values[problem.cost.name])}"
+        f"search: {len(result.front)} of {len(log)} subnets are on the front; the best one has {metric.name} "
+        f"{best.values[metric.name]:.4f} at {problem.cost.shown(best.values[problem.cost.name])}"
     )
     return stage.directory
 
 
-ALWAYS = ("macs", "params")
-"""Costs that every log has."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a search knows of a subnet without evaluating it, and the bounds that hold.
-
-    Attributes
-    ----------
-    cost
-        The first of the objectives: what pictures show and the best subnet has least of.
-    costs
-        The costs of a genome, by name.
-    full
-        Those of the full model that are known in closed form.
-    constraints
-        The bounds.
-    window
-        Where the bounds on costs leave proposals; `None` if there are none.
-    """
-
-    cost: Cost
-    costs: Callable[[Genome], dict[str, float]]
-    full: dict[str, float]
-    constraints: tuple[Constraint, ...]
-    window: CostWindow | None
-
-
-def build_problem(
-    supernet: Supernet,
-    objectives: Sequence[Objective],
-    metric: Objective,
-    bounds: ConstraintArguments,
-    conditions: Conditions,
-) -> Problem:
-    """Return what the objectives and the bounds, which may be on the metric, need to know of a subnet.
-
-    Raises
-    ------
-    UserError
-        If a bound is out of its range, nothing keeps those on costs, or nothing predicts a latency that is asked for.
-    """
-    space, blueprint = supernet.space, supernet.blueprint
-    aims = objectives[:-1]
-    counted = [COSTS[name] for name in dict.fromkeys([*ALWAYS, *(goal.name for goal in aims), *bounded_costs(bounds)])]
-    if conditions.latency is None and COSTS["latency"] in counted:
-        raise UserError("a latency as objective or bound needs --latency_table: what the parts of a layer take here")
-    full = {cost.name: cost.count(blueprint, FULL, conditions) for cost in counted if cost.closed_form}
-
-    def costs(genome: Genome) -> dict[str, float]:
-        subnet = space.subnet(genome)
-        return {cost.name: cost.count(blueprint, subnet, conditions) for cost in counted}
-
-    constraints = constraints_of(bounds, full, metric)
-    window = None
-    if bounded_costs(bounds):
-        described_cost = partial(describe, full=full)
-        window = CostWindow(space.cardinalities, costs, constraints, described_cost, canonical_of(supernet))
-        window.fill(1, Random(0))  # where nothing is inside, this says so before anything is written
-    return Problem(COSTS[aims[0].name], costs, full, constraints, window)
+def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
+    """Return the metric that the flags, the config or the task name."""
+    key = "bootstrapNAS.search.eval_metric_name"
+    name = preferred(typed, "eval_metric_name", None, key, config.search.eval_metric_name)
+    try:
+        return spec.metric if name is None else spec.metric_named(name)
+    except UserError as error:
+        where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_timing(typed: Mapping[str, Any], *, by_latency: bool, measured: bool) -> None:
@@ -369,6 +224,35 @@ def check_timing(typed: Mapping[str, Any], *, by_latency: bool, measured: bool) 
         if field.name in typed and not by_latency and (field.name == "latency_table" or not measured):
             others = "" if field.name == "latency_table" else ", or --measure_finalists"
             raise UserError(f"--{field.name} needs latency among --objectives, or --max_latency_ms{others}")
+
+
+def check_evaluation(search: SearchArguments, spec: TaskSpec, objectives: Sequence[Objective]) -> None:
+    """Raise `UserError` if subnets cannot be evaluated as the flags ask."""
+    if objectives[-1].name == DIVERGENCE:
+        check_divergence(spec, search.early_stop)
+    elif search.kd_teacher_model is not None:
+        raise UserError("--kd_teacher_model has nothing to say in a search by the metric: --objectives divergence,macs")
+    check_early_stop(search.early_stop, spec)
+    if search.merge_adapters or search.model_name_or_path is not None:
+        read_super_adapter(search.supernet_dir)
+
+
+def settings_of(
+    search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any], maximise: bool
+) -> SearchSettings:
+    """Return the config's search settings, changed by the flags that were typed.
+
+    `maximise` says whether more of the metric is better; then ``ref_acc`` is a share.
+    """
+    settings = search_settings(config)
+    for name in ("algorithm", "num_evals", "population", "seed", "ref_acc", "acc_delta"):
+        key, flag_name = f"bootstrapNAS.search.{name}", "search_seed" if name == "seed" else name
+        chosen = preferred(typed, flag_name, None, key, settings.get(name))
+        if chosen is not None:
+            settings[name] = chosen
+    if maximise and settings.get("ref_acc", -1.0) > 100:
+        raise UserError(f"search: ref_acc must be a fraction, or a percentage up to 100, not {settings['ref_acc']:g}")
+    return SearchSettings(**settings)
 
 
 def for_objectives(settings: SearchSettings, objectives: Sequence[Objective], config: NNCFConfig) -> SearchSettings:
@@ -390,63 +274,112 @@ def for_objectives(settings: SearchSettings, objectives: Sequence[Objective], co
     return replace(settings, aspiration_points=((0.0,) * len(objectives),), weights=None)
 
 
-def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
-    """Return the metric that the flags, the config or the task name."""
-    key = "bootstrapNAS.search.eval_metric_name"
-    name = preferred(typed, "eval_metric_name", None, key, config.search.eval_metric_name)
-    try:
-        return spec.metric if name is None else spec.metric_named(name)
-    except UserError as error:
-        where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
-        raise UserError(f"{where}: {error}") from None
+def latencies(
+    search: SearchArguments,
+    timing: LatencyArguments,
+    spec: TaskSpec,
+    supernet: Supernet,
+    length: int,
+    directory: Path,
+) -> tuple[LatencyTable, Conditions]:
+    """Return the table of latencies, after measuring what it lacks, and the conditions that predict by it."""
+    deployed = Deployed(search.supernet_dir, spec, supernet, base=search.model_name_or_path)
+    table = searched_table(timing, directory, deployed, length)
+    predict, part = table.predict, deployed.part
+    return table, Conditions(length, lambda subnet: predict(part(subnet)))
 
 
-def wanted_genomes(ratios: str | None, supernet: Supernet, length: int) -> list[Genome]:
-    """Return a genome of about each share of the full model's MACs, not above it; warn where the space has none."""
-    if ratios is None:
-        return []
-    space, blueprint = supernet.space, supernet.blueprint
-    full, found = count_macs(blueprint, length=length), []
-    for ratio in shares("macs_ratios", ratios):
-        genome = space.within(lambda g: count_macs(blueprint, space.subnet(g), length=length), ratio * full)
-        if genome is None:
-            warn(f"--macs_ratios: no subnet of the space has at most {ratio:g} of the full model's MACs")
-        else:
-            found.append(genome)
-    return found
+def evaluation_of(
+    search: SearchArguments, supernet: Supernet, rows: Rows, goal: Objective, device: torch.device
+) -> Evaluation:
+    """Return what evaluates a genome on the validation rows.
 
-
-def settings_of(
-    search: SearchArguments, config: NNCFConfig, typed: Mapping[str, Any], maximise: bool
-) -> SearchSettings:
-    """Return the config's search settings, changed by the flags that were typed.
-
-    `maximise` says whether more of the metric is better; then ``ref_acc`` is a share.
+    It measures the metric, part by part with ``--early_stop``, and the divergence where that is the goal.
     """
-    settings = search_settings(config)
-    for name in ("algorithm", "num_evals", "population", "seed", "ref_acc", "acc_delta"):
-        key, flag_name = f"bootstrapNAS.search.{name}", "search_seed" if name == "seed" else name
-        chosen = preferred(typed, flag_name, None, key, settings.get(name))
-        if chosen is not None:
-            settings[name] = chosen
-    if maximise and settings.get("ref_acc", -1.0) > 100:
-        raise UserError(f"search: ref_acc must be a fraction, or a percentage up to 100, not {settings['ref_acc']:g}")
-    return SearchSettings(**settings)
+    model, metric, confidence = supernet.model, rows.spec.metric, search.early_stop
+
+    def computed(genome: Genome) -> AbstractContextManager[None]:
+        return computing(supernet, supernet.space.subnet(genome), merge=search.merge_adapters)
+
+    if confidence is not None:
+        parts = split_up(rows, "validation")
+
+        def evaluate_in_parts(genome: Genome) -> Generator[Estimate, None, None]:
+            with computed(genome):
+                yield from estimates(model, rows, parts, confidence)
+
+        return evaluate_in_parts
+
+    batches = rows.batches("validation", tail=True)
+
+    def outputs(genome: Genome) -> Outputs:
+        with computed(genome):
+            return outputs_of(model, rows, batches)
+
+    if goal.name != DIVERGENCE:
+        return lambda genome: {metric: rows.measure("validation", outputs(genome))[metric]}
+
+    teacher = search.kd_teacher_model
+    largest = supernet.space.max_genome
+    reference = outputs(largest) if teacher is None else validation_outputs(rows, teacher, device)
+
+    def evaluate(genome: Genome) -> dict[str, float]:
+        found = outputs(genome)
+        apart = divergence(rows.spec.kind.outputs, reference, found)
+        return {metric: rows.measure("validation", found)[metric], DIVERGENCE: apart}
+
+    return evaluate
 
 
-def canonical_of(supernet: Supernet) -> Callable[[Genome], Genome]:
-    """Return what maps a genome to the one that stands for its network: widths inside a skipped block at index 0."""
-    space, blueprint = supernet.space, supernet.blueprint
-    blocks = {key: blueprint.inside(key) for gene in space.genes for key in gene.keys if blueprint.is_block(key)}
+def open_log(directory: Path, supernet: Supernet, settings: SearchSettings, problem: Problem) -> EvaluationLog:
+    """Return the log of a search, with what an interrupted run of it evaluated."""
+    described_search = {
+        **asdict(settings),
+        "objectives": [goal.name for goal in problem.objectives],
+        "constraints": [asdict(each) for each in problem.constraints],
+    }
+    log = EvaluationLog(directory / EVALUATIONS, supernet.space.cardinalities, described_search)
+    if len(log):
+        notice(f"search: {len(log)} evaluations found")
+    return log
 
-    def canonical(genome: Genome) -> Genome:
-        subnet = space.subnet(genome)
-        idle = {key for block, inside in blocks.items() if subnet[block] == 0 for key in inside}
-        return tuple(
-            0 if idle.issuperset(gene.keys) else index for gene, index in zip(space.genes, genome, strict=True)
+
+def explore(
+    problem: Problem,
+    supernet: Supernet,
+    settings: SearchSettings,
+    seeds: Sequence[Genome],
+    evaluate: Evaluation,
+    log: EvaluationLog,
+    files: Progression,
+) -> SearchResult:
+    """Let the algorithm propose until its budget is spent; show how that goes on, here and in `files`."""
+    algorithm = build_algorithm(supernet.space.cardinalities, settings, seeds, problem.window)
+    metric, cost, known = problem.metric.name, problem.cost, len(log)
+    with Ticker("search", settings.budget) as ticker:
+
+        def progress(done: int, candidate: Candidate) -> None:
+            values = candidate.values
+            measured = f"{metric} {values[metric]:.4f}" if metric in values else "out of bounds"
+            stopped = "" if candidate.stopped is None else f"stopped after {candidate.stopped:.0%}, "
+            ticker.update(done, f"{stopped}{measured} at {cost.shown(values[cost.name])}")
+
+        def generation_done(candidates: Sequence[Candidate]) -> None:
+            if len(log) > known:  # while a search that was killed is replayed, the files are there
+                files.update(candidates)
+
+        return run_search(
+            algorithm,
+            evaluate,
+            problem.objectives,
+            log,
+            settings.budget,
+            progress,
+            canonical_of(supernet),
+            generation_done,
+            problem.costs,
+            problem.constraints,
         )
-
-    return canonical
 
 
 def saved(candidates: Sequence[Candidate]) -> str:
@@ -496,42 +429,28 @@ def best_as_measured(
     return admitted[choose_best(within, metric, COSTS["latency"], ref_acc, acc_delta).genome]
 
 
-class Progression:
-    """NNCF's search_progression.csv and .png, kept up to date while a search goes on."""
-
-    PICTURE_EVERY_S = 10.0  # a picture takes a while to draw, a generation of a small model less
-
-    def __init__(
-        self, directory: Path, supernet: Supernet, metric: Objective, title: str, cost: Cost = COSTS["macs"]
-    ) -> None:
-        self.directory, self.metric, self.title, self.cost = directory, metric, title, cost
-        self._space, self._blueprint = supernet.space, supernet.blueprint
-        self._widths = [gene for gene in self._space.genes if not self._blueprint.is_block(gene.keys[0])]
-        self._blocks = [gene for gene in self._space.genes if self._blueprint.is_block(gene.keys[0])]
-        self._drawn = -math.inf
-
-    def update(self, candidates: Sequence[Candidate]) -> None:
-        """Write what was found so far; the picture only if the last one is some seconds old."""
-        self.write(candidates, None, draw=time.monotonic() - self._drawn >= self.PICTURE_EVERY_S)
-
-    def write(self, candidates: Sequence[Candidate], best: Candidate | None, *, draw: bool = True) -> None:
-        """Write both files, with the chosen subnet in the picture."""
-        path = self.directory / "search_progression.csv"
-        write_progression_csv(path, candidates, self._describe, metric=self.metric, cost=self.cost)
-        if draw and any(each.evaluated for each in candidates):
-            chosen = {} if best is None else {"best": best}
-            picture = path.with_suffix(".png")
-            write_progression_png(
-                picture, candidates, metric=self.metric, cost=self.cost, chosen=chosen, title=self.title
-            )
-            self._drawn = time.monotonic()
-
-    def _describe(self, genome: Genome) -> tuple[dict[int, int], list[int] | None]:
-        """Return channels by group number, and the numbers of the skipped blocks."""
-        subnet = self._space.subnet(genome)
-        channels = {
-            group: subnet[gene.keys[0]] * self._blueprint.channels_per_unit(gene.keys[0])
-            for group, gene in enumerate(self._widths)
-        }
-        skipped = [number for number, gene in enumerate(self._blocks) if subnet[gene.keys[0]] == 0]
-        return channels, skipped if self._blocks else None
+def write_front(
+    directory: Path,
+    result: SearchResult,
+    best: Candidate,
+    problem: Problem,
+    supernet: Supernet,
+    length: int,
+    table: LatencyTable | None,
+) -> None:
+    """Write the front and the best subnet, with what their figures are of."""
+    space, blueprint = supernet.space, supernet.blueprint
+    write_pareto_json(
+        directory / PARETO,
+        result,
+        best,
+        describe=lambda genome: subnet_to_json(blueprint.complete(space.subnet(genome))),
+        extra={
+            "metric": problem.metric.name,
+            "maximise": problem.metric.maximise,
+            "cost": problem.cost.name,
+            "full": problem.full,
+            "length": length,
+            "latency_table": None if table is None else table.summary(),
+        },
+    )
