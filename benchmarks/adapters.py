@@ -138,6 +138,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.peak:
         steps = stepper(arguments, arguments.peak)
+        if arguments.device == "cuda":  # making the model passes through float32
+            torch.cuda.reset_peak_memory_stats()
         for step in steps.values():
             step()
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
