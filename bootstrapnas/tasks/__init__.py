@@ -15,8 +15,8 @@ from bootstrapnas.tasks.generation import Generation, generate, generate_by_ir
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.loading import TaskData, data_files, holds_out, load_file, load_task, why_no_rows
 from bootstrapnas.tasks.metrics import METRICS
-from bootstrapnas.tasks.question_answering import AnswerSettings
 from bootstrapnas.tasks.scoring import compute_metrics, predictions, write_predictions
+from bootstrapnas.tasks.settings import AnswerSettings
 from bootstrapnas.tasks.spec import SETTINGS, TASK_FILE, TaskSpec
 from bootstrapnas.tasks.tokenizer import train_tokenizer
 

@@ -12,11 +12,11 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT
 from bootstrapnas.tasks.files import Table, find_split, read_table
-from bootstrapnas.tasks.kind import ProblemType
 from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import ALIASES, KNOWN
 from bootstrapnas.tasks.labels import infer_labels
-from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings, is_question_answering
+from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, is_question_answering
+from bootstrapnas.tasks.settings import AnswerSettings, ProblemType
 from bootstrapnas.tasks.spec import SETTINGS, TaskSpec
 
 StrPath = str | os.PathLike[str]

@@ -24,6 +24,7 @@ from bootstrapnas.tasks.generation import TEXT, Generation, text_of
 from bootstrapnas.tasks.kind import Kind
 from bootstrapnas.tasks.next_token import Foretold, foretold, measure_foretold
 from bootstrapnas.tasks.prompts import prompting
+from bootstrapnas.tasks.settings import GENERATE, LOSS, SCORE, WAYS, InstructionSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,47 +32,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bootstrapnas.tasks.files import Table
-    from bootstrapnas.tasks.spec import TaskSpec
+    from bootstrapnas.tasks.task import Task
 
 COLUMNS, LABEL_COLUMN = ("instruction", "output"), "answer"
 OPTIONAL_COLUMNS = ("input", "source", "answer")
-GENERATE, SCORE, LOSS = "generate", "score", "loss"
-WAYS = (GENERATE, SCORE, LOSS)
 CANDIDATES, START = "candidates", "start"
 _HEAD = "the correct answer is "
 _MOST_HEAD_WORDS = 8  # of a response before its answer; a longer one works the answer out
 
 
-@dataclass(frozen=True)
-class InstructionSettings:
-    """How instructions are put, learnt and measured.
-
-    Parameters
-    ----------
-    prompt_style
-        One of `PROMPTS`.
-    train_on_inputs
-        Whether the prompt is learnt too, not the response alone.
-    evaluate_by
-        ``"generate"``, ``"score"`` or ``"loss"``.
-    max_new_tokens, num_beams
-        Of `Generation`.
-    """
-
-    prompt_style: str = "default"
-    train_on_inputs: bool = True
-    evaluate_by: str = GENERATE
-    max_new_tokens: int = 32
-    num_beams: int = 1
-
-
-def settings_of(spec: TaskSpec) -> InstructionSettings:
+def settings_of(spec: Task) -> InstructionSettings:
     """Return a task's settings, which a task of this kind has."""
     assert spec.instructions is not None
     return spec.instructions
 
 
-def _check(spec: TaskSpec) -> None:
+def _check(spec: Task) -> None:
     if spec.instructions is None:
         raise UserError(f"task {spec.task_name}: instructions need the settings 'instructions'")
     if len(spec.text_columns) != 2:
@@ -86,7 +62,7 @@ def _check(spec: TaskSpec) -> None:
             raise UserError(f"{name} must be positive, not {getattr(settings, name)}")
 
 
-def _metrics(spec: TaskSpec) -> tuple[str, ...]:
+def _metrics(spec: Task) -> tuple[str, ...]:
     ways = {
         GENERATE: ("accuracy", "average"),
         SCORE: ("accuracy", "average", "accuracy_norm"),
@@ -98,7 +74,7 @@ def _metrics(spec: TaskSpec) -> tuple[str, ...]:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _read(spec: TaskSpec, path: Path) -> Table:
+def _read(spec: Task, path: Path) -> Table:
     """Read a file of instructions, or one of a data set in its own format, which is put into words."""
     table = read_table(path)
     if {"ctx", "endings", "label"} <= table.keys() and spec.text_columns[0] not in table:
@@ -140,7 +116,7 @@ def _gsm8k(table: Table, source: str) -> Table:
     return found
 
 
-def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
+def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     """Return the rows: ``instruction``, ``input``, ``output``, ``answer`` and ``source``, the data set.
 
     Raises
@@ -182,7 +158,7 @@ def _rules(rows: Dataset) -> list[Rule]:
 class _Writer:
     """Turns instructions into tokens: the prompt's, the same to train and to measure, and the response's."""
 
-    def __init__(self, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> None:
+    def __init__(self, spec: Task, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> None:
         self.style = prompting(settings_of(spec).prompt_style).style(spec.task_name, measuring=measuring)
         self.tokenizer, self.end = tokenizer, tokenizer.eos_token_id
 
@@ -202,7 +178,7 @@ class _Writer:
         return list(ids[:-1] if ids and ids[-1] == self.end else ids)
 
 
-def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return prompt and response of each row, closed by the token for the end of a text unless they are cut.
 
     ``labels`` are the tokens themselves, -100 for those of the prompt unless ``train_on_inputs``. Rows whose prompt
@@ -211,7 +187,7 @@ def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
     return _learnt(spec, rows, tokenizer, measuring=False)
 
 
-def _learnt(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> Dataset:
+def _learnt(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> Dataset:
     writer = _Writer(spec, tokenizer, measuring=measuring)
     on_inputs = settings_of(spec).train_on_inputs and not measuring
     columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], **({START: []} if measuring else {})}
@@ -255,12 +231,12 @@ def _dataset(columns: dict[str, list[Any]]) -> Dataset:
     return Dataset.from_dict(whole, features=Features(types))
 
 
-def _corpus(spec: TaskSpec, rows: Dataset) -> Iterator[str]:
+def _corpus(spec: Task, rows: Dataset) -> Iterator[str]:
     style = prompting(settings_of(spec).prompt_style).style(spec.task_name, measuring=False)
     return (style.prompt(row["instruction"], row["input"]) + row["output"] for row in rows)
 
 
-def _probes(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _probes(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return what a model is measured with: prompts, prompts with the choices, or prompts with the responses."""
     way = settings_of(spec).evaluate_by
     if way == LOSS:
@@ -277,7 +253,7 @@ def _groups(rows: Dataset) -> list[int]:
     return [numbers[source] for source in rows["source"]]
 
 
-def _scored(spec: TaskSpec, rows: Dataset, writer: _Writer, row_groups: Sequence[int]) -> Dataset:
+def _scored(spec: Task, rows: Dataset, writer: _Writer, row_groups: Sequence[int]) -> Dataset:
     """Return prompts with all of a choice but its last token; choices that differ in that one share a feature.
 
     ``row`` and its ``group``; ``start``, from where on the tokens are those of the choice; ``candidates``, last tokens,
@@ -375,7 +351,7 @@ class Answered:
     by_length: str | None = None
 
 
-def _decode(spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Dataset) -> Sequence[Answered | Foretold]:
+def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> Sequence[Answered | Foretold]:
     way = settings_of(spec).evaluate_by
     if way == LOSS:
         return foretold(outputs, features["labels"])
@@ -401,7 +377,7 @@ def _likeliest(outputs: Outputs, rows: Dataset, features: Dataset) -> list[Answe
     return found
 
 
-def _measure(spec: TaskSpec, predictions: Sequence[Any], rows: Dataset) -> dict[str, float]:
+def _measure(spec: Task, predictions: Sequence[Any], rows: Dataset) -> dict[str, float]:
     """Return ``accuracy`` over all rows, ``average`` of the data sets' own, each of these, and of scores by length."""
     way = settings_of(spec).evaluate_by
     if way == LOSS:
@@ -423,7 +399,7 @@ def _right(predictions: Sequence[Answered], rows: Dataset, answers: Sequence[str
     return np.array([answer is not None and rule.same(answer, right) for rule, answer, right in triples])
 
 
-def _show(spec: TaskSpec, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
+def _show(spec: Task, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
     if settings_of(spec).evaluate_by == LOSS:
         return [
             {"index": index, "tokens": each.tokens, "prediction": measure_foretold([each])["perplexity"]}
@@ -438,7 +414,7 @@ def _show(spec: TaskSpec, predictions: Sequence[Any], rows: Dataset) -> list[dic
     return entries
 
 
-def _generation(spec: TaskSpec) -> Generation | None:
+def _generation(spec: Task) -> Generation | None:
     settings = settings_of(spec)
     return Generation(settings.max_new_tokens, settings.num_beams) if settings.evaluate_by == GENERATE else None
 

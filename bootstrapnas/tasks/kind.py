@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.outputs import Output, Outputs
 
@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 
     from bootstrapnas.tasks.files import Table
     from bootstrapnas.tasks.generation import Generation
-    from bootstrapnas.tasks.spec import TaskSpec
-
-ProblemType = Literal[
-    "single_label_classification", "regression", "question_answering", "language_modelling", "instructions"
-]
-"""The names of the kinds, as `KINDS` has them."""
+    from bootstrapnas.tasks.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +62,7 @@ class Kind:
     targets
         Columns of the features that the model computes its loss from: a number a feature, or a list of one a token.
     check
-        Raises `UserError` if a `TaskSpec` is not a task of this kind.
+        Raises `UserError` if a `Task` is not a task of this kind.
     num_labels
         The width of the head.
     metrics
@@ -111,22 +106,22 @@ class Kind:
     head: Head
     outputs: tuple[Output, ...]
     targets: tuple[str, ...]
-    check: Callable[[TaskSpec], None]
-    num_labels: Callable[[TaskSpec], int]
-    metrics: Callable[[TaskSpec], tuple[str, ...]]
+    check: Callable[[Task], None]
+    num_labels: Callable[[Task], int]
+    metrics: Callable[[Task], tuple[str, ...]]
     usual_metrics: tuple[str, ...]
-    rows: Callable[[TaskSpec, Table, str, str], Dataset]
-    is_labelled: Callable[[TaskSpec, Any], bool]
-    features: Callable[[TaskSpec, Dataset, PreTrainedTokenizerBase], Dataset]
-    decode: Callable[[TaskSpec, Outputs, Dataset, Dataset], Sequence[Any]]
-    measure: Callable[[TaskSpec, Sequence[Any], Dataset], dict[str, float]]
-    show: Callable[[TaskSpec, Sequence[Any], Dataset], list[dict[str, Any]]]
+    rows: Callable[[Task, Table, str, str], Dataset]
+    is_labelled: Callable[[Task, Any], bool]
+    features: Callable[[Task, Dataset, PreTrainedTokenizerBase], Dataset]
+    decode: Callable[[Task, Outputs, Dataset, Dataset], Sequence[Any]]
+    measure: Callable[[Task, Sequence[Any], Dataset], dict[str, float]]
+    show: Callable[[Task, Sequence[Any], Dataset], list[dict[str, Any]]]
     optional_columns: tuple[str, ...] = ()
-    arrange: Callable[[TaskSpec, Table], Table] | None = None
+    arrange: Callable[[Task, Table], Table] | None = None
     less_is_better: tuple[str, ...] = ()
     means: tuple[str, ...] = ()
-    read: Callable[[TaskSpec, Path], Table] | None = None
-    probes: Callable[[TaskSpec, Dataset, PreTrainedTokenizerBase], Dataset] | None = None
-    generation: Callable[[TaskSpec], Generation | None] | None = None
-    corpus: Callable[[TaskSpec, Dataset], Iterator[str]] | None = None
+    read: Callable[[Task, Path], Table] | None = None
+    probes: Callable[[Task, Dataset, PreTrainedTokenizerBase], Dataset] | None = None
+    generation: Callable[[Task], Generation | None] | None = None
+    corpus: Callable[[Task, Dataset], Iterator[str]] | None = None
     causal: bool = False

@@ -9,17 +9,12 @@ https://arxiv.org/abs/2304.01933.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from bootstrapnas.tasks import instructions as instruct
-from bootstrapnas.tasks.instructions import InstructionSettings
-from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, AnswerSettings
-
-if TYPE_CHECKING:
-    from bootstrapnas.tasks.kind import ProblemType
+from bootstrapnas.tasks.settings import LOSS, AnswerSettings, InstructionSettings, ProblemType
 
 _GLUE, _WIKITEXT = "nyu-mll/glue", "Salesforce/wikitext"
 _ARTICLE = r" = [^=]"  # the title of an article; its sections have more signs
+_QUESTIONS, _INSTRUCTIONS = ("question", "context"), ("instruction", "output")
 _FORETOLD = ("perplexity", "loss", "token_accuracy")
 
 
@@ -75,12 +70,12 @@ def _instructions(
     parts: tuple[str, ...],
     settings: InstructionSettings = InstructionSettings(),  # noqa: B008
     *,
-    label_column: str = instruct.LABEL_COLUMN,
+    label_column: str = "answer",
     max_seq_length: int = 256,
     own_files: bool = True,
 ) -> KnownTask:
     return KnownTask(
-        (), instruct.COLUMNS, (), problem_type="instructions", label_column=label_column, held_out=0.1 * own_files,
+        (), _INSTRUCTIONS, (), problem_type="instructions", label_column=label_column, held_out=0.1 * own_files,
         max_seq_length=max_seq_length, instructions=settings, own_files=own_files, parts=parts,
     )  # fmt: skip
 
@@ -100,11 +95,11 @@ KNOWN: dict[str, KnownTask] = {
     "stsb": KnownTask((_GLUE, "stsb"), ("sentence1", "sentence2"), (), ("pearson", "spearmanr"), "regression"),
     "imdb": KnownTask(("stanfordnlp/imdb",), ("text",), ("neg", "pos"), max_seq_length=512, held_out=0.1),
     "squad": KnownTask(
-        ("rajpurkar/squad",), COLUMNS, (), ("f1", "exact_match"), "question_answering", LABEL_COLUMN, 384,
+        ("rajpurkar/squad",), _QUESTIONS, (), ("f1", "exact_match"), "question_answering", "answers", 384,
         answers=AnswerSettings(),
     ),
     "squad_v2": KnownTask(
-        ("rajpurkar/squad_v2",), COLUMNS, (), ("f1", "exact_match"), "question_answering", LABEL_COLUMN, 384,
+        ("rajpurkar/squad_v2",), _QUESTIONS, (), ("f1", "exact_match"), "question_answering", "answers", 384,
         answers=AnswerSettings(version_2_with_negative=True),
     ),
     "wikitext2": KnownTask(
@@ -123,7 +118,7 @@ KNOWN: dict[str, KnownTask] = {
     "math": _instructions(
         ("gsm8k", "AQuA", "mawps", "SVAMP", "AddSub", "MultiArith", "SingleEq"), InstructionSettings(max_new_tokens=256)
     ),
-    "sft": _instructions((), InstructionSettings(evaluate_by=instruct.LOSS), label_column=""),
+    "sft": _instructions((), InstructionSettings(evaluate_by=LOSS), label_column=""),
     "builtin-arithmetic": _instructions(
         (), InstructionSettings(prompt_style="short", train_on_inputs=False), max_seq_length=128, own_files=False
     ),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bootstrapnas.errors import UserError, listed, near_miss
-
-if TYPE_CHECKING:
-    from bootstrapnas.tasks.kind import ProblemType
+from bootstrapnas.tasks.settings import ProblemType
 
 _MOST_FLOAT_CLASSES = 32  # more different whole floats than this are a scale, not classes
 

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bootstrapnas.tasks.files import Table
-    from bootstrapnas.tasks.spec import TaskSpec
+    from bootstrapnas.tasks.task import Task
 
 _ROWS_AT_ONCE = 1000
 _FEWEST_TOKENS = 2  # the first one of a block is not foretold
 
 
-def _check(spec: TaskSpec) -> None:
+def _check(spec: Task) -> None:
     if len(spec.text_columns) != 1:
         raise UserError(f"text_columns must name the one column of text, not {list(spec.text_columns)}")
     if spec.label_column:
@@ -34,7 +34,7 @@ def _check(spec: TaskSpec) -> None:
         raise UserError(f"max_seq_length must be at least {_FEWEST_TOKENS}, not {spec.max_seq_length}")
 
 
-def _arrange(spec: TaskSpec, table: Table) -> Table:
+def _arrange(spec: Task, table: Table) -> Table:
     """Join the lines of a document where a data set has them as rows; leave out texts without a word."""
     column, begins = spec.text_columns[0], spec.document_start
     if begins is None:
@@ -49,7 +49,7 @@ def _arrange(spec: TaskSpec, table: Table) -> Table:
     return {column: [text for text in joined if text.strip()]}
 
 
-def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
+def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     """Return the documents: ``text``."""
     from datasets import Dataset, Features, Value
 
@@ -58,7 +58,7 @@ def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
     )
 
 
-def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return blocks of ``spec.max_seq_length`` tokens, the last one shorter.
 
     Every document begins and ends as the tokenizer has it begin, and with its token for the end of a text, if it has
@@ -88,11 +88,11 @@ def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
     return Dataset.from_dict(columns, features=Features({**types, "length": Value("int32")}))
 
 
-def _measure(spec: TaskSpec, predictions: Sequence[Foretold], rows: Dataset) -> dict[str, float]:
+def _measure(spec: Task, predictions: Sequence[Foretold], rows: Dataset) -> dict[str, float]:
     return measure_foretold(predictions)
 
 
-def _show(spec: TaskSpec, predictions: Sequence[Foretold], rows: Dataset) -> list[dict[str, Any]]:
+def _show(spec: Task, predictions: Sequence[Foretold], rows: Dataset) -> list[dict[str, Any]]:
     """Return of each block its tokens and its perplexity."""
     return [
         {"index": index, "tokens": block.tokens, "prediction": measure_foretold([block])["perplexity"]}
@@ -101,7 +101,7 @@ def _show(spec: TaskSpec, predictions: Sequence[Foretold], rows: Dataset) -> lis
     ]
 
 
-def _decode(spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Foretold]:
+def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Foretold]:
     return foretold(outputs, features["labels"])
 
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,14 @@ from bootstrapnas.outputs import TOKENS, Output, Outputs
 from bootstrapnas.progress import warn
 from bootstrapnas.tasks.files import texts
 from bootstrapnas.tasks.kind import Head, Kind
+from bootstrapnas.tasks.settings import AnswerSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from bootstrapnas.tasks.files import Table
-    from bootstrapnas.tasks.spec import TaskSpec
+    from bootstrapnas.tasks.task import Task
 
 COLUMNS = ("question", "context")
 LABEL_COLUMN = "answers"
@@ -37,42 +37,13 @@ _ROWS_AT_ONCE = 1000
 _LEAST_ROOM = 8  # tokens of a window besides those it shares: question, special tokens, a step forward
 
 
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How answers are looked for.
-
-    Parameters
-    ----------
-    doc_stride
-        Tokens that two windows of a text share; None is a third of ``max_seq_length`` (128 of 384).
-    version_2_with_negative
-        Whether a question may have no answer in its text.
-    n_best_size
-        How many of the best starts and of the best ends are tried in a window.
-    max_answer_length
-        The longest answer, in tokens.
-    null_score_diff_threshold
-        There is no answer where its score exceeds the best answer's by more than this.
-    """
-
-    doc_stride: int | None = None
-    version_2_with_negative: bool = False
-    n_best_size: int = 20
-    max_answer_length: int = 30
-    null_score_diff_threshold: float = 0.0
-
-    def stride(self, max_seq_length: int) -> int:
-        """Return the tokens that two windows of `max_seq_length` tokens share."""
-        return max_seq_length // 3 if self.doc_stride is None else self.doc_stride
-
-
-def settings_of(spec: TaskSpec) -> AnswerSettings:
+def settings_of(spec: Task) -> AnswerSettings:
     """Return a task's settings, which a task of this kind has."""
     assert spec.answers is not None
     return spec.answers
 
 
-def _check(spec: TaskSpec) -> None:
+def _check(spec: Task) -> None:
     if spec.answers is None:
         raise UserError(f"task {spec.task_name}: question answering needs the settings 'answers'")
     if len(spec.text_columns) != 2:
@@ -94,7 +65,7 @@ def _check(spec: TaskSpec) -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
+def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     """Return the rows: ``id``, ``question``, ``context``, all ``answers``, and where one ``start``s and ``end``s.
 
     The position, in characters, is that of the first answer that the text holds: at its ``answer_start`` or, if that
@@ -182,14 +153,14 @@ def _locate(context: str, answers: Sequence[tuple[str, int | None]]) -> tuple[in
     return NONE, NONE
 
 
-def _is_labelled(spec: TaskSpec, value: Any) -> bool:
+def _is_labelled(spec: Task, value: Any) -> bool:
     return value is not None and (settings_of(spec).version_2_with_negative or bool(_answers(value, "test")))
 
 
 # -- features ----------------------------------------------------------------------------------------------------------
 
 
-def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return the windows of every row.
 
     ``start_positions`` and ``end_positions`` are tokens: of the answer where the window holds all of it, else of the
@@ -214,7 +185,7 @@ def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
 
 
 def _windows(
-    spec: TaskSpec, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
+    spec: Task, rows: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
 ) -> dict[str, list[Any]]:
     stride = settings_of(spec).stride(spec.max_seq_length)
     room = spec.max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - stride
@@ -270,7 +241,7 @@ def _span(offsets: np.ndarray, start: int, end: int) -> tuple[int, int]:
 # -- predictions and metrics -------------------------------------------------------------------------------------------
 
 
-def _decode(spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Dataset) -> list[str]:
+def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> list[str]:
     """Return the best answer of each row over its windows; ``""`` where there is none."""
     settings, contexts = settings_of(spec), rows["context"]
     char_start, char_end = _arrays(features, "char_start"), _arrays(features, "char_end")
@@ -329,7 +300,7 @@ def _exact_and_f1(prediction: str, answers: tuple[str, ...]) -> tuple[float, flo
     return float(found["exact_match"]) / 100, float(found["f1"]) / 100
 
 
-def _measure(spec: TaskSpec, predictions: Sequence[str], rows: Dataset) -> dict[str, float]:
+def _measure(spec: Task, predictions: Sequence[str], rows: Dataset) -> dict[str, float]:
     """Return ``exact_match`` and ``f1``; where some questions have no answer, also of both sorts apart."""
     answers = list(rows["answers"])
     scores = np.array([exact_and_f1(*pair) for pair in zip(predictions, answers, strict=True)]).reshape(-1, 2)
@@ -344,7 +315,7 @@ def _measure(spec: TaskSpec, predictions: Sequence[str], rows: Dataset) -> dict[
     return found
 
 
-def _show(spec: TaskSpec, predictions: Sequence[str], rows: Dataset) -> list[dict[str, Any]]:
+def _show(spec: Task, predictions: Sequence[str], rows: Dataset) -> list[dict[str, Any]]:
     pairs = enumerate(zip(rows["id"], predictions, strict=True))
     return [{"index": index, "id": name, "prediction": text} for index, (name, text) in pairs]
 

@@ -20,31 +20,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from bootstrapnas.tasks.files import Table
-    from bootstrapnas.tasks.spec import TaskSpec
+    from bootstrapnas.tasks.task import Task
 
 TEXT_COLUMNS = ("text_a", "text_b")
 _ROWS_AT_ONCE = 1000
 
 
-def _check_texts(spec: TaskSpec) -> None:
+def _check_texts(spec: Task) -> None:
     if not 1 <= len(spec.text_columns) <= 2 or len(set(spec.text_columns)) != len(spec.text_columns):
         raise UserError(f"text_columns must name one or two different columns, not {list(spec.text_columns)}")
 
 
-def _check_classes(spec: TaskSpec) -> None:
+def _check_classes(spec: Task) -> None:
     _check_texts(spec)
     if len(spec.label_names) < 2:
         raise UserError(f"task {spec.task_name} needs two classes or more, it has {list(spec.label_names)}")
 
 
-def _metrics(spec: TaskSpec) -> tuple[str, ...]:
-    return tuple(name for name, metric in METRICS.items() if metric.fits(spec.num_labels))
+def _num_labels(spec: Task) -> int:
+    return 1 if spec.is_regression else len(spec.label_names)
+
+
+def _metrics(spec: Task) -> tuple[str, ...]:
+    return tuple(name for name, metric in METRICS.items() if metric.fits(_num_labels(spec)))
 
 
 # -- rows and features -------------------------------------------------------------------------------------------------
 
 
-def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
+def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     """Return the rows: ``text_a``, for pairs also ``text_b``, and ``label`` (class index, or number)."""
     from datasets import Dataset, Features, Value
 
@@ -62,14 +66,14 @@ def _rows(spec: TaskSpec, table: Table, split: str, source: str) -> Dataset:
     return Dataset.from_dict(columns, features=Features(types))
 
 
-def _is_labelled(spec: TaskSpec, value: Any) -> bool:
+def _is_labelled(spec: Task, value: Any) -> bool:
     """Whether a row has a label; -1 is one where it is a class or a number to predict."""
     if spec.task_name not in KNOWN and (spec.is_regression or "-1" in spec.label_names):
         return value not in (None, "")
     return not is_unlabelled(value)
 
 
-def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return one feature a row, cut to ``spec.max_seq_length`` tokens."""
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
@@ -89,25 +93,26 @@ def _features(spec: TaskSpec, rows: Dataset, tokenizer: PreTrainedTokenizerBase)
 # -- predictions and metrics -------------------------------------------------------------------------------------------
 
 
-def _decode(spec: TaskSpec, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Any]:
+def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Any]:
     """Return class indices or numbers."""
-    found = [np.atleast_1d(row) for row in outputs["logits"]]
-    logits = np.stack(found) if found else np.zeros((0, spec.num_labels))
-    if logits.ndim != 2 or logits.shape[1] != spec.num_labels:
-        raise ValueError(f"logits of shape {logits.shape} do not fit {spec.num_labels} outputs")
+    found, width = [np.atleast_1d(row) for row in outputs["logits"]], _num_labels(spec)
+    logits = np.stack(found) if found else np.zeros((0, width))
+    if logits.ndim != 2 or logits.shape[1] != width:
+        raise ValueError(f"logits of shape {logits.shape} do not fit {width} outputs")
     if not np.isfinite(logits).all():
         raise ValueError("the logits hold NaN or infinity: the model has diverged")
     return (logits[:, 0] if spec.is_regression else logits.argmax(axis=1)).tolist()
 
 
-def _measure(spec: TaskSpec, predictions: Sequence[Any], rows: Dataset) -> dict[str, float]:
+def _measure(spec: Task, predictions: Sequence[Any], rows: Dataset) -> dict[str, float]:
     found, labels = np.asarray(predictions), np.asarray(rows["label"])
     if labels.shape != found.shape or not len(labels):
         raise ValueError(f"labels of shape {labels.shape} do not fit predictions of shape {found.shape}, or are empty")
-    return {name: METRICS[name].function(found, labels) for name in spec.reported_metrics}
+    usual = (REGRESSION if spec.is_regression else CLASSIFICATION).usual_metrics
+    return {name: METRICS[name].function(found, labels) for name in spec.reported(usual)}
 
 
-def _show(spec: TaskSpec, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
+def _show(spec: Task, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
     return [
         {"index": index, "prediction": float(value) if spec.is_regression else spec.label_names[int(value)]}
         for index, value in enumerate(predictions)
@@ -119,7 +124,7 @@ CLASSIFICATION = Kind(
     outputs=(Output("logits", LABELS),),
     targets=("labels",),
     check=_check_classes,
-    num_labels=lambda spec: len(spec.label_names),
+    num_labels=_num_labels,
     metrics=_metrics,
     usual_metrics=("accuracy", "macro_f1"),
     means=("accuracy",),
@@ -135,7 +140,7 @@ REGRESSION = Kind(
     outputs=(Output("logits", VALUE),),
     targets=("labels",),
     check=_check_texts,
-    num_labels=lambda spec: 1,
+    num_labels=_num_labels,
     metrics=_metrics,
     usual_metrics=("pearson", "spearmanr"),
     rows=_rows,
