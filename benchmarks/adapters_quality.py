@@ -19,12 +19,26 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from columns import add_protocol, chosen, device, is_made, locked, read_protocol, write_splits
-from common import machine, write_table
+from columns import (
+    Column,
+    Place,
+    chosen,
+    command_line,
+    device,
+    machines_of,
+    obey,
+    places,
+    protocols_of,
+    read_protocol,
+    results_below,
+    task_lines,
+)
+from common import write_table
 from peft import PeftModel
 
 from bootstrapnas.artefacts import open_stage, read_json, write_json
@@ -33,11 +47,9 @@ from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.extraction import SUBNET_FILE
-from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import DIVERGENCE
-from bootstrapnas.progress import notice
 from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
@@ -85,16 +97,18 @@ class Protocol:
     max_train_samples: int | None = None
 
 
-class Column:
-    """All cells of one task and seed below one directory."""
+class AdapterColumn(Column):
+    """Stock LoRA, and the subnets of super-adapters."""
 
-    def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
-        self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
+    name, program, commands = "adapters", "lonas", COMMANDS
+
+    def __init__(self, protocol: Protocol, place: Place) -> None:
+        super().__init__(protocol, place)
         self.base = resolve_model(protocol.model)
         self.shared_epochs = protocol.epochs - protocol.finetune_epochs
         self.training = {
             "per_device_train_batch_size": protocol.batch,
-            "seed": seed,
+            "seed": self.seed,
             "bf16": fast_bfloat16(device()),
             "attn_implementation": "eager",
         }
@@ -103,28 +117,13 @@ class Column:
         """Make every cell that is missing."""
         for method in methods:
             for subnet in (LORA,) if method == LORA else subnets:
-                self.cell(method, subnet)
+                self.cell(partial(self.measured, method, subnet), method=method, subnet=subnet)
 
-    def cell(self, method: str, subnet: str) -> None:
-        """Make a cell's model and measure it, unless its result is there."""
-        path = self.directory / "results" / f"{method}-{subnet}.json"
-        if is_made(path, self.protocol):
-            return
+    def measured(self, method: str, subnet: str) -> tuple[dict[str, Any], float]:
+        """Make a cell's model and measure it."""
         model, costs = self.make_lora() if method == LORA else self.make_subnet(method, subnet)
-        result = {
-            "task": self.task,
-            "seed": self.seed,
-            "method": method,
-            "subnet": subnet,
-            **self.measure(model),
-            **costs,
-            "steps": self.steps(self.protocol.epochs if subnet in (LORA, TUNED) else self.shared_epochs),
-            "protocol": asdict(self.protocol),
-            "machine": machine(),
-        }
-        write_json(path, result)
-        value, share = result["test"][result["metric"]], result["macs"] / result["full_macs"]
-        notice(f"adapters: {self.task} {self.seed} {method} {subnet}: {value:.4f} with {share:.1%} of the MACs")
+        steps = self.steps(self.protocol.epochs if subnet in (LORA, TUNED) else self.shared_epochs)
+        return {**self.measure(model), **costs, "steps": steps}, costs["macs"] / costs["full_macs"]
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
@@ -231,10 +230,6 @@ class Column:
         """Return where the adapters of a method are."""
         return self.directory / method / "adapter"
 
-    def stage(self, command: str, **flags: Any) -> Any:
-        """Run one of the project's stages."""
-        return execute("lonas", COMMANDS, command, to_arguments(flags))
-
     def steps(self, epochs: float) -> int:
         """Return the training steps of so many epochs."""
         rows = (self.data / "train.jsonl").read_text(encoding="utf-8").count("\n")
@@ -279,8 +274,7 @@ def resampled(metric: str, predictions: np.ndarray, labels: np.ndarray, task: st
 
 def load_results(work_dir: Path) -> list[dict[str, Any]]:
     """Return all results below a work directory, by task, seed, method and subnet."""
-    found = [read_json(path) for path in work_dir.glob("*/seed*/results/*.json")]
-    return sorted(found, key=lambda r: (r["task"], r["seed"], _order(r["method"], r["subnet"])))
+    return results_below(work_dir, lambda r: _order(r["method"], r["subnet"]))
 
 
 def _order(method: str, subnet: str) -> tuple[Any, ...]:
@@ -362,15 +356,14 @@ def write_tables(work_dir: Path, output: Path) -> None:
     tasks = sorted({task for row in summary for task in row["tasks"]})
     whole = [r for r in results if r["method"] == LORA]
     facts = {r["task"]: f"{r['metric']}, {r['rows']:,} rows, {r['steps']:,} steps" for r in whole}
-    seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
     notes = (
         "Official validation rows; what was searched was chosen on rows held out of the training rows. Means over "
         "seeds ± standard error over the reported rows (bootstrap); the difference from LoRA is paired, row by row. "
         "MACs and parameters are those of the merged model. LoRA and tuned subnets have had as many steps, the others "
         "all but those of the fine-tuning. docs/results.md has the protocol and what the figures do "
-        "not show.\n\n" + "\n".join(f"- {task}: {facts[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
+        "not show.\n\n" + task_lines(results, facts)
     )
-    machines = sorted({r["machine"] for r in results})
+    machines = machines_of(results)
     write_table(
         output / "adapters_quality.md",
         "Super-adapters on real data",
@@ -379,53 +372,39 @@ def write_tables(work_dir: Path, output: Path) -> None:
         notes,
         "; ".join(machines),
     )
-    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in results}.values()]
     kept = [{name: value for name, value in r.items() if name not in ("resampled", "protocol")} for r in results]
     write_json(
         output / "adapters_quality.json",
-        {"summary": summary, "results": kept, "protocols": protocols, "machines": machines},
+        {"summary": summary, "results": kept, "protocols": protocols_of(results), "machines": machines},
     )
 
 
 # -- command line ------------------------------------------------------------------------------------------------------
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Make the cells that are missing."""
+    protocol = read_protocol(arguments, Protocol)
+    methods = arguments.methods.split(",")
+    for method in methods:
+        if method != LORA:
+            chosen("methods", method.replace("+", ","), WAYS)
+    subnets = chosen("subnets", arguments.subnets, SUBNETS)
+    for place in places(arguments):
+        AdapterColumn(protocol, place).run(methods, subnets)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Write the table of what is there."""
+    write_tables(arguments.work_dir, arguments.output)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the cells that are missing")
-    run.add_argument("--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]")
-    run.add_argument("--work_dir", type=Path, required=True)
-    run.add_argument("--tasks", default="rte,mrpc,cola,stsb")
-    run.add_argument("--seeds", default="0")
-    run.add_argument("--methods", default=f"{LORA},reorder+own", help=f"{LORA}, or of {', '.join(WAYS)}, joined by +")
-    run.add_argument("--subnets", default=",".join(SUBNETS))
-    add_protocol(run, Protocol)
-    table = commands.add_parser("table", help="write the table of what is there")
-    table.add_argument("--work_dir", type=Path, required=True)
-    table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "table":
-            write_tables(arguments.work_dir, arguments.output)
-            return 0
-        protocol = read_protocol(arguments, Protocol)
-        methods = arguments.methods.split(",")
-        for method in methods:
-            if method != LORA:
-                chosen("methods", method.replace("+", ","), WAYS)
-        subnets = chosen("subnets", arguments.subnets, SUBNETS)
-        for seed in map(int, arguments.seeds.split(",")):
-            for task in arguments.tasks.split(","):
-                data = arguments.work_dir / "data" / task
-                directory = arguments.work_dir / task / f"seed{seed}"
-                with locked(directory):
-                    write_splits(arguments.data_dir, data, task)
-                    Column(protocol, data, directory, task, seed).run(methods, subnets)
-    except UserError as error:
-        print(f"adapters_quality: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser, of_run, _ = command_line(__doc__, Protocol, tasks="rte,mrpc,cola,stsb", seeds="0")
+    ways = f"{LORA}, or of {', '.join(WAYS)}, joined by +"
+    of_run.add_argument("--methods", default=f"{LORA},reorder+own", help=ways)
+    of_run.add_argument("--subnets", default=",".join(SUBNETS))
+    return obey("adapters_quality", parser.parse_args(argv), run, table)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,27 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from columns import add_protocol, chosen, device, is_made, locked, read_protocol, write_splits
-from common import machine, write_table
+from columns import (
+    Column,
+    Place,
+    chosen,
+    command_line,
+    device,
+    machines_of,
+    obey,
+    places,
+    protocols_of,
+    read_protocol,
+    results_below,
+    task_lines,
+)
+from common import write_table
 
 from bootstrapnas.artefacts import open_stage, read_json, write_json
 from bootstrapnas.blueprint import Blueprint
@@ -33,12 +46,10 @@ from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.importance import find_criterion, order_scores, orders, width_scores
 from bootstrapnas.nncf_config import build_space, read_config
-from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import DIVERGENCE
 from bootstrapnas.pipeline.search import EVALUATIONS
-from bootstrapnas.progress import notice
 from bootstrapnas.sampling import step_random
 from bootstrapnas.space_generation import generate_space
 from bootstrapnas.supernet import Supernet
@@ -196,58 +207,47 @@ class Made:
     spent: Spent
 
 
-class Column:
-    """All cells of one task and seed below one directory."""
+class SubnetColumn(Column):
+    """The teacher, then every method at every size."""
 
-    def __init__(self, protocol: Protocol, data: Path, directory: Path, task: str, seed: int) -> None:
-        self.protocol, self.data, self.directory, self.task, self.seed = protocol, data, directory, task, seed
-        self.teacher = directory / "teacher"
-        self.training = {"seed": seed, "bf16": fast_bfloat16(device()), "attn_implementation": "eager"}
+    name, program, commands = "quality", "eftnas", COMMANDS
+
+    def __init__(self, protocol: Protocol, place: Place) -> None:
+        super().__init__(protocol, place)
+        self.teacher = self.directory / "teacher"
+        self.training = {"seed": self.seed, "bf16": fast_bfloat16(device()), "attn_implementation": "eager"}
 
     def run(self, methods: Sequence[str], sizes: Sequence[str]) -> None:
         """Make every cell that is missing."""
-        self.cell("teacher", "full", self.make_teacher)
+        for method, size, make in self.models(methods, sizes):
+            self.cell(partial(self.measured, make), method=method, size=size)
+
+    def models(self, methods: Sequence[str], sizes: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Made]]]:
+        """Yield every cell's method and size, and what makes its model."""
+        yield "teacher", "full", self.make_teacher
         for method in methods:
             for size in sizes:
                 if method == "ours":
-                    self.cell("searched", size, partial(self.make_searched, size))
-                    self.cell("ours", size, partial(self.make_ours, size))
+                    yield "searched", size, partial(self.make_searched, size)
+                    yield "ours", size, partial(self.make_ours, size)
                 else:
-                    self.cell(method, size, partial(self.make_baseline, method, size))
+                    yield method, size, partial(self.make_baseline, method, size)
 
-    def cell(self, method: str, size: str, make: Callable[[], Made]) -> None:
-        """Make a cell and measure it, unless its result is there.
-
-        Raises
-        ------
-        UserError
-            If the result that is there was made by another protocol.
-        """
-        path = self.directory / "results" / f"{method}-{size}.json"
-        if is_made(path, self.protocol):
-            return
+    def measured(self, make: Callable[[], Made]) -> tuple[dict[str, Any], float]:
+        """Make a cell's model and measure it."""
         began = time.monotonic()
         made = make()
-        result = {
-            "task": self.task,
-            "seed": self.seed,
-            "method": method,
-            "size": size,
+        costs = self.costs(made.cut)
+        found = {
             "metric": self.spec.metric,
             "test": self.evaluate(made.model, "test"),
             "validation": self.evaluate(made.model, "validation"),
-            **self.costs(made.cut),
+            **costs,
             "tokens": round(made.spent.tokens),
             "weighted_tokens": round(made.spent.weighted),
             "seconds": round(time.monotonic() - began, 1),
-            "protocol": asdict(self.protocol),
-            "machine": machine(),
         }
-        write_json(path, result)
-        value = result["test"][self.spec.metric]
-        notice(
-            f"quality: {self.task} {self.seed} {method} {size}: {value:.4f} with {result['macs_share']:.1%} of the MACs"
-        )
+        return found, costs["macs_share"]
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
@@ -387,10 +387,6 @@ class Column:
 
     # -- helpers -------------------------------------------------------------------------------------------------------
 
-    def stage(self, command: str, **flags: Any) -> Any:
-        """Run one of the project's stages."""
-        return execute("eftnas", COMMANDS, command, to_arguments(flags))
-
     def evaluate(self, model: Path, split: str) -> dict[str, float]:
         """Return a model's metrics on a split, in float32."""
         return dict(self.stage("evaluate", model_dir=model, split=split))
@@ -437,10 +433,7 @@ class Column:
 
 def load_results(work_dir: Path) -> list[dict[str, Any]]:
     """Return all results below a work directory, by task, seed, method and size."""
-    paths = work_dir.glob("*/seed*/results/*.json")
-    found = [read_json(path) for path in paths]
-    order = (*ROWS,)
-    return sorted(found, key=lambda r: (r["task"], r["seed"], order.index(r["method"]), -SIZES.get(r["size"], 1.0)))
+    return results_below(work_dir, lambda r: (list(ROWS).index(r["method"]), -SIZES.get(r["size"], 1.0)))
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -515,15 +508,13 @@ def write_tables(work_dir: Path, output: Path, only: Sequence[str] | None = None
         raise UserError(f"work_dir {work_dir} holds no results{f' of {listed(only)}' if only else ''}: run first")
     summary = summarise(results)
     tasks = sorted({task for row in summary for task in row["tasks"]})
-    seeds = {task: sorted({r["seed"] for r in results if r["task"] == task}) for task in tasks}
-    metrics = {r["task"]: r["metric"] for r in results}
     notes = (
         "Official validation rows; whatever was chosen was chosen on rows held out of the training rows. Mean ± "
         "standard deviation over seeds. Tokens: millions, forward and backward, a delivered size, over all tasks. "
         "docs/results.md has the protocol and what the figures do not show.\n\n"
-        + "\n".join(f"- {task}: {metrics[task]}, seeds {listed(map(str, seeds[task]))}" for task in tasks)
+        + task_lines(results, {r["task"]: r["metric"] for r in results})
     )
-    machines = sorted({r["machine"] for r in results})
+    machines = machines_of(results)
     write_table(
         output / "quality.md",
         "Quality on real data",
@@ -532,50 +523,40 @@ def write_tables(work_dir: Path, output: Path, only: Sequence[str] | None = None
         notes,
         "; ".join(machines),
     )
-    protocols = [dict(p) for p in {tuple(sorted(r["protocol"].items())): r["protocol"] for r in everything}.values()]
     write_json(
         output / "quality.json",
-        {"summary": summarise(everything), "results": everything, "protocols": protocols, "machines": machines},
+        {
+            "summary": summarise(everything),
+            "results": everything,
+            "protocols": protocols_of(everything),
+            "machines": machines,
+        },
     )
 
 
 # -- command line ------------------------------------------------------------------------------------------------------
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Make the cells that are missing."""
+    protocol = read_protocol(arguments, Protocol)
+    methods = chosen("methods", arguments.methods, METHODS)
+    sizes = chosen("sizes", arguments.sizes, SIZES)
+    for place in places(arguments):
+        SubnetColumn(protocol, place).run(methods, sizes)
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Write the table of what is there."""
+    write_tables(arguments.work_dir, arguments.output, arguments.tasks and arguments.tasks.split(","))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="make the cells that are missing")
-    run.add_argument("--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]")
-    run.add_argument("--work_dir", type=Path, required=True)
-    run.add_argument("--tasks", default="cola,mrpc,stsb")
-    run.add_argument("--seeds", default="0,1,2")
-    run.add_argument("--methods", default=",".join(METHODS))
-    run.add_argument("--sizes", default=",".join(SIZES))
-    add_protocol(run, Protocol)
-    table = commands.add_parser("table", help="write the table of what is there")
-    table.add_argument("--work_dir", type=Path, required=True)
-    table.add_argument("--tasks", help="tasks of the table; its averages are over these (default: all)")
-    table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.command == "table":
-            write_tables(arguments.work_dir, arguments.output, arguments.tasks and arguments.tasks.split(","))
-            return 0
-        protocol = read_protocol(arguments, Protocol)
-        methods = chosen("methods", arguments.methods, METHODS)
-        sizes = chosen("sizes", arguments.sizes, SIZES)
-        for seed in map(int, arguments.seeds.split(",")):
-            for task in arguments.tasks.split(","):
-                data = arguments.work_dir / "data" / task
-                directory = arguments.work_dir / task / f"seed{seed}"
-                with locked(directory):
-                    write_splits(arguments.data_dir, data, task)
-                    Column(protocol, data, directory, task, seed).run(methods, sizes)
-    except UserError as error:
-        print(f"quality: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser, of_run, of_table = command_line(__doc__, Protocol, tasks="cola,mrpc,stsb", seeds="0,1,2")
+    of_run.add_argument("--methods", default=",".join(METHODS))
+    of_run.add_argument("--sizes", default=",".join(SIZES))
+    of_table.add_argument("--tasks", help="tasks of the table; its averages are over these (default: all)")
+    return obey("quality", parser.parse_args(argv), run, table)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,13 @@ def adapters(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def columns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """``benchmarks/columns.py`` as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("columns")
+
+
+@pytest.fixture
 def six_layers() -> Blueprint:
     """The shapes of the 6 x 384 BERT that the benchmark is about."""
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
@@ -64,7 +71,7 @@ class TestBudget:
 
 class TestSplits:
     def test_rows_are_held_out_of_training_and_the_official_ones_only_reported(
-        self, quality: ModuleType, tmp_path: Path
+        self, columns: ModuleType, tmp_path: Path
     ) -> None:
         source, target = tmp_path / "source" / "cola", tmp_path / "work" / "cola"
         source.mkdir(parents=True)
@@ -74,14 +81,14 @@ class TestSplits:
         }
         for split, found in rows.items():
             (source / f"{split}.jsonl").write_text("\n".join(map(json.dumps, found)))
-        quality.write_splits(tmp_path / "source", target, "cola")
+        columns.write_splits(tmp_path / "source", target, "cola")
         written = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in target.iterdir()}
         assert written["test"] == rows["validation"]
         assert len(written["validation"]) == 6
         both = [row["sentence"] for row in written["train"] + written["validation"]]
         assert sorted(both) == sorted(row["sentence"] for row in rows["train"])
         again = tmp_path / "again"
-        quality.write_splits(tmp_path / "source", again, "cola")
+        columns.write_splits(tmp_path / "source", again, "cola")
         assert (again / "train.jsonl").read_text() == (target / "train.jsonl").read_text()
 
     def test_missing_data_are_named(self, quality: ModuleType, tmp_path: Path, capsys: Any) -> None:
