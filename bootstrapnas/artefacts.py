@@ -355,6 +355,13 @@ def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]
     return found
 
 
+def stage_of(directory: str | os.PathLike[str]) -> str | None:
+    """Return the name of the stage that made a directory, finished or not; None if none did."""
+    with contextlib.suppress(UserError):
+        return str(_read_header(Path(directory) / STAGE_FILE)["stage"])
+    return None
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide results."""
     from importlib.metadata import PackageNotFoundError, version

@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bootstrapnas.artefacts import OtherRunError, empty_directory, read_json
+from bootstrapnas.artefacts import OtherRunError, empty_directory, read_json, stage_of
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
@@ -30,6 +30,12 @@ from eftnas.importance import MOVEMENT, OF_TRAINING
 Flags = dict[str, Any]
 FULL = "full"
 """What the teacher is called among the models of a run."""
+TEACHER_OUTPUTS, SPACE, DATA = "teacher_outputs", "space.json", "data"
+WRITTEN = {
+    "teacher": {"finetune"}, "importance": {"importance"}, "supernet": {"train"}, "search": {"search"},
+    "extracted/*": {"extract"}, "subnets/*": {"extract", "finetune"}, "ir/*": {"export"}, "report": {"report"},
+}  # fmt: skip
+"""Where below its output directory a run has its stages, and which those are."""
 PACKAGE = "package:"
 """Prefix of a model that lies in an installed Python package: ``package:<name>/<directory>``."""
 
@@ -95,7 +101,7 @@ class RecipeArguments:
     config: str = required("Recipe, a YAML file.")
     output_dir: Optional[str] = flag(None, "Instead of the recipe's.")
     variant: Optional[str] = flag(None, "One of the recipe's variants, for example long.")
-    fresh: bool = flag(False, "Delete what the output directory holds and start over.")
+    fresh: bool = flag(False, "Delete what a run wrote into the output directory and start over.")
 
 
 GROUPS = (RecipeArguments,)
@@ -105,11 +111,30 @@ def run(arguments: RecipeArguments, *, typed: Mapping[str, Any]) -> Path:
     """Run every stage; return the output directory."""
     recipe = read_recipe(arguments.config, arguments.variant)
     root = Path(arguments.output_dir or recipe.output_dir)
-    if arguments.fresh and root.exists():
-        if not (root / "teacher").is_dir():
-            raise UserError(f"output_dir {root} does not look like a run (it has no teacher/): delete it yourself")
+    if arguments.fresh and root.is_dir() and any(root.iterdir()):
+        check_run(root, recipe)
         empty_directory(root)
     return Run(recipe, root).all()
+
+
+def check_run(root: Path, recipe: Recipe) -> None:
+    """Raise `UserError` if a directory holds anything that no run of a recipe writes, or no stage of one."""
+    stages = {path for pattern, names in WRITTEN.items() for path in root.glob(pattern) if stage_of(path) in names}
+    groups = [root / pattern.removesuffix("/*") for pattern in WRITTEN if pattern.endswith("/*")]
+    beside = {*groups, root / TEACHER_OUTPUTS, root / SPACE, *([root / DATA] if makes_data(recipe) else [])}
+    left = (f".{SPACE}.", f".{DATA}.")  # by a run that was killed
+    for directory in (root, *filter(Path.is_dir, groups)):
+        for path in sorted(directory.iterdir()):
+            if path not in stages | beside and not path.name.startswith(left):
+                where = path.relative_to(root)
+                raise UserError(f"--fresh deletes runs only: output_dir {root} holds {where}, which no run wrote")
+    if not stages:
+        raise UserError(f"--fresh deletes runs only: output_dir {root} holds no stage of one; delete it yourself")
+
+
+def makes_data(recipe: Recipe) -> bool:
+    """Return whether a run writes the rows of its task itself."""
+    return recipe.task.get("task_name") in BUILTINS and "dataset_dir" not in recipe.task
 
 
 def read_recipe(path: str, variant: str | None = None) -> Recipe:
@@ -203,7 +228,7 @@ class Run:
                 notice(
                     "bf16 auto: float32, as this processor computes bfloat16 no faster; expect several times as long"
                 )
-        teacher, importance, space = root / "teacher", root / "importance", root / "space.json"
+        teacher, importance, space = root / "teacher", root / "importance", root / SPACE
         supernet, search = root / "supernet", root / "search"
         self.stage(
             "finetune", {"model_name_or_path": self.pretrained, "output_dir": teacher, **task, **training},
@@ -213,7 +238,7 @@ class Run:
         start = {
             "model_name_or_path": student,
             "kd_teacher_model": teacher,
-            "kd_cache_dir": root / "teacher_outputs",
+            "kd_cache_dir": root / TEACHER_OUTPUTS,
             **training,
         }
         if recipe.student == "pretrained":
@@ -260,12 +285,11 @@ class Run:
     def task(self) -> Flags:
         """Return the flags of the task; the built-in data set is written once, for all stages."""
         task = dict(self.recipe.task)
-        name = task.get("task_name")
-        if name in BUILTINS and "dataset_dir" not in task:
-            directory = self.root / "data"
+        if makes_data(self.recipe):
+            directory = self.root / DATA
             if not directory.is_dir():
-                notice(f"data: making the rows of {name}")
-                export_builtin(directory, str(name))
+                notice(f"data: making the rows of {task['task_name']}")
+                export_builtin(directory, str(task["task_name"]))
             task["dataset_dir"] = str(directory)
         return task
 

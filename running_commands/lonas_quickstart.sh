@@ -19,7 +19,18 @@ out=${OUTPUT_DIR:-runs/lonas_quickstart}
 bert=$out/bert llama=$out/llama
 case ${*:-} in
     "") ;;
-    --fresh) rm -rf "$bert" "$llama" ;;
+    --fresh)
+        shopt -s dotglob nullglob
+        for path in "$bert"/* "$llama"/*; do # nothing but what is written below
+            [[ -e $path/stage.json ]] && continue
+            case ${path#"$out/"} in
+                */space.json | */.space.json.* | */*.json.part) ;;
+                */lora.json | */heuristic.json | */best.json | llama/base.json | llama/sums | llama/config) ;;
+                *) echo "lonas_quickstart.sh: --fresh deletes what it wrote itself, not $path: move that" >&2 && exit 2 ;;
+            esac
+        done
+        rm -rf "$bert" "$llama"
+        ;;
     *) echo "lonas_quickstart.sh: unknown arguments: $*; it takes --fresh" >&2 && exit 2 ;;
 esac
 mkdir -p "$bert" "$llama"

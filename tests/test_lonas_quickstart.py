@@ -12,6 +12,7 @@ from conftest import FILLERS
 from recipe_scripts import run_here
 from transformers import AutoTokenizer, BertModel
 
+from bootstrapnas.artefacts import write_text
 from bootstrapnas.tasks import arithmetic
 from eftnas.cli import main as eftnas
 from lonas.cli import main as lonas
@@ -105,3 +106,24 @@ def test_a_mistaken_argument_starts_nothing(tmp_path: Path) -> None:
     assert outcome.returncode == 2
     assert outcome.stderr == "lonas_quickstart.sh: unknown arguments: --frsh; it takes --fresh\n"
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("foreign", ["bert/model.safetensors", "llama/thesis/main.tex", "bert/.git/config", None])
+def test_fresh_deletes_only_what_the_script_wrote(foreign: str | None, tmp_path: Path) -> None:
+    ours = [
+        "bert/lora/stage.json",
+        "bert/space.json",
+        "bert/best.json",
+        "llama/lora.json.part",
+        "llama/sums/train.jsonl",
+    ]
+    for name in ours if foreign is None else [*ours, foreign]:
+        write_text(tmp_path / name, "{}")
+    outcome = run_here(SCRIPT, ["--fresh"], {"lonas": lambda *_: 1, "python": lambda *_: 1}, OUTPUT_DIR=tmp_path)
+    assert [(tmp_path / name).exists() for name in ours] == [foreign is not None] * len(ours)
+    if foreign is not None:
+        whole = "/".join(foreign.split("/")[:2])
+        assert outcome.stderr == (
+            f"lonas_quickstart.sh: --fresh deletes what it wrote itself, not {tmp_path / whole}: move that\n"
+        )
+        assert outcome.returncode == 2

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import eftnas, succeed, write_config
+from command_line import contents, eftnas, succeed, write_config
 from conftest import TaskFiles
 
-from bootstrapnas.artefacts import read_json
+from bootstrapnas.artefacts import open_stage, read_json, write_text
 from bootstrapnas.errors import UserError
 from eftnas import recipe as recipe_module
 from eftnas.recipe import Run, merged, read_recipe, resolve_model, with_effect
@@ -175,13 +175,44 @@ def test_a_model_may_lie_in_a_package() -> None:
         resolve_model("package:no_such_package/model")
 
 
-def test_fresh_deletes_runs_only(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
-    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+@pytest.mark.parametrize(
+    ("stages", "others", "told"),
+    [
+        ([], ["thesis.tex"], "holds thesis.tex, which no run wrote"),
+        ([], ["teacher/lesson.md"], "holds teacher, which no run wrote"),
+        ([], ["space.json"], "holds no stage of one; delete it yourself"),
+        (["teacher", "supernet"], ["space.json", "thesis.tex"], "holds thesis.tex, which no run wrote"),
+        (["teacher", "mine"], [], "holds mine, which no run wrote"),
+        (["teacher", "ir/full"], ["ir/mine/weights"], "holds ir/mine, which no run wrote"),
+        (["teacher"], ["data/train.jsonl"], "holds data, which no run wrote"),
+        (["teacher", "ir/full"], ["space.json", ".space.json.k3x", "teacher_outputs/1.safetensors"], None),
+        ([], [], None),
+    ],
+)
+def test_fresh_deletes_runs_only(
+    stages: list[str],
+    others: list[str],
+    told: str | None,
+    tmp_path: Path,
+    tiny_bert_dir: Path,
+    tiny_task_files: TaskFiles,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, root = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files), tmp_path / "run"
+    root.mkdir()
+    for name in stages:
+        open_stage(root / name, {"teacher": "finetune", "ir/full": "export"}.get(name, "train"), {}, {})
+    for name in others:
+        write_text(root / name, "years of work")
+    before = contents(root)
+    monkeypatch.setattr(Run, "all", lambda self: self.root)
     outcome = eftnas("run", config=recipe, fresh=True)
-    assert outcome.status == 2
-    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+    if told is None:
+        assert (outcome.status, list(root.iterdir())) == (0, [])
+    else:
+        assert outcome.status == 2
+        assert outcome.err == f"eftnas: error: --fresh deletes runs only: output_dir {root} {told}\n"
+        assert contents(root) == before
 
 
 @pytest.mark.parametrize(
