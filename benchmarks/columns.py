@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from common import machine
 
-from bootstrapnas.artefacts import read_json, replacing_directory, write_json, write_text
+from bootstrapnas.artefacts import holding, read_json, replacing_directory, write_json, write_text
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.pipeline.cli import Command, execute, to_arguments
 from bootstrapnas.progress import notice
@@ -65,18 +63,6 @@ def is_made(path: Path, protocol: Any) -> bool:
     if read_json(path)["protocol"] != asdict(protocol):
         raise UserError(f"{path} was made by another protocol: give the same flags or another --work_dir")
     return True
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold a directory against a second run; `UserError` if there is one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another run works in {directory}") from None
-        yield
 
 
 def device() -> torch.device:
@@ -212,7 +198,7 @@ def places(arguments: argparse.Namespace) -> Iterator[Place]:
     for seed in map(int, arguments.seeds.split(",")):
         for task in arguments.tasks.split(","):
             place = Place(task, seed, arguments.work_dir / "data" / task, arguments.work_dir / task / f"seed{seed}")
-            with locked(place.directory):
+            with holding(place.directory):
                 write_splits(arguments.data_dir, place.data, task)
                 yield place
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -37,6 +38,10 @@ class OtherRunError(UserError):
     def __init__(self, directory: Path, difference: str, advice: str) -> None:
         super().__init__(f"output_dir {directory} holds another run ({difference}); {advice}")
         self.directory, self.difference = directory, difference
+
+
+class BusyError(UserError):
+    """Another process works in an output directory."""
 
 
 # -- single files ------------------------------------------------------------------------------------------------------
@@ -207,6 +212,61 @@ def empty_directory(directory: Path) -> None:
         raise UserError(f"cannot delete what {directory} holds: {error.filename}: {error.strerror or error}") from error
 
 
+_held: dict[Path, int] = {}
+"""The directories that this process holds, and the open file of each."""
+
+
+def hold(directory: Path) -> None:
+    """Keep other processes out of a directory, made where it is missing, until `release` or the end of this one.
+
+    Raises
+    ------
+    BusyError
+        If another process holds it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    place = directory.resolve()
+    if place in _held:
+        if os.path.samestat(os.fstat(_held[place]), place.stat()):
+            return
+        release(place)  # it was deleted, and made again
+    file = os.open(place, os.O_RDONLY)  # the directory itself: nothing is left behind
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise BusyError(f"another run works in {directory}: wait until it has ended, or choose another") from None
+    except OSError:  # a file system without locks
+        pass
+    _held[place] = file
+
+
+def release(directory: Path) -> None:
+    """Let other processes into a directory again, if this one held it."""
+    file = _held.pop(directory.resolve(), None)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)  # forked processes may have the file open as well
+        os.close(file)
+
+
+@contextlib.contextmanager
+def holding(directory: Path) -> Iterator[None]:
+    """Around what works in a directory: keep other processes out of it; leave none where there was none, if empty."""
+    existed = directory.exists()
+    hold(directory)
+    try:
+        yield
+    finally:
+        release(directory)
+        if not existed:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
 def digest(path: str | os.PathLike[str]) -> str:
     """Return a short content digest of a file, or of a directory's files (no stage.json, README.md, subdirectories)."""
     path = Path(path)
@@ -267,6 +327,7 @@ class Stage:
         self.result = result
         self.finished = True
         self._write("complete")
+        release(self.directory)
 
 
 def open_stage(
@@ -278,6 +339,8 @@ def open_stage(
     overwrite: bool = False,
 ) -> Stage:
     """Open the output directory of a stage: fresh, to be resumed, or already finished (`Stage.finished`).
+
+    Unless it is finished, this process holds it until it is.
 
     Parameters
     ----------
@@ -295,7 +358,7 @@ def open_stage(
     Raises
     ------
     UserError
-        If the directory holds something else, or cannot be written.
+        If the directory holds something else, cannot be written, or another process works in it.
     """
     directory = Path(directory)
     decided: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
@@ -303,29 +366,31 @@ def open_stage(
     stage = Stage(directory, name, decided, described)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir {directory} is a file")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not (directory / STAGE_FILE).is_file():
-            raise UserError(f"output_dir {directory} is not empty and was not made by this program; choose another")
-        _refuse_own_input(directory, inputs)
-        if not overwrite:
-            found = _read_header(directory / STAGE_FILE)
-            difference = _difference(stage, found)
-            # Another run that failed before it made anything holds nothing to protect.
-            if difference and (found["status"] == "complete" or len(list(directory.iterdir())) > 1):
-                raise OtherRunError(directory, difference, "choose another --output_dir or pass --overwrite_output_dir")
-            if not difference:
-                stage.finished = found["status"] == "complete"
-                stage.resuming = not stage.finished
-                stage.result = found["result"]
-                if stage.finished:
-                    _check_files(directory, found)
-                return stage
-        empty_directory(directory)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write output_dir {directory}: {error.strerror or error}") from error
-    stage._write("running")
+    hold(directory)
+    with contextlib.ExitStack() as until_open:
+        until_open.callback(release, directory)
+        if any(directory.iterdir()):
+            if not (directory / STAGE_FILE).is_file():
+                raise UserError(f"output_dir {directory} is not empty and was not made by this program; choose another")
+            _refuse_own_input(directory, inputs)
+            if not overwrite:
+                found = _read_header(directory / STAGE_FILE)
+                difference = _difference(stage, found)
+                # Another run that failed before it made anything holds nothing to protect.
+                if difference and (found["status"] == "complete" or len(list(directory.iterdir())) > 1):
+                    advice = "choose another --output_dir or pass --overwrite_output_dir"
+                    raise OtherRunError(directory, difference, advice)
+                if not difference:
+                    stage.finished = found["status"] == "complete"
+                    stage.resuming = not stage.finished
+                    stage.result = found["result"]
+                    if stage.finished:
+                        _check_files(directory, found)
+                        return stage
+        if not stage.resuming:
+            empty_directory(directory)
+            stage._write("running")
+        until_open.pop_all()
     return stage
 
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bootstrapnas.artefacts import OtherRunError, empty_directory, read_json, stage_of
+from bootstrapnas.artefacts import OtherRunError, empty_directory, holding, read_json, stage_of
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
@@ -111,10 +111,11 @@ def run(arguments: RecipeArguments, *, typed: Mapping[str, Any]) -> Path:
     """Run every stage; return the output directory."""
     recipe = read_recipe(arguments.config, arguments.variant)
     root = Path(arguments.output_dir or recipe.output_dir)
-    if arguments.fresh and root.is_dir() and any(root.iterdir()):
-        check_run(root, recipe)
-        empty_directory(root)
-    return Run(recipe, root).all()
+    with holding(root):
+        if arguments.fresh and any(root.iterdir()):
+            check_run(root, recipe)
+            empty_directory(root)
+        return Run(recipe, root).all()
 
 
 def check_run(root: Path, recipe: Recipe) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -421,8 +424,77 @@ def test_a_stage_refuses_what_it_did_not_make(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").exists()
     assert message(lambda: open_stage(source, "search", {}, {})) == f"output_dir {source} is a file"
     assert message(lambda: open_stage(source / "x", "search", {}, {})) == (
-        f"cannot write output_dir {source / 'x'}: Not a directory"
+        f"cannot write {source / 'x'}: Not a directory"
     )
+
+
+OTHER_RUN = """
+import sys
+from bootstrapnas.artefacts import open_stage
+stage = open_stage(sys.argv[1], "search", {}, {})
+print("open", flush=True)
+sys.stdin.read(1)
+stage.complete()
+print("complete", flush=True)
+sys.stdin.read(1)
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_runs_at_once_do_not_share_a_directory(killed: bool, overwrite: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", OTHER_RUN, str(out)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        before = (out / "stage.json").read_text()
+        busy = f"another run works in {out}: wait until it has ended, or choose another"
+        for settings in ({}, {"seed": 2}):
+            told = message(lambda settings=settings: open_stage(out, "search", settings, {}, overwrite=overwrite))
+            assert told == busy
+        assert (out / "stage.json").read_text() == before
+        if killed:
+            other.kill()
+            other.wait()
+        else:
+            other.stdin.write("\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == "complete\n"
+        assert open_stage(out, "search", {}, {}, overwrite=overwrite).finished == (not killed and not overwrite)
+        other.kill()
+
+
+def test_a_stage_holds_its_directory_until_it_is_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def is_held() -> bool:
+        file = os.open(out, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(file)
+        return False
+
+    stage = open_stage(out, "search", {}, {})
+    assert is_held()
+    open_stage(out, "search", {}, {})  # the same process may, and resumes
+    assert is_held()
+    shutil.rmtree(out)
+    stage = open_stage(out, "search", {}, {})
+    assert is_held()
+    stage.complete()
+    assert not is_held()
+    assert open_stage(out, "search", {}, {}).finished
+    message(lambda: open_stage(out, "search", {"seed": 2}, {}))
+    assert not is_held()
+    with artefacts.holding(out), artefacts.holding(tmp_path / "deep" / "other"):
+        assert is_held()
+    assert not is_held()
+    assert not (tmp_path / "deep" / "other").exists()
 
 
 def test_a_damaged_stage(tmp_path: Path) -> None:

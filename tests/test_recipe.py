@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from conftest import TaskFiles
 
 from bootstrapnas.artefacts import open_stage, read_json, write_text
 from bootstrapnas.errors import UserError
+from bootstrapnas.pipeline import export
 from eftnas import recipe as recipe_module
 from eftnas.recipe import Run, merged, read_recipe, resolve_model, with_effect
 
@@ -213,6 +218,44 @@ def test_fresh_deletes_runs_only(
         assert outcome.status == 2
         assert outcome.err == f"eftnas: error: --fresh deletes runs only: output_dir {root} {told}\n"
         assert contents(root) == before
+
+
+@contextmanager
+def held_by_another(directory: Path) -> Iterator[None]:
+    """What another process does that works in a directory."""
+    file = os.open(directory, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+    os.close(file)
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
+    recipe, root = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files), tmp_path / "run"
+    write_text(root / "teacher" / "stage.json", "{}")
+    with held_by_another(root):
+        for fresh in (False, True):
+            outcome = eftnas("run", config=recipe, fresh=fresh)
+            told = f"another run works in {root}: wait until it has ended, or choose another"
+            assert (outcome.status, outcome.out, outcome.err) == (2, "", f"eftnas: error: {told}\n")
+    assert [path.name for path in root.iterdir()] == ["teacher"]
+
+
+def test_what_is_refused_leaves_the_directory_that_another_run_has_just_made(
+    tmp_path: Path, tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with ExitStack() as other:
+
+        def begin(*_: Any) -> tuple[None, None]:
+            write_text(out / "stage.json", "{}")
+            other.enter_context(held_by_another(out))
+            return None, None
+
+        monkeypatch.setattr(export, "check", begin)
+        outcome = eftnas("export", model_dir=tiny_bert_dir, output_dir=out)
+        assert outcome.status == 2
+        assert outcome.err.startswith(f"eftnas: error: another run works in {out}: ")
+        assert (out / "stage.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bootstrapnas.artefacts import STAGE_FILE
+from bootstrapnas.artefacts import STAGE_FILE, BusyError, hold, release
 from bootstrapnas.errors import UserError, near_miss
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def execute(program: str, commands: Commands, name: str, arguments: Sequence[str
         if output is not None and not existed:
             _delete_unused(output)
         raise
+    finally:
+        if output is not None:
+            release(output)
 
 
 def without_telemetry() -> None:
@@ -122,7 +126,9 @@ def check_processes(name: str) -> None:
 def _delete_unused(directory: Path) -> None:
     """Delete the directory of a stage that failed before it wrote anything: the command may be given otherwise now."""
     if directory.is_dir() and all(path.name == STAGE_FILE for path in directory.iterdir()):
-        shutil.rmtree(directory)
+        with contextlib.suppress(BusyError):  # another run has just made it
+            hold(directory)
+            shutil.rmtree(directory)
 
 
 def parse(
