@@ -146,7 +146,7 @@ def merge_finetuned(
 def check_lora(arguments: AdapterExtractArguments, bounds: ConstraintArguments) -> None:
     """Raise `UserError` unless all that is asked for of an ordinary LoRA is to merge it."""
     where = arguments.supernet_dir
-    flags = {"subnet": arguments.subnet, **vars(bounds)}
+    flags = {"subnet": arguments.subnet, "search_dir": arguments.search_dir, **vars(bounds)}
     named = [f"--{name} {value}" for name, value in flags.items() if value is not None]
     if named:
         raise UserError(f"{named[0]}: {where} is an ordinary LoRA, which has no subnets")

@@ -186,6 +186,10 @@ MISTAKES: list[tuple[str, str]] = [
         "--max_macs_ratio 0.5: plain is an ordinary LoRA, which has no subnets",
     ),
     (
+        "extract --supernet_dir plain --output_dir new --merge True --search_dir search",
+        "--search_dir search: plain is an ordinary LoRA, which has no subnets",
+    ),
+    (
         "search --supernet_dir plain --output_dir new",
         "plain holds an ordinary LoRA without a search space: it was trained without --nncf_config",
     ),
