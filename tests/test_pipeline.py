@@ -32,6 +32,7 @@ from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.calibration import calibration_batches
 from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.pipeline.data import Rows
+from bootstrapnas.pipeline.export_data import file_texts
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
 from bootstrapnas.pipeline.search import SearchArguments, settings_of
 from bootstrapnas.pipeline.supernet_training import schedule_of
@@ -450,6 +451,28 @@ def test_a_model_without_a_task_is_exported_on_texts(tiny_bert_dir: Path, tmp_pa
     assert (found["weight_format"], found["metric"]) == ("int8", None)
     assert not (tmp_path / "ir" / "task.json").exists()
     assert load_ir(tmp_path / "ir").outputs == ("logits",)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv"])
+def test_blank_texts_are_left_out(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(texts: list[str]) -> str:
+        path = tmp_path / f"texts{suffix}"
+        rows = [{"text": text} for text in texts]
+        kinds = {
+            ".txt": "\n".join(texts),
+            ".jsonl": "\n".join(map(json.dumps, rows)),
+            ".json": json.dumps(rows),
+            ".csv": "text\n" + "\n".join(f'"{text}"' for text in texts),
+        }
+        path.write_text(kinds[suffix])
+        return str(path)
+
+    path = write(["the red lamp", "", "  \t", "some dog"])
+    assert file_texts(path) == ["the red lamp", "some dog"]
+    told = f"2 of the 4 texts of {path} are blank, and left out"
+    assert (told in " ".join(capsys.readouterr().err.split())) == (suffix != ".txt")  # whose lines may part texts
+    with pytest.raises(UserError, match=r"texts\.\w+ holds no text$"):
+        file_texts(write([" ", ""]))
 
 
 @pytest.mark.parametrize("stage", ["finetune", "train"])

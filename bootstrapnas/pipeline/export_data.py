@@ -118,17 +118,21 @@ def text_data(
 
 
 def file_texts(path: str) -> list[str]:
-    """Return the texts of a file: the lines of a ``.txt``, or the column ``text`` of a table."""
-    if not path.endswith(TEXT_SUFFIX):
-        if not path.endswith(SUFFIXES):
-            raise UserError(f"{path}: unknown kind of data file; give one of {TEXT_SUFFIX}, {', '.join(SUFFIXES)}")
-        return texts(read_table(path, [TEXT_COLUMN]), TEXT_COLUMN, path)
-    try:
-        found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    """Return the texts of a file that are not blank: the lines of a ``.txt``, or the column ``text`` of a table."""
+    if path.endswith(TEXT_SUFFIX):
+        try:
+            found = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+    elif path.endswith(SUFFIXES):
+        rows = texts(read_table(path, [TEXT_COLUMN]), TEXT_COLUMN, path)
+        found = [text for text in rows if text.strip()]
+        if len(found) < len(rows):
+            notice(f"export: {len(rows) - len(found)} of the {len(rows)} texts of {path} are blank, and left out")
+    else:
+        raise UserError(f"{path}: unknown kind of data file; give one of {TEXT_SUFFIX}, {', '.join(SUFFIXES)}")
     if not found:
         raise UserError(f"{path} holds no text")
     return found
