@@ -848,13 +848,15 @@ def test_a_block_cannot_be_listed_twice() -> None:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_the_stage_trains_is_elastic() -> None:
+def test_only_what_the_stage_trains_is_elastic_and_blocks_always_skipped_are_so_in_every_stage() -> None:
     widths, depth = groups([ffn(0)], [[24, 16, 8]]), {"skipped_blocks": [mha_block(1)]}
     raw = config_of("width", "depth", width=widths, depth=depth)
     first = {"train_dims": ["width"], "width_indicator": 2}
     raw["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"].insert(0, first)
     assert genes_of(raw) == [("ffn[0]", (24, 16, 8)), ("mha_block[1]", (1, 0))]
     assert genes_of(raw, stage=0) == [("ffn[0]", (24, 16))]
+    depth["fixed_skipped_blocks"] = [ffn_block(2)]
+    assert genes_of(raw)[2:] == genes_of(raw, stage=0)[1:] == [("ffn_block[2]", (0,))]
     del raw["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"][1]
     assert genes_of(raw) == [("ffn[0]", (24, 16))]
 

@@ -55,7 +55,7 @@ EFFECTS: Final = {
     "layer), in any order.",
     "Width.add_dynamic_inputs": "Nodes whose input follows a group. Checked: here every input follows by its labels.",
     "Depth.skipped_blocks": "Blocks that may be skipped, as [start node, end node]. Missing: all blocks of the family.",
-    "Depth.fixed_skipped_blocks": "Blocks that are always skipped.",
+    "Depth.fixed_skipped_blocks": "Blocks that are always skipped, in stages that do not train depth yet as well.",
     "LRParams.base_lr": "One learning rate over all stages, instead of one a stage.",
     "LRParams.num_epochs": "Epochs after which it is zero; missing: those of all stages together.",
     "LRParams.warmup_epochs": "Epochs in which it rises linearly.",

@@ -29,7 +29,7 @@ def build_space(
     """Build the search space that a config describes for a model, as a stage of training leaves it.
 
     Genes are in the order of the groups, then of the blocks. Width or depth that the stage does not train has none,
-    and the stage's indicators hold.
+    but for blocks that are always skipped, and the stage's indicators hold.
 
     Parameters
     ----------
@@ -60,6 +60,9 @@ def listed_space(
             genes += _width_genes(training.elasticity.width, blueprint, warn)
         if training.is_elastic("depth", stage):
             genes += _depth_genes(training.elasticity.depth, blueprint, training.stages[stage].depth_indicator, warn)
+        elif training.is_elastic("depth"):  # by a later stage: what is never there is not there before either
+            fixed = _fixed_blocks(training.elasticity.depth, blueprint, _Bounds(blueprint))
+            genes += [Gene(keys, (0,)) for keys in fixed]
     except UserError as error:
         raise UserError(f"{config.path}: {_ELASTICITY}.{error}") from None
     return SearchSpace(tuple(genes))
@@ -288,17 +291,9 @@ def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
 
 def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn) -> Iterator[Gene]:
     bounds = _Bounds(blueprint)
-    fixed = [
-        bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
-        for index, nodes in enumerate(depth.fixed_skipped_blocks)
-    ]
-    always = {key for keys in fixed for key in keys}
-    always |= {inside for key in always for inside in blueprint.inside(key)}
-    parts = [key for key in bounds.keys if not blueprint.is_whole_layer(key)]
-    if fixed and always.issuperset(parts):
-        raise UserError("depth.fixed_skipped_blocks skips every block of the model: nothing would be left of it")
+    fixed = _fixed_blocks(depth, blueprint, bounds)
     if depth.skipped_blocks is None:
-        chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in parts if key not in always]
+        chains: list[list[tuple[Key, ...]]] = [[(key,)] for key in _left(blueprint, bounds, fixed)]
     else:
         blocks = [
             bounds.between(*map(operation, nodes), where=f"depth.skipped_blocks[{index}]")
@@ -316,6 +311,24 @@ def _depth_genes(depth: Depth, blueprint: Blueprint, indicator: int, warn: Warn)
             warn(f"{follow}NNCF skips one only together with the later ones, here each is skipped on its own")
         yield from (Gene(keys, (1, 0)) for keys in chain[-indicator:])
     yield from (Gene(keys, (0,)) for keys in fixed)
+
+
+def _fixed_blocks(depth: Depth, blueprint: Blueprint, bounds: _Bounds) -> list[tuple[Key, ...]]:
+    """Return the blocks that are always skipped."""
+    fixed = [
+        bounds.between(*map(operation, nodes), where=f"depth.fixed_skipped_blocks[{index}]")
+        for index, nodes in enumerate(depth.fixed_skipped_blocks)
+    ]
+    if fixed and not _left(blueprint, bounds, fixed):
+        raise UserError("depth.fixed_skipped_blocks skips every block of the model: nothing would be left of it")
+    return fixed
+
+
+def _left(blueprint: Blueprint, bounds: _Bounds, fixed: Sequence[tuple[Key, ...]]) -> list[Key]:
+    """Return the blocks of a model, whole layers aside, that are not always skipped."""
+    always = {key for keys in fixed for key in keys}
+    always |= {inside for key in always for inside in blueprint.inside(key)}
+    return [key for key in bounds.keys if not blueprint.is_whole_layer(key) and key not in always]
 
 
 def _chains(blocks: Sequence[tuple[Key, ...]], bounds: _Bounds) -> Iterator[list[tuple[Key, ...]]]:
