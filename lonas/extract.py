@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
+from transformers import PreTrainedModel
+
 from bootstrapnas.artefacts import read_json, read_stage, write_json
 from bootstrapnas.costs import FULL, count_costs
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.integers import round_to_integers
 from bootstrapnas.nncf_config import sequence_length
@@ -19,12 +22,12 @@ from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
-from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.models import cast_parameters, load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.objectives import ConstraintArguments
 from bootstrapnas.pipeline.stages import METRICS_FILE, begin
-from bootstrapnas.pipeline.supernets import check_base, load_super_adapter, read_space, read_super_adapter
+from bootstrapnas.pipeline.supernets import DTYPES, check_base, load_super_adapter, read_space, read_super_adapter
 from bootstrapnas.progress import notice
-from lonas.train import local_path
+from lonas.train import check_dtype, local_path
 
 # ruff: noqa: UP045
 
@@ -43,6 +46,9 @@ class AdapterExtractArguments(ExtractArguments):
     merge: bool = flag(
         False, "Add the adapter to the base's weights: one model instead of two directories. Of an ordinary LoRA, too."
     )
+    merged_dtype: Optional[str] = flag(
+        None, f"Of merge, which adds in float32: what the sums are rounded to, {listed(DTYPES)}; default: the base's."
+    )
 
 
 GROUPS = (AdapterExtractArguments, ConstraintArguments, OutputArguments)
@@ -56,6 +62,10 @@ def run(
     typed: Mapping[str, Any],
 ) -> Path:
     """Extract; return the output directory."""
+    if arguments.merged_dtype is not None:
+        if not arguments.merge:
+            raise UserError("--merged_dtype is for --merge True")
+        check_dtype(arguments.merged_dtype, "merged_dtype")
     if read_stage(arguments.supernet_dir, "train", "finetune")["stage"] == "finetune":
         return merge_finetuned(arguments, bounds, output, typed)
     config = read_space(arguments.supernet_dir)
@@ -75,8 +85,10 @@ def run(
     )
     parts, tokenizer = deployed.parts(subnet), load_tokenizer(arguments.supernet_dir)
     if arguments.merge:
-        save_artefact(stage.directory, merge(parts, about.adapters), tokenizer, spec)
-        told = f"the merged weights are those of the base in {about.weight_format}, as trained, in float32"
+        merged = rounded(merge(parts, about.adapters), arguments, deployed.dtype)
+        save_artefact(stage.directory, merged, tokenizer, spec)
+        dtype = str(merged.dtype).removeprefix("torch.")
+        told = f"the merged weights are those of the base in {about.weight_format}, as trained, in {dtype}"
     else:
         where = stage.directory / BASE
         if not all("lora_" in name for name in parts.tensors):  # what was trained whole is in float32: so is the rest
@@ -130,10 +142,12 @@ def merge_finetuned(
     spec = inherited_task(str(directory))
     base = arguments.model_name_or_path or read_json(directory / ADAPTER_CONFIG)["base_model_name_or_path"]
     check_base(str(directory), base)
-    model = load_for_task(base, spec)
+    model = load_for_task(base, spec, dtype=None)
+    dtype = model.dtype
     if apart["base_weight_format"] is not None:
-        round_to_integers(model, layer_linears(model), apart["base_weight_format"])
-    save_artefact(stage.directory, merge_adapter(model, directory), load_tokenizer(str(directory)), spec)
+        round_to_integers(model.float(), layer_linears(model), apart["base_weight_format"])
+    merged = rounded(merge_adapter(model, directory), arguments, dtype)
+    save_artefact(stage.directory, merged, load_tokenizer(str(directory)), spec)
     costs = {name: apart[f"{name}_merged"] for name in ("costs", "full_costs")}
     write_json(stage.directory / SUBNET_FILE, subnet | costs)
     metrics = read_json(directory / METRICS_FILE)
@@ -141,6 +155,13 @@ def merge_finetuned(
     write_first_card(stage.directory, measured, "The metric is that of the validation split, after fine-tuning.")
     stage.complete(**{name: costs["costs"][name] for name in ("macs", "params")})
     return stage.directory
+
+
+def rounded(merged: PreTrainedModel, arguments: AdapterExtractArguments, base: torch.dtype) -> PreTrainedModel:
+    """Return a merged model in the dtype that flags name, or that of its base."""
+    name = arguments.merged_dtype
+    cast_parameters(merged.parameters(), base if name is None else DTYPES[name])
+    return merged
 
 
 def check_lora(arguments: AdapterExtractArguments, bounds: ConstraintArguments) -> None:

@@ -313,10 +313,10 @@ def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
     return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole)
 
 
-def check_dtype(name: str) -> None:
-    """Raise `UserError` if a base model cannot be in a dtype of that name."""
+def check_dtype(name: str, flag: str = "base_dtype") -> None:
+    """Raise `UserError` if a model cannot be in a dtype of that name."""
     if name not in DTYPES:
-        raise UserError(f"unknown --base_dtype {name!r} (known: {listed(DTYPES)}){near_miss(name, DTYPES)}")
+        raise UserError(f"unknown --{flag} {name!r} (known: {listed(DTYPES)}){near_miss(name, DTYPES)}")
 
 
 def local_path(source: str) -> str:

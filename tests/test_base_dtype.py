@@ -130,9 +130,33 @@ def test_no_command_loads_a_base_in_another_dtype(
     base = load_file("base/model.safetensors")
     kept = load_file(f"{name}_False/base/model.safetensors")
     assert all(torch.equal(kept[key], tensor) and kept[key].dtype == HALF for key, tensor in base.items())
-    merged = AutoModelForCausalLM.from_pretrained(f"{name}_True")
-    assert merged.dtype == FULL
+    lonas(f"extract --supernet_dir {name} --subnet min --merge True --merged_dtype float32 --output_dir {name}_float")
+    rounded_once(f"{name}_True", f"{name}_float", HALF)
     supernet, _ = load_supernet(name, inherited_task(name))
     ids = torch.arange(2, 22).view(2, 10)
-    with torch.no_grad(), supernet.activate(supernet.space.subnet(supernet.space.min_genome)):
-        torch.testing.assert_close(merged(ids).logits, supernet.model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+    for merged, tolerance in ((f"{name}_float", 1e-4), (f"{name}_True", 2e-2)):
+        model = AutoModelForCausalLM.from_pretrained(merged, dtype=FULL)
+        with torch.no_grad(), supernet.activate(supernet.space.subnet(supernet.space.min_genome)):
+            wanted = supernet.model.eval()(ids).logits
+            torch.testing.assert_close(model(ids).logits, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max())
+
+
+def rounded_once(directory: str, exact: str, dtype: torch.dtype) -> None:
+    """Assert that the weights of a merged model are those of another one, rounded to a dtype."""
+    found, wanted = load_file(f"{directory}/model.safetensors"), load_file(f"{exact}/model.safetensors")
+    assert {tensor.dtype for tensor in wanted.values()} == {FULL}
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], tensor.to(dtype)) for key, tensor in wanted.items())
+    assert not all(torch.equal(found[key].float(), tensor) for key, tensor in wanted.items())
+    assert AutoModelForCausalLM.from_pretrained(directory).dtype == dtype
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_what_was_fine_tuned_is_merged_in_the_dtype_of_its_base(world: Path, tmp_path: Path, name: str) -> None:
+    lonas(f"extract --supernet_dir {name} --subnet heuristic --output_dir {tmp_path}/parts")
+    lonas(f"finetune --model_dir {tmp_path}/parts --max_steps 1 --learning_rate 0.1 --output_dir {tmp_path}/tuned")
+    for dtype in ("float32", "float16", None):
+        flag = "" if dtype is None else f"--merged_dtype {dtype}"
+        lonas(f"extract --supernet_dir {tmp_path}/tuned --merge True {flag} --output_dir {tmp_path}/{dtype}")
+    rounded_once(f"{tmp_path}/None", f"{tmp_path}/float32", HALF)
+    rounded_once(f"{tmp_path}/float16", f"{tmp_path}/float32", torch.float16)

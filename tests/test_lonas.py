@@ -515,9 +515,10 @@ def test_an_adapter_of_old_peft_is_taken_over(
         shutil.rmtree(tmp_path / "no", ignore_errors=True)
 
 
-def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path) -> None:
-    """An adapter of stock peft, of a language model in bfloat16: what is frozen needs no more room than before."""
-    build_causal("llama").to(torch.bfloat16).save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path, dtype: torch.dtype) -> None:
+    """An adapter of stock peft, of a language model in half precision: nothing needs more room than before."""
+    build_causal("llama").to(dtype).save_pretrained(tmp_path / "base")
     build_tokenizer().save_pretrained(tmp_path / "base")
     config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(build_causal("llama"), config).save_pretrained(tmp_path / "peft")
@@ -532,8 +533,11 @@ def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path) -> None:
         flags = ["--supernet_dir", tmp_path / "super", "--subnet", subnet]
         run("extract", *flags, "--output_dir", tmp_path / subnet)
         found = load_file(tmp_path / subnet / "base" / "model.safetensors")
-        assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in found.values()} == {dtype}
         assert {t.dtype for t in load_file(tmp_path / subnet / "adapter" / ADAPTER_FILE).values()} == {torch.float32}
+        run("extract", *flags, "--merge", "True", "--output_dir", tmp_path / f"{subnet}_merged")
+        merged = load_file(tmp_path / f"{subnet}_merged" / "model.safetensors")
+        assert {tensor.dtype for tensor in merged.values()} == {dtype}
     whole = load_file(tmp_path / "base" / "model.safetensors")
     kept = load_file(tmp_path / "max" / "base" / "model.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())

@@ -189,6 +189,11 @@ MISTAKES: list[tuple[str, str]] = [
         "extract --supernet_dir plain --output_dir new --merge True --search_dir search",
         "--search_dir search: plain is an ordinary LoRA, which has no subnets",
     ),
+    (f"{EXTRACT} --subnet min --merged_dtype float16", "--merged_dtype is for --merge True"),
+    (
+        f"{EXTRACT} --subnet min --merge True --merged_dtype bflaot16",
+        "unknown --merged_dtype 'bflaot16' (known: bfloat16, float16, float32); did you mean 'bfloat16'?",
+    ),
     (
         "search --supernet_dir plain --output_dir new",
         "plain holds an ordinary LoRA without a search space: it was trained without --nncf_config",

@@ -69,6 +69,8 @@ class Deployed:
     model
         The full-size model that subnets are taken from: of a super-adapter, the base in the dtype of its checkpoint but
         for what was trained, its units in the adapter's order.
+    dtype
+        That of its checkpoint.
     blueprint
         Its blueprint.
     space
@@ -80,6 +82,7 @@ class Deployed:
     ) -> None:
         self._supernet = supernet
         self.model, self.blueprint, self.space = supernet.model, supernet.blueprint, supernet.space
+        self.dtype = self.model.dtype
         self._adapters: Adapters | None = None
         self._integers: str | None = None
         if not (Path(directory) / SUPER_ADAPTER_FILE).is_file():
@@ -88,6 +91,7 @@ class Deployed:
         self._adapters = about.adapters
         self._integers = about.weight_format if merged else None
         self.model = load_for_task(about.base, spec, dtype=None)
+        self.dtype = self.model.dtype
         settle_padding(self.model, load_tokenizer(directory))
         self.blueprint = Blueprint.of(self.model)
         reorder(self.model, self.blueprint, load_orders(directory))
