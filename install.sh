@@ -10,7 +10,8 @@ usage: bash install.sh [--venv DIR] [--torch-index URL] [--dev] [--no-quickstart
 
   --venv DIR         the virtual environment to create or update (default: .venv)
   --torch-index URL  where torch comes from, for example https://download.pytorch.org/whl/cpu for the small build
-                     without CUDA (default: $TORCH_INDEX_URL, else PyPI); --cpu-index is the same flag
+                     without CUDA (default: $TORCH_INDEX_URL, else where it came from before, else PyPI); another one
+                     than before replaces torch; --cpu-index is the same flag
   --dev              also install the tools of `make check` and `make test`
   --no-quickstart    leave out the 90 MB model of the quick start
 
@@ -77,10 +78,21 @@ step() {
     echo "$hash" >"$stamp"
 }
 
+# Builds of torch from several indices have one version, so pip would keep that of another index.
+known=$venv/.installed-torch-index replace=
+index_before=$([[ ! -e $known ]] || cat "$known")
+torch_index=${torch_index:-$index_before}
+if [[ $torch_index != "$index_before" ]]; then
+    replace=--force-reinstall
+    rm -f "$venv/.installed-packages"
+fi
+
 # torch goes first and alone, so that its index serves nothing else; the pin in tested.txt keeps it as it is afterwards.
 install_packages() {
-    pip install --no-deps ${torch_index:+--index-url "$torch_index"} "$(grep '^torch==' requirements/tested.txt)" &&
-        pip install -r requirements/tested.txt
+    local torch
+    torch=$(grep '^torch==' requirements/tested.txt)
+    pip install --no-deps $replace ${torch_index:+--index-url "$torch_index"} "$torch" &&
+        pip install -r requirements/tested.txt && echo "$torch_index" >"$known"
 }
 install_dev() { pip install -c requirements/tested.txt -r requirements/dev.txt; }
 install_project() { pip install --no-deps --no-build-isolation -e .; }

@@ -79,6 +79,24 @@ def test_install_without_a_python_says_so_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "venv").exists()
 
 
+def test_install_takes_torch_from_the_index_that_is_named(tmp_path: Path) -> None:
+    """Whatever build of torch an environment has, all of which have one version; unless told otherwise it stays."""
+    python, log = tmp_path / "venv" / "bin" / "python", tmp_path / "log"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/usr/bin/env bash\necho "$*" >>{log}\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "TORCH_INDEX_URL"}
+    found = []
+    for index in ("", "https://a", "https://a", "", "https://b", ""):
+        log.write_text("")
+        command = ["bash", str(ROOT / "install.sh"), "--venv", str(tmp_path / "venv"), "--no-quickstart"]
+        subprocess.run([*command, *(["--torch-index", index] if index else [])], check=True, env=environment)
+        calls = [line.split() for line in log.read_text().splitlines() if " torch==" in line]
+        found.append([call[call.index("install") + 1 : -1] for call in calls])
+    replaced = ["--no-deps", "--force-reinstall", "--index-url"]
+    assert found == [[["--no-deps"]], [[*replaced, "https://a"]], [], [], [[*replaced, "https://b"]], []]
+
+
 def test_tiny_bert_loads_from_its_directory_and_reads_the_tiny_task(
     tiny_bert: BertForSequenceClassification, tiny_bert_dir: Path, tiny_task_files: TaskFiles
 ) -> None:
