@@ -35,7 +35,12 @@ _UNTRACKED = (STAGE_FILE, "README.md")  # a model card is rewritten when its sub
 class OtherRunError(UserError):
     """An output directory holds a run with other settings or inputs."""
 
-    def __init__(self, directory: Path, difference: str, advice: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        difference: str,
+        advice: str = "choose another --output_dir or pass --overwrite_output_dir",
+    ) -> None:
         super().__init__(f"output_dir {directory} holds another run ({difference}); {advice}")
         self.directory, self.difference = directory, difference
 
@@ -378,8 +383,7 @@ def open_stage(
                 difference = _difference(stage, found)
                 # Another run that failed before it made anything holds nothing to protect.
                 if difference and (found["status"] == "complete" or len(list(directory.iterdir())) > 1):
-                    advice = "choose another --output_dir or pass --overwrite_output_dir"
-                    raise OtherRunError(directory, difference, advice)
+                    raise OtherRunError(directory, difference)
                 if not difference:
                     stage.finished = found["status"] == "complete"
                     stage.resuming = not stage.finished

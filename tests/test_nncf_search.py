@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 import bootstrapnas.pipeline.finalists as finalists_module
 import bootstrapnas.pipeline.search as search_stage
-from bootstrapnas.artefacts import read_json
+from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
@@ -413,9 +413,10 @@ def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     assert problem.window.violation(SPACE.min_genome) == 0
 
 
-def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def macs_as_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency tables are of MACs, a million of which take a millisecond."""
+
     @contextmanager
     def stopwatch(model: Any, blueprint: Blueprint, circumstances: Circumstances) -> Iterator[Any]:
         def measure(subnets: list[Subnet]) -> list[list[float]]:
@@ -424,6 +425,10 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
         yield measure
 
     monkeypatch.setattr(latency_table, "openvino_timer", stopwatch)
+
+
+@pytest.mark.usefixtures("macs_as_ms")
+def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(trained: Trained, tmp_path: Path) -> None:
     search(trained, tmp_path, algorithm="NSGA2", objectives="metric,latency", num_evals=2 * POPULATION)
     found = read_json(tmp_path / "pareto.json")
     assert found["cost"] == "latency"
@@ -432,6 +437,43 @@ def test_a_search_by_latency_goes_by_a_table_that_it_measures_first(
     assert (tmp_path / "latency_table.json").is_file()
     for entry in found["front"]:
         assert entry["values"]["latency"] == pytest.approx(entry["values"]["macs"] / 1e6)
+
+
+@pytest.mark.usefixtures("macs_as_ms")
+def test_a_search_by_another_table_is_another_search(trained: Trained, tmp_path: Path) -> None:
+    table, out = tmp_path / "table.json", tmp_path / "search"
+    flags = {"algorithm": "NSGA2", "objectives": "metric,latency", "num_evals": POPULATION, "latency_table": table}
+    search(trained, out, **flags)
+    kept = read_json(out / "latency_table.json")
+    assert kept == read_json(table)
+    front = (out / "pareto.json").read_bytes()
+
+    measured = read_json(table)
+    states, ms = measured["states"], measured["base"][0]["ms"]
+    states.append({**states[0], "sizes": dict.fromkeys(states[0]["sizes"], 99), "ratio": 0.9})  # as for another space
+    ms.append(2 * ms[0])
+    write_json(table, measured)
+    search(trained, out, **flags)
+    header = read_json(out / "stage.json")
+    write_json(out / "stage.json", {**header, "status": "running"})
+    search(trained, out, **flags)
+    assert (out / "pareto.json").read_bytes() == front
+    assert read_json(out / "latency_table.json") == kept
+
+    states[0]["ratio"] += 0.01
+    write_json(table, measured)
+    told = f"output_dir {out} holds another run (latency_table: {table} has other times than {out}/latency_table.json)"
+    for status in ("complete", "running"):
+        write_json(out / "stage.json", {**header, "status": status})
+        with pytest.raises(AssertionError, match=re.escape(f"eftnas: error: {told}; choose another --output_dir or")):
+            search(trained, out, **flags)
+    del states[-1]
+    write_json(table, measured)
+    search(trained, out, **flags, overwrite_output_dir=True)
+    again = read_json(out / "latency_table.json")["states"]
+    assert [state["ratio"] for state in again] == [state["ratio"] for state in states]
+    table.unlink()  # where the search has it all
+    search(trained, out, **flags)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -399,10 +400,7 @@ class LatencyTable:
         UserError
             If the file is no table, is damaged, or is of another device, version, setting or model.
         """
-        document = read_json(path)
-        if not isinstance(document, dict) or document.get("kind") != KIND:
-            raise UserError(f"{path} is no latency table; make one with bootstrapnas latency-table")
-        check_format(path, document)
+        document = _read_document(path)
         damaged = "delete it and make it again"
         try:
             found = Circumstances(**document["circumstances"])
@@ -426,6 +424,38 @@ class LatencyTable:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); {damaged}") from error
         return table
+
+
+def extends(path: str | os.PathLike[str], known: str | os.PathLike[str]) -> bool:
+    """Return whether the table in a file has all the times of another one, and is of the same model and circumstances.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or holds no table.
+    """
+    found, wanted = _read_document(path), _read_document(known)
+    alike = all(found.get(name) == wanted.get(name) for name in ("circumstances", "reference"))
+    return alike and _times(found).items() >= _times(wanted).items()
+
+
+def _read_document(path: str | os.PathLike[str]) -> dict[str, Any]:
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise UserError(f"{path} is no latency table; make one with bootstrapnas latency-table")
+    check_format(path, document)
+    return document
+
+
+def _times(document: Mapping[str, Any]) -> dict[str, float]:
+    """Return what was measured for a table, as its file has it, by what it is of."""
+    found: dict[str, float] = {}
+    for kind, key in (("base", "ms"), ("states", "ratio"), ("ends", "ratio")):
+        for entry in document.get(kind, ()):
+            place = {name: value for name, value in entry.items() if name not in ("ms", "ratio", "ms_per_layer")}
+            for index, time in enumerate(entry[key] if kind == "base" else (entry[key],)):
+                found[json.dumps([kind, place, index], sort_keys=True)] = time
+    return found
 
 
 def middle_subnet(blueprint: Blueprint, space: SearchSpace) -> dict[Key, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from bootstrapnas.artefacts import read_stage
+from bootstrapnas.artefacts import OtherRunError, read_stage
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import WEIGHT_FORMATS
@@ -22,7 +22,7 @@ from bootstrapnas.export.latency_build import (
     open_latency_table,
     openvino_timer,
 )
-from bootstrapnas.export.latency_table import Circumstances, LatencyTable
+from bootstrapnas.export.latency_table import Circumstances, LatencyTable, extends
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import build_space, read_config, sequence_length
@@ -168,7 +168,8 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
     arguments
         The flags.
     directory
-        Where the table is if no other place is given.
+        Of the search: where the table is if no other place is given, and else what was used of it, which a search that
+        is resumed goes by.
     deployed
         What the subnets of the supernet become.
     length
@@ -185,8 +186,19 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
         weight_format=arguments.latency_weight_format,
         device=arguments.latency_device,
     )
-    path = directory / TABLE_FILE if arguments.latency_table is None else arguments.latency_table
-    return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
+    own, given = directory / TABLE_FILE, arguments.latency_table
+    path = own if given is None or own.is_file() else given
+    table = table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
+    if path != own:
+        table.save(own)
+    return table
+
+
+def check_table(arguments: LatencyArguments, directory: Path) -> None:
+    """Raise `OtherRunError` if a search went by another table than the flags name; more of the same is none."""
+    own, given = directory / TABLE_FILE, arguments.latency_table
+    if given is not None and own.is_file() and Path(given).is_file() and not extends(given, own):
+        raise OtherRunError(directory, f"latency_table: {given} has other times than {own}")
 
 
 def _check_varies(space: SearchSpace, whose: str) -> None:

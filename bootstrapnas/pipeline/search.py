@@ -30,7 +30,7 @@ from bootstrapnas.pipeline.finalists import (
     measure_finalists,
     measured,
 )
-from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, searched_table
+from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, check_table, searched_table
 from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.objectives import (
     DIVERGENCE,
@@ -157,6 +157,8 @@ def run(
     check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
     check_finalists(finalists, timing, search.supernet_dir, spec, search.model_name_or_path)
     check_evaluation(search, spec, objectives)
+    if not output.overwrite_output_dir:
+        check_table(timing, Path(output.output_dir))
     stage = begin(
         "search",
         output.output_dir,
