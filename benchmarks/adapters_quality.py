@@ -49,7 +49,7 @@ from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
-from bootstrapnas.pipeline.objectives import DIVERGENCE
+from bootstrapnas.pipeline.search.objectives import DIVERGENCE
 from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS

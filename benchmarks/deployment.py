@@ -25,8 +25,8 @@ from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.export import available_precisions, export_openvino, speed_up
-from bootstrapnas.pipeline.benchmark_text import benchmark_json
-from bootstrapnas.pipeline.side_by_side import Benchmark, Settings, measure, read_models
+from bootstrapnas.pipeline.benchmark.side_by_side import Benchmark, Settings, measure, read_models
+from bootstrapnas.pipeline.benchmark.text import benchmark_json
 from bootstrapnas.supernet import Supernet
 
 LENGTH = 128

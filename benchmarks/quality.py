@@ -48,8 +48,8 @@ from bootstrapnas.importance import find_criterion, order_scores, orders, width_
 from bootstrapnas.nncf_config import build_space, read_config
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer, save_artefact
-from bootstrapnas.pipeline.objectives import DIVERGENCE
-from bootstrapnas.pipeline.search import EVALUATIONS
+from bootstrapnas.pipeline.search.command import EVALUATIONS
+from bootstrapnas.pipeline.search.objectives import DIVERGENCE
 from bootstrapnas.sampling import step_random
 from bootstrapnas.space_generation import generate_space
 from bootstrapnas.supernet import Supernet

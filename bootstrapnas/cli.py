@@ -17,7 +17,7 @@ STAGES = {
     "export": Command("convert a model to OpenVINO IR, verified against torch", "bootstrapnas.pipeline.export"),
     "evaluate": Command("the task metric of a model directory or an IR", "bootstrapnas.pipeline.evaluate"),
     "benchmark": Command(
-        "measure models side by side: latency, throughput", "bootstrapnas.pipeline.benchmark", "models"
+        "measure models side by side: latency, throughput", "bootstrapnas.pipeline.benchmark.command", "models"
     ),
     "latency-table": Command(
         "measure what the parts of a model take on this device", "bootstrapnas.pipeline.latency_table"
@@ -71,7 +71,7 @@ def config_parser() -> ArgumentParser:
 
 
 def _check(chosen: argparse.Namespace) -> None:
-    from bootstrapnas.pipeline.config_check import explain
+    from bootstrapnas.pipeline.config.check import explain
 
     explanation = explain(chosen.file, chosen.model_name_or_path)
     if chosen.json:
@@ -79,7 +79,7 @@ def _check(chosen: argparse.Namespace) -> None:
         return
     from rich.console import Console
 
-    from bootstrapnas.pipeline.config_text import show
+    from bootstrapnas.pipeline.config.text import show
 
     show(explanation, Console(highlight=False))
 

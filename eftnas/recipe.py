@@ -18,7 +18,7 @@ from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
 from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.cli import execute, to_arguments
-from bootstrapnas.pipeline.objectives import DIVERGENCE
+from bootstrapnas.pipeline.search.objectives import DIVERGENCE
 from bootstrapnas.pipeline.stages import METRICS_FILE
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import BUILTINS, TASK_FILE, TaskSpec, export_builtin

@@ -18,7 +18,7 @@ from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
-from bootstrapnas.pipeline.objectives import ConstraintArguments
+from bootstrapnas.pipeline.search.objectives import ConstraintArguments
 from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter, read_space
 
 # ruff: noqa: UP045

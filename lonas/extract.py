@@ -23,7 +23,7 @@ from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
 from bootstrapnas.pipeline.models import cast_parameters, load_for_task, load_tokenizer, save_artefact
-from bootstrapnas.pipeline.objectives import ConstraintArguments
+from bootstrapnas.pipeline.search.objectives import ConstraintArguments
 from bootstrapnas.pipeline.stages import METRICS_FILE, begin
 from bootstrapnas.pipeline.supernets import DTYPES, check_base, load_super_adapter, read_space, read_super_adapter
 from bootstrapnas.progress import notice

@@ -30,9 +30,18 @@ from bootstrapnas.export.latency import (
 )
 from bootstrapnas.export.runtime import IRDescription, compile_ir, describe_ir, load_ir
 from bootstrapnas.extraction import save_subnet
-from bootstrapnas.pipeline import benchmark_text, side_by_side
-from bootstrapnas.pipeline.benchmark_text import benchmark_json, cells, markdown, notes, show, write_benchmark
-from bootstrapnas.pipeline.side_by_side import Benchmark, Measurement, Model, Settings, Variant, measure, read_models
+from bootstrapnas.pipeline.benchmark import side_by_side
+from bootstrapnas.pipeline.benchmark import text as benchmark_text
+from bootstrapnas.pipeline.benchmark.side_by_side import (
+    Benchmark,
+    Measurement,
+    Model,
+    Settings,
+    Variant,
+    measure,
+    read_models,
+)
+from bootstrapnas.pipeline.benchmark.text import benchmark_json, cells, markdown, notes, show, write_benchmark
 from bootstrapnas.search import pareto_front
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec

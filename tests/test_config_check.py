@@ -38,9 +38,9 @@ from bootstrapnas.costs import count_costs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
-from bootstrapnas.pipeline.config_check import _REF_ACC_OF_BERT_BASE, explain
-from bootstrapnas.pipeline.config_facts import Explanation
-from bootstrapnas.pipeline.config_text import ranges
+from bootstrapnas.pipeline.config.check import _REF_ACC_OF_BERT_BASE, explain
+from bootstrapnas.pipeline.config.facts import Explanation
+from bootstrapnas.pipeline.config.text import ranges
 from bootstrapnas.space import SearchSpace
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "nncf_configs").rglob("*.json"))

@@ -20,11 +20,11 @@ from bootstrapnas.costs import count_macs
 from bootstrapnas.export import load_ir
 from bootstrapnas.export.latency_build import Measure
 from bootstrapnas.families.adapted import is_rank
-from bootstrapnas.pipeline import finalists as finalists_module
 from bootstrapnas.pipeline import latency_table as latency_module
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer, outputs_of_ir
+from bootstrapnas.pipeline.search import finalists as finalists_module
 from bootstrapnas.pipeline.supernets import load_supernet
 
 DATA = "--task_name commonsense --dataset_path train.json --validation_file val.json --max_seq_length 128"

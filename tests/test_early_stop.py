@@ -14,8 +14,8 @@ from conftest import TaskFiles
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.errors import UserError
 from bootstrapnas.pipeline.data import Rows
-from bootstrapnas.pipeline.early_stop import LOOKS, check_early_stop, estimates, most_of_mean, split_up
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer
+from bootstrapnas.pipeline.search.early_stop import LOOKS, check_early_stop, estimates, most_of_mean, split_up
 from bootstrapnas.tasks import TaskSpec, build_task_spec
 
 

@@ -19,7 +19,7 @@ from tiny_llama import TARGETS, lonas, write_model, write_rows
 import lonas.extract as lonas_extract
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.extraction import adapter_beside
-from bootstrapnas.pipeline import finalists
+from bootstrapnas.pipeline.search import finalists
 
 CONFIG = f"--nncf_config space.json {TARGETS}"
 FILES = "--task_name commonsense --dataset_path train.json --validation_file val.json"

@@ -19,8 +19,8 @@ from command_line import LENGTH, eftnas, metrics_of, succeed, write_config
 from conftest import TaskFiles, build_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
-import bootstrapnas.pipeline.finalists as finalists_module
-import bootstrapnas.pipeline.search as search_stage
+import bootstrapnas.pipeline.search.command as search_stage
+import bootstrapnas.pipeline.search.finalists as finalists_module
 from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
@@ -33,8 +33,8 @@ from bootstrapnas.nncf_config import NodeNames, config_with_space
 from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
-from bootstrapnas.pipeline.objectives import ConstraintArguments, objectives_of
-from bootstrapnas.pipeline.problem import build_problem, canonical_of
+from bootstrapnas.pipeline.search.objectives import ConstraintArguments, objectives_of
+from bootstrapnas.pipeline.search.problem import build_problem, canonical_of
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace

@@ -34,7 +34,7 @@ from bootstrapnas.importance.filters import filter_orders
 from bootstrapnas.nncf_config import NNCFConfig, NodeNames, build_space, check_config, search_settings
 from bootstrapnas.outputs import LOGITS
 from bootstrapnas.pipeline.import_nncf import find, scores_of
-from bootstrapnas.pipeline.progression import Progression
+from bootstrapnas.pipeline.search.progression import Progression
 from bootstrapnas.reorder import reorder
 from bootstrapnas.schedule import StageSchedule, build_schedule
 from bootstrapnas.search import Candidate, Objective, SearchSettings

@@ -34,7 +34,7 @@ from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.export_data import file_texts
 from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
-from bootstrapnas.pipeline.search import SearchArguments, settings_of
+from bootstrapnas.pipeline.search.command import SearchArguments, settings_of
 from bootstrapnas.pipeline.supernet_training import schedule_of
 from bootstrapnas.search import Objective, pareto_front
 from bootstrapnas.supernet import Supernet

@@ -18,7 +18,9 @@ from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
 from bootstrapnas.pipeline.card import write_first_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
-from bootstrapnas.pipeline.objectives import (
+from bootstrapnas.pipeline.sampled import RULES
+from bootstrapnas.pipeline.search.command import PARETO
+from bootstrapnas.pipeline.search.objectives import (
     ConstraintArguments,
     bounded_costs,
     constraints_of,
@@ -26,8 +28,6 @@ from bootstrapnas.pipeline.objectives import (
     described,
     metric_bounded,
 )
-from bootstrapnas.pipeline.sampled import RULES
-from bootstrapnas.pipeline.search import PARETO
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.progress import notice

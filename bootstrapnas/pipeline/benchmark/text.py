@@ -16,7 +16,7 @@ from rich.text import Text
 from bootstrapnas.artefacts import FORMAT, read_json, replacing, versions, write_json, write_text
 from bootstrapnas.errors import UserError
 from bootstrapnas.export.runtime import INT8
-from bootstrapnas.pipeline.side_by_side import Benchmark, Measurement
+from bootstrapnas.pipeline.benchmark.side_by_side import Benchmark, Measurement
 from bootstrapnas.report import MISSING, NOISY
 from bootstrapnas.search.base import Objective
 from bootstrapnas.search.pareto import pareto_front

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bootstrapnas.nncf_config.implied import shape_of
-from bootstrapnas.pipeline.config_facts import (
+from bootstrapnas.pipeline.config.facts import (
     ElasticGroup,
     Explanation,
     ModelFacts,

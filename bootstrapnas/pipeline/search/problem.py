@@ -10,7 +10,7 @@ from random import Random
 from bootstrapnas.costs import COSTS, FULL, Conditions, Cost, count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.pipeline.arguments import shares
-from bootstrapnas.pipeline.objectives import ConstraintArguments, bounded_costs, constraints_of, describe
+from bootstrapnas.pipeline.search.objectives import ConstraintArguments, bounded_costs, constraints_of, describe
 from bootstrapnas.progress import warn
 from bootstrapnas.search import Constraint, CostWindow, Genome, Objective
 from bootstrapnas.supernet import Supernet

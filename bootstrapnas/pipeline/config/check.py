@@ -39,7 +39,7 @@ from bootstrapnas.nncf_config.implied import (
     size_of,
 )
 from bootstrapnas.nncf_config.schema import COMMAND_LINE, SparseStructure, StageDescription
-from bootstrapnas.pipeline.config_facts import (
+from bootstrapnas.pipeline.config.facts import (
     FORMAT,
     Blocks,
     ElasticGroup,

@@ -21,8 +21,10 @@ from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.deployed import Deployed
-from bootstrapnas.pipeline.early_stop import check_early_stop, estimates, split_up
-from bootstrapnas.pipeline.finalists import (
+from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, check_table, searched_table
+from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
+from bootstrapnas.pipeline.search.early_stop import check_early_stop, estimates, split_up
+from bootstrapnas.pipeline.search.finalists import (
     Finalist,
     FinalistArguments,
     check_finalists,
@@ -30,9 +32,7 @@ from bootstrapnas.pipeline.finalists import (
     measure_finalists,
     measured,
 )
-from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, check_table, searched_table
-from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
-from bootstrapnas.pipeline.objectives import (
+from bootstrapnas.pipeline.search.objectives import (
     DIVERGENCE,
     ConstraintArguments,
     bounded_costs,
@@ -41,8 +41,8 @@ from bootstrapnas.pipeline.objectives import (
     described,
     objectives_of,
 )
-from bootstrapnas.pipeline.problem import Problem, build_problem, canonical_of, first_genomes
-from bootstrapnas.pipeline.progression import Progression
+from bootstrapnas.pipeline.search.problem import Problem, build_problem, canonical_of, first_genomes
+from bootstrapnas.pipeline.search.progression import Progression
 from bootstrapnas.pipeline.stages import begin, preferred
 from bootstrapnas.pipeline.supernets import (
     check_elastic,

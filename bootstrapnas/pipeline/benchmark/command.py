@@ -16,8 +16,8 @@ from rich.console import Console
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.pipeline.arguments import flag, numbers
-from bootstrapnas.pipeline.benchmark_text import benchmark_json, check_output, show, write_benchmark
-from bootstrapnas.pipeline.side_by_side import Benchmark, Settings, measure, read_models
+from bootstrapnas.pipeline.benchmark.side_by_side import Benchmark, Settings, measure, read_models
+from bootstrapnas.pipeline.benchmark.text import benchmark_json, check_output, show, write_benchmark
 from bootstrapnas.progress import notice
 
 # HfArgumentParser reads these annotations at run time and knows Optional[...], not the union operator of newer Pythons.

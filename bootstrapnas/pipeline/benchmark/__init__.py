@@ -1,0 +1,1 @@
+"""``bootstrapnas benchmark``: models measured side by side, and the tables of that."""

@@ -1,0 +1,1 @@
+"""An NNCF config, explained: what ``bootstrapnas config check`` says."""
