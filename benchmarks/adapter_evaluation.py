@@ -75,7 +75,7 @@ def published(model: Any, batch: dict[str, torch.Tensor], tokens: int) -> None:
     middle = len(batch["input_ids"]) // 2
     with torch.inference_mode():
         for row in range(middle, middle + SINGLE):
-            ids = batch["input_ids"][row : row + 1, : int(batch["start"][row])]
+            ids = batch["input_ids"][row : row + 1, : int(batch["start"][row])].to(model.device)
             model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
 
@@ -84,7 +84,6 @@ def ways(
 ) -> dict[str, tuple[Callable[[], object], int]]:
     """Return ways of evaluating by name, and how many rows each evaluates."""
     model, rows = supernet.model, len(batch["input_ids"])
-    batch = {name: values.to(model.device) for name, values in batch.items()}
     model.generation_config.eos_token_id = None
     words = {f"w{number}": number for number in range(VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), pad_token="w0")

@@ -93,9 +93,12 @@ def stepper(arguments: argparse.Namespace, mode: str, subnets: int = 1) -> dict[
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(vocab, (arguments.batch, arguments.length), generator=generator).to(arguments.device)
 
-    def step_of(model: torch.nn.Module, activation: Callable[[], object]) -> Callable[[], object]:
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+    def optimiser_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
 
+    def step_of(
+        model: torch.nn.Module, optimiser: torch.optim.Optimizer, activation: Callable[[], object]
+    ) -> Callable[[], object]:
         def step() -> None:
             with activation():  # type: ignore[attr-defined]
                 model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -105,13 +108,14 @@ def stepper(arguments: argparse.Namespace, mode: str, subnets: int = 1) -> dict[
         return step
 
     if mode == "stock":
-        return {"stock": step_of(stock(arguments), torch.enable_grad)}
+        model = stock(arguments)
+        return {"stock": step_of(model, optimiser_of(model), torch.enable_grad)}
     supernet = elastic(arguments)
-    model = supernet.model
-    steps = {"max": step_of(model, lambda: supernet.activate({}))}
+    model, optimiser = supernet.model, optimiser_of(supernet.model)
+    steps = {"max": step_of(model, optimiser, lambda: supernet.activate({}))}
     for number in range(subnets):
         subnet = random_subnet(supernet, number)
-        steps[f"random {number}"] = step_of(model, lambda subnet=subnet: supernet.activate(subnet))
+        steps[f"random {number}"] = step_of(model, optimiser, lambda subnet=subnet: supernet.activate(subnet))
     return steps
 
 

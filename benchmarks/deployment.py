@@ -3,7 +3,8 @@
 python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,llama] [--repeats 21] [--work_dir DIR]
 
 Weights are random: speed and size do not depend on them, and nothing is said of accuracy. Subnets are extracted and
-exported as a user's would be. Sections that --only leaves out keep the figures of the file that is there.
+exported as a user's would be. Sections that --only
+leaves out keep the figures of the file that is there; --only "" writes the table anew.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, help="Where the models go for the while; default: a temporary place.")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    chosen = arguments.only.split(",")
+    chosen = [name for name in arguments.only.split(",") if name]
     unknown = [name for name in chosen if name not in SECTIONS]
     if unknown:
         parser.error(f"unknown section {unknown[0]!r}, known: {', '.join(SECTIONS)}")

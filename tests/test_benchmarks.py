@@ -71,7 +71,7 @@ class TestBudget:
 
 class TestSplits:
     def test_rows_are_held_out_of_training_and_the_official_ones_only_reported(
-        self, columns: ModuleType, tmp_path: Path
+        self, columns: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         source, target = tmp_path / "source" / "cola", tmp_path / "work" / "cola"
         source.mkdir(parents=True)
@@ -87,6 +87,12 @@ class TestSplits:
         assert len(written["validation"]) == 6
         both = [row["sentence"] for row in written["train"] + written["validation"]]
         assert sorted(both) == sorted(row["sentence"] for row in rows["train"])
+        monkeypatch.setattr(columns, "MOST_ROWS", 20)
+        fewer = tmp_path / "fewer"
+        columns.write_splits(tmp_path / "source", fewer, "cola")
+        counts = {path.stem: len(path.read_text().splitlines()) for path in fewer.iterdir()}
+        assert counts == {"train": 18, "validation": 2, "test": 7}
+        monkeypatch.undo()
         again = tmp_path / "again"
         columns.write_splits(tmp_path / "source", again, "cola")
         assert (again / "train.jsonl").read_text() == (target / "train.jsonl").read_text()
