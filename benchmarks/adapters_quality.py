@@ -61,6 +61,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "own": {"kd_own": True},
     "active": {"lora_scaling": "active"},
     "sandwich": {"sampling": "sandwich"},
+    "slow": {"learning_rate": 5e-4},
     TAUGHT: {},
 }
 """Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA."""
@@ -217,10 +218,8 @@ class AdapterColumn(Column):
             dropout=protocol.dropout,
             target_modules=protocol.target_modules,
             modules_to_save=protocol.modules_to_save,
-            learning_rate=protocol.learning_rate,
             output_dir=trained,
-            **self.training,
-            **flags,
+            **{"learning_rate": protocol.learning_rate, **self.training, **flags},
         )
         return trained
 
