@@ -486,8 +486,16 @@ def _difference(stage: Stage, found: Mapping[str, Any]) -> str:
 
     if found["stage"] != stage.name:
         return f"made by the stage {found['stage']}, not {stage.name}"
-    old = {**found["settings"], **contents(found["inputs"])}
-    new = {**stage.settings, **contents(stage.inputs)}
+    old = {**_flat(found["settings"]), **contents(found["inputs"])}
+    new = {**_flat(stage.settings), **contents(stage.inputs)}
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     shown = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
     return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with those of a setting, such as the task's, by dotted names: what differs can be told alone."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -410,6 +410,12 @@ def test_a_stage_refuses_what_it_did_not_make(tmp_path: Path) -> None:
     )
     many = message(lambda: open_stage(out, "search", {"a": 1, "b": 2, "c": 3, "seed": 1}, {}))
     assert many.endswith(f"c: None there, 3 here and 1 more); {advice}")
+    settings = {"task": {"task_name": "mrpc", "metric": "f1"}, "seed": 1}
+    open_stage(tmp_path / "tuned", "search", settings, {}).complete()
+    settings["task"] = {"task_name": "mrpc", "metric": "accuracy"}
+    assert message(lambda: open_stage(tmp_path / "tuned", "search", settings, {})) == (
+        f"output_dir {tmp_path / 'tuned'} holds another run (task.metric: 'f1' there, 'accuracy' here); {advice}"
+    )
     old = artefacts.digest(source)
     source.write_text("2")
     assert message(lambda: open_stage(out, "search", {"seed": 1}, {"supernet": source})) == (
