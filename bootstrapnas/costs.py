@@ -145,8 +145,9 @@ class Cost:
         return self.flag or self.name
 
     def shown(self, value: float) -> str:
-        """Return a value for people, for example ``"5,600.12 M MACs"``."""
-        return f"{value / self.scale:,.2f} {self.unit} {self.title}"
+        """Return a value for people, for example ``"5,600.12 M MACs"``; small ones with two digits that count."""
+        number = value / self.scale
+        return f"{number:{',.2f' if number >= 0.1 else '.2g'}} {self.unit} {self.title}"
 
 
 def _predicted_latency(blueprint: Blueprint, subnet: Subnet, conditions: Conditions) -> float:

@@ -246,6 +246,7 @@ def test_impossible_circumstances_are_refused() -> None:
         ({"step": "prefil"}, "BertForSequenceClassification has no step 'prefil', only pass"),
         ({"length": 65}, "length 65 exceeds the 64 tokens"),
         ({"batch": 0}, "batch must be at least 1, not 0"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"precision": "f23"}, "unknown precision 'f23', known: bf16, f16, f32, int8, int8.bf16; did you mean 'f32'"),
         ({"device": "GPU.7"}, "OpenVINO has no device 'GPU.7' here, only CPU"),
         ({"weight_format": "int4"}, "BertForSequenceClassification cannot be exported with weight_format int4: "),
@@ -258,7 +259,9 @@ def test_impossible_circumstances_are_refused() -> None:
 def test_language_models_are_timed_from_an_empty_cache() -> None:
     model = build_causal("llama")
     blueprint = Blueprint.of(model)
-    for step in (None, "token"):
+    for step, longest in ((None, 127), ("token", 120)):
+        with pytest.raises(UserError, match=rf"length {longest + 1} exceeds the 128 tokens that the model takes, . "):
+            circumstances_of(model, blueprint, precision="f32", batch=1, length=longest + 1, step=step)
         circumstances = circumstances_of(model, blueprint, precision="f32", batch=1, length=16, step=step)
         assert circumstances.step == (step or "prefill")
         with openvino_timer(model, blueprint, circumstances, repeats=3) as measure:
@@ -341,6 +344,7 @@ def test_the_command_measures_a_table_and_refuses_what_it_cannot_use(tmp_path: P
         ({"model_name_or_path": None}, "pass either --supernet_dir"),
         ({"model_name_or_path": empty}, "is no model directory: it has no config.json"),
         ({"output_file": config}, "is no latency table"),
+        ({"output_file": config / "table.json"}, "cannot write"),
     ):
         status, err = command(**{**flags, **change})
         assert (status, message in err) == (2, True), err

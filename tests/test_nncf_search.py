@@ -469,6 +469,12 @@ def test_a_search_by_another_table_is_another_search(trained: Trained, tmp_path:
             search(trained, out, **flags)
     del states[-1]
     write_json(table, measured)
+    inside = {**flags, "latency_table": out / "latency_table.json", "overwrite_output_dir": True}
+    with pytest.raises(AssertionError, match=r"latency_table\.json, which --overwrite_output_dir would delete; choose"):
+        search(trained, out, **inside)
+    with pytest.raises(AssertionError, match=r"no subnet was found with at most 0\.001 ms latency; the nearest has"):
+        search(trained, tmp_path / "new", **flags, max_latency_ms=0.001)
+    assert not (tmp_path / "new").exists()
     search(trained, out, **flags, overwrite_output_dir=True)
     again = read_json(out / "latency_table.json")["states"]
     assert [state["ratio"] for state in again] == [state["ratio"] for state in states]
@@ -501,15 +507,18 @@ def test_a_search_by_another_table_is_another_search(trained: Trained, tmp_path:
         ({"max_latency_ms": 5, "latency_length": 65}, "length 65 exceeds the 64 tokens that the model takes"),
         ({"max_macs": 0.5}, "--max_macs is in units of one, not 0.5; a share of the full model's is --max_macs_ratio"),
         ({"max_params_ratio": 30}, "--max_params_ratio must lie above 0 and at most 1, not 30"),
-        ({"max_macs": -4}, "--max_macs must be above 0, not -4"),
+        ({"max_macs": -4}, "--max_macs must be a number above 0, not -4"),
+        ({"max_latency_ms": "nan"}, "--max_latency_ms must be a number above 0, not nan"),
         ({"min_metric": 101}, "--min_metric must be a fraction or a percentage, not 101"),
         ({"max_metric": 10}, "--max_metric: more of macro_f1 is better; its bound is --min_metric"),
         ({"min_macs_ratio": 0.5, "max_macs_ratio": 0.4}, "the least MACs asked for exceed the largest"),
-        ({"max_macs": 1000}, "no subnet was found with at most 0.00 M MACs (… of the full model's); the nearest are …"),
+        ({"max_macs": 1000}, "no subnet was found with at most 0.001 M MACs (… of the full model's); the nearest has"),
         ({"measure_finalists": -1}, "--measure_finalists must not be negative, is -1"),
         ({"measure_finalists": 1, "latency_precision": "int7"}, "unknown precision 'int7'"),
         ({"measure_finalists": 1, "latency_device": "NPU"}, "OpenVINO has no device 'NPU' here, only CPU"),
         ({"measure_finalists": 1, "latency_weight_format": "int4"}, "cannot be exported with weight_format int4: "),
+        ({"measure_finalists": 1, "latency_batch": 0}, "--latency_batch must be at least 1, not 0"),
+        ({"measure_finalists": 1, "latency_length": 0}, "--latency_length must be at least 1, not 0"),
         ({"keep_finalists": True}, "--keep_finalists needs --measure_finalists: none are exported without"),
         (
             {"latency_precision": "int8"},

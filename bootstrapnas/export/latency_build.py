@@ -74,12 +74,14 @@ def circumstances_of(
     """
     import openvino as ov
 
-    for name, value in (("batch", batch), ("length", length)):
-        if value < 1:
+    for name, value in (("batch", batch), ("length", length), ("threads", threads)):
+        if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
-    limit = blueprint.family.max_length
-    if limit is not None and length > limit(blueprint.config):
-        raise UserError(f"length {length} exceeds the {limit(blueprint.config)} tokens that the model takes")
+    step = _step(model, step)
+    limit, room = blueprint.family.max_length, _new_tokens(step)
+    if limit is not None and length + room > limit(blueprint.config):
+        more = f", {room} new ones after them included" if room else ""
+        raise UserError(f"length {length} exceeds the {limit(blueprint.config)} tokens that the model takes{more}")
     check_device(device)
     check_measured(precision, device)
     check_formats(model, weight_format, quantised=precision in INT8)
@@ -90,7 +92,7 @@ def circumstances_of(
         precision=precision,
         batch=batch,
         length=length,
-        step=_step(model, step),
+        step=step,
         model=shape_digest(blueprint),
         weight_format=weight_format,
         target=device,
@@ -247,7 +249,7 @@ def _time(irs: Sequence[Path], circumstances: Circumstances, repeats: int, max_s
     if circumstances.step == "pass":
         found = time_latency(models, batch=batch, length=length, repeats=repeats, max_seconds=max_seconds)
         return list(found.values())
-    new_tokens = NEW_TOKENS if circumstances.step == "token" else 1
+    new_tokens = _new_tokens(circumstances.step)
     generations = time_generation(
         models, batch=batch, length=length, new_tokens=new_tokens, repeats=repeats, max_seconds=max_seconds
     ).values()
@@ -288,6 +290,11 @@ def _step(model: PreTrainedModel, step: str | None) -> str:
     if step is not None and step not in known:
         raise UserError(f"{type(model).__name__} has no step {step!r}, only {listed(known)}{near_miss(step, known)}")
     return step or known[0]
+
+
+def _new_tokens(step: str) -> int:
+    """Return how many tokens are decoded after the prompt where a step is timed."""
+    return {"pass": 0, "prefill": 1, "token": NEW_TOKENS}[step]
 
 
 def _threads(threads: int | None, device: str) -> int:

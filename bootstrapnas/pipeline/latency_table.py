@@ -154,6 +154,7 @@ def table_at(
     left = models_to_measure(table, space)
     if left:
         notice(f"latency table: {left} models to measure, {shown}")
+        table.save(path)  # so that a place where it cannot be costs no measurement
         with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
             complete_latency_table(table, path, measure, space, ticker.update)
     notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
@@ -168,8 +169,8 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
     arguments
         The flags.
     directory
-        Of the search: where the table is if no other place is given, and else what was used of it, which a search that
-        is resumed goes by.
+        Of the search: where the table is if no other place is given, and what was used of another one, which a search
+        that is resumed goes by.
     deployed
         What the subnets of the supernet become.
     length
@@ -188,16 +189,23 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
     )
     own, given = directory / TABLE_FILE, arguments.latency_table
     path = own if given is None or own.is_file() else given
-    table = table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
-    if path != own:
-        table.save(own)
-    return table
+    return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
 
 
-def check_table(arguments: LatencyArguments, directory: Path) -> None:
-    """Raise `OtherRunError` if a search went by another table than the flags name; more of the same is none."""
+def check_table(arguments: LatencyArguments, directory: Path, *, overwrite: bool) -> None:
+    """Raise `UserError` if a search went by another table than the flags name, or if that were to be overwritten.
+
+    More of the same is no other table.
+    """
     own, given = directory / TABLE_FILE, arguments.latency_table
-    if given is not None and own.is_file() and Path(given).is_file() and not extends(given, own):
+    if given is None or not Path(given).is_file():
+        return
+    if overwrite and Path(given).resolve().is_relative_to(directory.resolve()):
+        raise UserError(
+            f"output_dir {directory} holds the --latency_table {given}, which --overwrite_output_dir would delete; "
+            "choose another"
+        )
+    if not overwrite and own.is_file() and not extends(given, own):
         raise OtherRunError(directory, f"latency_table: {given} has other times than {own}")
 
 

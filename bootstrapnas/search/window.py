@@ -143,7 +143,7 @@ class CostWindow:
             for each in self._constraints
         )
         names = dict.fromkeys(each.name for each in self._constraints)
-        if len(names) > 1:
+        if len(names) > 1 or len(self._constraints) == 1:
             reached = ", ".join(self._describe(name, self._least[1][name]) for name in names)
             return f"search: no subnet was found with {wanted}; the nearest has {reached}"
         sides = [

@@ -21,7 +21,7 @@ from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.deployed import Deployed
-from bootstrapnas.pipeline.latency_table import LATENCY, LatencyArguments, check_table, searched_table
+from bootstrapnas.pipeline.latency_table import LATENCY, TABLE_FILE, LatencyArguments, check_table, searched_table
 from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.search.early_stop import check_early_stop, estimates, split_up
 from bootstrapnas.pipeline.search.finalists import (
@@ -36,6 +36,7 @@ from bootstrapnas.pipeline.search.objectives import (
     DIVERGENCE,
     ConstraintArguments,
     bounded_costs,
+    check_bounds,
     check_divergence,
     describe,
     described,
@@ -157,8 +158,8 @@ def run(
     check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
     check_finalists(finalists, timing, search.supernet_dir, spec, search.model_name_or_path)
     check_evaluation(search, spec, objectives)
-    if not output.overwrite_output_dir:
-        check_table(timing, Path(output.output_dir))
+    check_bounds(bounds, Objective(spec.metric, spec.maximise))
+    check_table(timing, Path(output.output_dir), overwrite=output.overwrite_output_dir)
     stage = begin(
         "search",
         output.output_dir,
@@ -179,6 +180,8 @@ def run(
         table, conditions = latencies(search, timing, spec, supernet, length, stage.directory)
     metric = Objective(spec.metric, spec.maximise)
     problem = build_problem(supernet, objectives, metric, bounds, conditions)
+    if table is not None:
+        table.save(stage.directory / TABLE_FILE)
     rows = Rows(spec, load_tokenizer(search.supernet_dir), search.eval_batch_size)
     supernet.model.to(device)
     evaluate = evaluation_of(search, supernet, rows, objectives[-1], device)

@@ -95,6 +95,10 @@ def check_finalists(
         if arguments.keep_finalists:
             raise UserError("--keep_finalists needs --measure_finalists: none are exported without")
         return
+    for name in ("latency_batch", "latency_length"):
+        value = getattr(timing, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
     check_device(timing.latency_device)
     check_measured(timing.latency_precision, timing.latency_device)
     kind = CausalConversion if spec.kind.causal else EncoderConversion

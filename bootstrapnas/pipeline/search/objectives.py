@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -114,21 +115,12 @@ def constraints_of(
     UserError
         If a bound is out of its range, or a least value exceeds the largest.
     """
+    check_bounds(arguments, metric)
     found: list[Constraint] = []
     for name, cost, minimum, ratio in _bounds():
         value = getattr(arguments, name)
-        if value is None:
-            continue
-        if ratio and not 0 < value <= 1:
-            raise UserError(f"--{name} must lie above 0 and at most 1, not {value:g}")
-        if not ratio and value <= 0:
-            raise UserError(f"--{name} must be above 0, not {value:g}")
-        if not ratio and cost.scale != 1 and value <= 1:
-            word = name.partition("_")[0]
-            raise UserError(
-                f"--{name} is in units of one, not {value:g}; a share of the full model's is --{word}_{cost.name}_ratio"
-            )
-        found.append(Constraint(cost.name, value * full[cost.name] if ratio else value, minimum))
+        if value is not None:
+            found.append(Constraint(cost.name, value * full[cost.name] if ratio else value, minimum))
     for each in found:
         if not each.minimum and any(
             other.minimum and other.name == each.name and other.bound > each.bound for other in found
@@ -138,21 +130,40 @@ def constraints_of(
     return tuple(found)
 
 
+def check_bounds(arguments: ConstraintArguments, metric: Objective) -> None:
+    """Raise `UserError` if a bound is out of its range, which is known without the model's costs."""
+    for name, cost, _, ratio in _bounds():
+        value = getattr(arguments, name)
+        if value is None:
+            continue
+        if ratio and not 0 < value <= 1:
+            raise UserError(f"--{name} must lie above 0 and at most 1, not {value:g}")
+        if not 0 < value < math.inf:
+            raise UserError(f"--{name} must be a number above 0, not {value:g}")
+        if not ratio and cost.scale != 1 and value <= 1:
+            word = name.partition("_")[0]
+            raise UserError(
+                f"--{name} is in units of one, not {value:g}; a share of the full model's is --{word}_{cost.name}_ratio"
+            )
+    wrong, right = ("max_metric", "min_metric") if metric.maximise else ("min_metric", "max_metric")
+    if getattr(arguments, wrong) is not None:
+        better = "more" if metric.maximise else "less"
+        raise UserError(f"--{wrong}: {better} of {metric.name} is better; its bound is --{right}")
+    if arguments.min_metric is not None and not 0 <= arguments.min_metric <= 100:
+        raise UserError(f"--min_metric must be a fraction or a percentage, not {arguments.min_metric:g}")
+    if arguments.max_metric is not None and not math.isfinite(arguments.max_metric):
+        raise UserError(f"--max_metric must be a number, not {arguments.max_metric:g}")
+
+
 def metric_bounded(arguments: ConstraintArguments) -> bool:
     """Return whether the metric has a bound."""
     return arguments.min_metric is not None or arguments.max_metric is not None
 
 
 def _metric_bounds(arguments: ConstraintArguments, metric: Objective) -> Iterator[Constraint]:
-    wrong, right = ("max_metric", "min_metric") if metric.maximise else ("min_metric", "max_metric")
-    if getattr(arguments, wrong) is not None:
-        better = "more" if metric.maximise else "less"
-        raise UserError(f"--{wrong}: {better} of {metric.name} is better; its bound is --{right}")
     if arguments.max_metric is not None:
         yield Constraint(metric.name, arguments.max_metric)
     if arguments.min_metric is not None:
-        if not 0 <= arguments.min_metric <= 100:
-            raise UserError(f"--min_metric must be a fraction or a percentage, not {arguments.min_metric:g}")
         bound = arguments.min_metric / 100 if arguments.min_metric > 1 else arguments.min_metric
         yield Constraint(metric.name, bound, minimum=True)
 
