@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,6 +292,28 @@ def test_the_tokenizer_comes_along(tiny_bert_dir: Path, tmp_path: Path) -> None:
     found = converted(TEXTS)
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         np.testing.assert_array_equal(found[name], batch[name].numpy())
+
+
+@pytest.mark.parametrize("full", ["openvino_model.xml", "openvino_tokenizer.xml"])
+def test_a_disk_that_is_full_in_the_end_is_told_and_leaves_nothing(
+    full: str, tiny_bert_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino as ov
+
+    pytest.importorskip("openvino_tokenizers")
+    save = ov.save_model
+
+    def fail(model: Any, path: Path, **settings: Any) -> None:
+        save(model, path, **settings)
+        if path.name == full:
+            raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(ov, "save_model", fail)
+    tokenizer = load_tokenizer(tiny_bert_dir)
+    batch = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        export_openvino(build_tiny_bert(), tokenizer, tmp_path / "ir", example_batches=[batch])
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_openvino_tokenizers_the_export_says_so_and_succeeds(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bootstrapnas.artefacts import writing
 from bootstrapnas.export.runtime import last_line
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def save_tokenizer_ir(
                 return f"the converted {kind} turns ids back into something else than {different[:100]!r}"
     except Exception as error:  # whatever an unknown kind of tokenizer leads to; the model is there without it
         return f"openvino_tokenizers cannot convert {kind}: {last_line(error)}"
-    ov.save_model(there, directory / TOKENIZER_FILE)
-    if back is not None:
-        ov.save_model(back, directory / DETOKENIZER_FILE)
+    with writing(directory):
+        ov.save_model(there, directory / TOKENIZER_FILE)
+        if back is not None:
+            ov.save_model(back, directory / DETOKENIZER_FILE)
     return None
 
 
