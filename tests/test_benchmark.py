@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,11 @@ def test_the_terminal_shows_whole_numbers_in_80_columns() -> None:
     assert "half   int8       1.00  2.00  2.32     10%  4.00  2.00  4,000  4.00  2.00" in "\n".join(lines)
 
 
-def test_a_narrow_terminal_gets_a_table_per_figure_and_loses_no_column() -> None:
+@pytest.mark.parametrize("width", [72, 40])  # no table has room in the latter
+def test_a_narrow_terminal_gets_a_table_per_figure_and_loses_no_column(width: int) -> None:
     output = io.StringIO()
     benchmark = made({"full": ("accuracy", 0.9123), "half": ("f1", 0.9)})
-    show(benchmark, Console(file=output, width=72, color_system=None))
+    show(benchmark, Console(file=output, width=width, color_system=None))
     lines = [line.rstrip() for line in output.getvalue().splitlines()]
     (beside,) = benchmark.shapes.values()
     for name in ("latency", "throughput"):
@@ -216,6 +218,15 @@ def test_a_busy_machine_is_told() -> None:
     busy = Measurement(first.variant, 2, 16, {**first.figures, "latency": noisy})
     *_, told = notes(Benchmark(benchmark.models, (busy, *rest), benchmark.settings))
     assert "more than 25% of the median in 1 of 8 figures, at most 50% (latency of full in f32 at 2 x 16)" in told
+
+
+def test_metrics_of_other_rows_are_told() -> None:
+    benchmark = made({"full": ("accuracy", 0.9), "half": ("accuracy", 0.8)})
+    for rows, told in (((200, 64), True), ((200, 200), False), ((200, None), False)):
+        models = tuple(replace(model, rows=count) for model, count in zip(benchmark.models, rows, strict=True))
+        found = [note for note in notes(replace(benchmark, models=models)) if "different numbers of rows" in note]
+        assert bool(found) == told
+        assert all("(full 200, half 64)" in note for note in found)
 
 
 def test_json_holds_settings_and_figures_and_pictures_are_drawn(tmp_path: Path) -> None:
@@ -382,6 +393,8 @@ MISTAKES = {
     "did you mean 'f32'?",
     "--models full --precision f32,bf16": "this CPU does not compute in bf16, only in f32",
     "--models full --length 8,65": "--length 65 exceeds the 64 tokens that full takes",
+    "--models language --length 49": "--length 49 exceeds the 64 tokens that language takes, 16 new ones after it "
+    "included",
     "--models full --length 8.5": "--length must be whole numbers of at least 1, separated by commas, not 8.5",
     "--models full --batch 0": "--batch must be whole numbers of at least 1, separated by commas, not 0",
     "--models full --batch inf": "--batch must be whole numbers of at least 1, separated by commas, not inf",

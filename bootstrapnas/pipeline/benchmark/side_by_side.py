@@ -88,6 +88,8 @@ class Model:
         What the IR is.
     metric
         Name and value (a fraction or whatever the task measures) of what is known of its quality.
+    rows
+        How many rows that is of; `None` if it does not say.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Model:
     source: Path
     description: IRDescription
     metric: tuple[str, float] | None = None
+    rows: int | None = None
 
     @property
     def kind(self) -> str:
@@ -230,7 +233,7 @@ def read_models(
                 raise UserError(f"{path} holds no OpenVINO IR: export it first")
             directory = temporary / f"converted{number}"
             _convert(path, directory)
-        models.append(Model(name, directory, path, describe_ir(directory), _metric(path)))
+        models.append(Model(name, directory, path, describe_ir(directory), *_metric(path)))
     kinds: dict[str, str] = {}
     for model in models:
         kinds.setdefault(model.kind, model.name)
@@ -260,19 +263,22 @@ def measure(models: Sequence[Model], settings: Settings, temporary: Path) -> Ben
     check_device(settings.device)
     if settings.streams is not None:
         check_streams(settings.streams, settings.device)
-    shapes = list(itertools.product(settings.batches, settings.lengths or (_default_length(models),)))
-    for model in models:
-        limit = max_length(load_config(str(model.directory)))
-        for _, length in shapes:
-            if length > limit:
-                raise UserError(f"--length {length} exceeds the {int(limit)} tokens that {model.name} takes")
+    causal = models[0].kind == CAUSAL
+    room = settings.new_tokens if causal else 0
+    limits = {model.name: max_length(load_config(str(model.directory))) for model in models}
+    lengths = settings.lengths or (max(1, int(min(LENGTH, *(limit - room for limit in limits.values())))),)
+    for name, limit in limits.items():
+        for length in lengths:
+            if length + room > limit:
+                more = f", {room} new ones after it included" if room else ""
+                raise UserError(f"--length {length} exceeds the {int(limit)} tokens that {name} takes{more}")
+    shapes = list(itertools.product(settings.batches, lengths))
     planned = _planned(models, settings)
     made = [
         _variant(model, precision, temporary / f"quantised{number}")
         for number, model in enumerate(models)
         for precision in planned[model.name]
     ]
-    causal = models[0].kind == CAUSAL
     found: dict[tuple[int, int], dict[Variant, dict[str, Latency]]] = {
         shape: {variant: {} for variant in made} for shape in shapes
     }
@@ -391,16 +397,17 @@ def _convert(source: Path, target: Path) -> None:
     export_openvino(model, None, target, example_batches=[random_batch(model.config.vocab_size, 2)])
 
 
-def _metric(directory: Path) -> tuple[str, float] | None:
-    """Return the metric of a directory's task: what the export measured, else the stage that made it."""
+def _metric(directory: Path) -> tuple[tuple[str, float] | None, int | None]:
+    """Return the metric of a directory's task and of how many rows: the export's, else that of the stage before."""
     exported = read_json(directory / EXPORT_FILE) if (directory / EXPORT_FILE).is_file() else {}
     if exported.get("metric"):
-        return exported["metric"]["name"], float(exported["metric"]["ir"])
+        found = exported["metric"]
+        return (found["name"], float(found["ir"])), found.get("rows")
     if not (directory / STAGE_FILE).is_file() or not (directory / TASK_FILE).is_file():
-        return None
+        return None, None
     name = TaskSpec.load(directory / TASK_FILE).metric
     value = read_json(directory / STAGE_FILE)["result"].get(f"eval_{name}")
-    return None if value is None else (name, float(value))
+    return (None if value is None else (name, float(value))), None
 
 
 def _default_names(paths: Sequence[Path]) -> list[str]:
@@ -411,8 +418,3 @@ def _default_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
-
-
-def _default_length(models: Sequence[Model]) -> int:
-    """Return 128, or less if a model takes no more."""
-    return int(min(LENGTH, *(max_length(load_config(str(model.directory))) for model in models)))

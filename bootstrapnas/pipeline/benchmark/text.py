@@ -57,17 +57,20 @@ def show(benchmark: Benchmark, console: Console) -> None:
         tables = [whole] if _width(whole) <= console.width else [cells(benchmark, beside, [name]) for name in names]
         for table in tables:
             what = title(benchmark, *shape) if len(tables) == 1 else f"{title(benchmark, *shape)}: {names.pop(0)}"
-            console.print(_table(what, table))
+            console.print(_table(what, table, console.width), crop=False)
     for note in notes(benchmark):
         console.print(Text(note), soft_wrap=True)
 
 
-def _table(what: str, lines: Sequence[Sequence[str]]) -> Table:
+def _table(what: str, lines: Sequence[Sequence[str]], room: int) -> Table:
+    """Return a table that takes more than `room` rather than cut a figure; where it must, it folds models' names."""
     header, *rows = lines
-    table = Table(title=Text(what), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    longest = max(len(line[0]) for line in lines)
+    needed = _width(lines) - longest + min(longest, MODEL)
+    width = needed if needed > room else None
+    table = Table(title=Text(what), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), width=width)
     for number, name in enumerate(header):
-        # Only the models' names are folded where there is no room, and not to nothing.
-        least = min(max(len(line[0]) for line in lines), MODEL) if number == 0 else None
+        least = min(longest, MODEL) if number == 0 else None
         side: Literal["left", "right"] = "left" if number < 2 else "right"
         table.add_column(Text(name), justify=side, overflow="fold", no_wrap=number > 0, min_width=least)
     for row in rows:
@@ -77,7 +80,7 @@ def _table(what: str, lines: Sequence[Sequence[str]]) -> Table:
 
 def _width(lines: Sequence[Sequence[str]]) -> int:
     """Return how many columns of a terminal a table takes, its border included."""
-    return 2 + sum(1 + max(map(len, column)) for column in zip(*lines, strict=True))
+    return 1 + sum(2 + max(map(len, column)) for column in zip(*lines, strict=True))
 
 
 def _figures(beside: Sequence[Measurement]) -> list[str]:
@@ -180,6 +183,10 @@ def notes(benchmark: Benchmark) -> Iterator[str]:
     told = ", ".join(f"{precision}: {INT8.get(precision, precision)}" for precision in hints)
     int8 = " (int8: of what is not quantised)" if any(precision in INT8 for precision in hints) else ""
     yield f"INFERENCE_PRECISION_HINT of each precision: {told}{int8}."
+    rows = {model.name: model.rows for model in benchmark.models if model.rows is not None}
+    if len(set(rows.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in rows.items())
+        yield f"The metrics are of different numbers of rows ({told}), so they do not compare: export with the same."
     sources = {model.name: model.directory for model in benchmark.models}
     for model in benchmark.models:
         if model.directory != model.source:
@@ -226,7 +233,8 @@ def benchmark_json(benchmark: Benchmark) -> dict[str, Any]:
                 "weight_format": model.description.weight_format,
                 "quantised": model.description.quantised,
                 "size": model.description.size,
-                "metric": None if model.metric is None else {"name": model.metric[0], "value": model.metric[1]},
+                "metric": None if model.metric is None else dict(zip(("name", "value"), model.metric, strict=True)),
+                "metric_rows": model.rows,
             }
             for model in benchmark.models
         ],
@@ -270,10 +278,13 @@ def check_output(directory: Path) -> None:
 
 
 def write_benchmark(benchmark: Benchmark, directory: Path) -> None:
-    """Write ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``; other files there stay."""
-    draw(benchmark, directory / PICTURE)
-    write_text(directory / MARKDOWN, markdown(benchmark, picture=PICTURE))
+    """Write ``benchmark.json``, ``benchmark.md`` and ``benchmark.png``; other files there stay.
+
+    The first holds all that was measured, and tells a later run whose the others are.
+    """
     write_json(directory / JSON, benchmark_json(benchmark))
+    write_text(directory / MARKDOWN, markdown(benchmark, picture=PICTURE))
+    draw(benchmark, directory / PICTURE)
 
 
 def draw(benchmark: Benchmark, path: Path) -> None:
@@ -309,10 +320,14 @@ def draw(benchmark: Benchmark, path: Path) -> None:
         for precision in precisions:
             found = [p for p, each in zip(points, beside, strict=True) if each.variant.precision == precision]
             axes.scatter([p["x"] for p in found], [p["y"] for p in found], s=40, label=precision, zorder=3)
+        fastest: dict[tuple[str, float], float] = {}  # a model's points lie on a line, and one name does for them
         for point, each in zip(points, beside, strict=True):
+            key = each.variant.model, point["y"]
+            fastest[key] = min(point["x"], fastest.get(key, point["x"]))
+        for (model, y), x in fastest.items():
             axes.annotate(
-                each.variant.model,
-                (point["x"], point["y"]),
+                model,
+                (x, y),
                 xytext=(5, 5),
                 textcoords="offset points",
                 fontsize=8,
