@@ -133,6 +133,7 @@ def test_a_full_disk_is_told_in_a_line_and_the_stage_resumes(
     assert outcome.status == 2, outcome.err
     assert len(told) == 1, outcome.err
     assert told[0].startswith("eftnas: error: cannot write ")
+    assert f"{out}/." not in told[0], "a temporary directory is nobody's business"
     left = {path.name for path in out.iterdir()} if out.exists() else set()
     assert not left or read_json(out / "stage.json")["status"] == "running"
     assert not [name for name in left if name.startswith("checkpoint-")]

@@ -333,9 +333,11 @@ def _check_drop(
     if metric is None or measured is None or settings is None or settings.max_drop is None:
         return
     if not metric.drop(measured) <= settings.max_drop:  # so that NaN fails
+        allowed = f"{100 * settings.max_drop:g}"
+        lost = f"lost more than {allowed} points" if metric.greater_is_better else f"grown by more than {allowed} %"
         raise ExportError(
-            f"the quantised IR of {name} has {metric.name} {measured:.4f}, torch {metric.torch:.4f}: "
-            f"a drop of more than {settings.max_drop:g}; {directory} was not written"
+            f"the quantised IR of {name} has {metric.name} {measured:.4f}, torch {metric.torch:.4f}: it has {lost}; "
+            f"{directory} was not written"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -137,19 +138,23 @@ def run(
     with tempfile.TemporaryDirectory(dir=stage.directory, prefix=TEMPORARY) as temporary:
         place = Path(temporary) / "ir"
         common: dict[str, Any] = {"example_batches": data.examples, "metric": data.metric}
-        if is_onnx:
-            result = export_onnx(model, tokenizer, place, **common)
-        else:
-            result = export_openvino(
-                model,
-                tokenizer,
-                place,
-                weight_format=arguments.weight_format,
-                compression=compression,
-                quantisation=quantisation,
-                calibration=data.calibration,
-                **common,
-            )
+        try:
+            if is_onnx:
+                result = export_onnx(model, tokenizer, place, **common)
+            else:
+                result = export_openvino(
+                    model,
+                    tokenizer,
+                    place,
+                    weight_format=arguments.weight_format,
+                    compression=compression,
+                    quantisation=quantisation,
+                    calibration=data.calibration,
+                    **common,
+                )
+        except UserError as error:  # of a directory that is gone when it is read
+            hidden = rf"{re.escape(temporary)}{re.escape(os.sep)}[^\s:{re.escape(os.sep)}]+"
+            raise UserError(re.sub(hidden, lambda _: str(stage.directory), str(error))) from error
         for file in place.iterdir():
             os.replace(file, stage.directory / file.name)
     if spec is not None:
