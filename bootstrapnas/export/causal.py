@@ -214,7 +214,7 @@ class CausalConversion:
         texts = self.tokenizer.batch_decode(self.sequences, skip_special_tokens=True)
         reason = save_tokenizer_ir(self.tokenizer, directory, texts, detokenizer=True)
         if reason is not None:
-            warn(f"{directory.name}: no openvino_tokenizer.xml: {reason}; the tokenizer's own files are there")
+            warn(f"no openvino_tokenizer.xml: {reason}; the tokenizer's own files are there")
         return reason
 
     def _prompts(self) -> list[list[int]]:

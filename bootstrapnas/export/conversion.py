@@ -153,7 +153,7 @@ class EncoderConversion:
         ids = [row for batch in self.batches for row in batch["input_ids"]]
         reason = save_tokenizer_ir(tokenizer, directory, tokenizer.batch_decode(ids, skip_special_tokens=True))
         if reason is not None:
-            warn(f"{directory.name}: no openvino_tokenizer.xml: {reason}; the tokenizer's own files are there")
+            warn(f"no openvino_tokenizer.xml: {reason}; the tokenizer's own files are there")
         return reason
 
 
