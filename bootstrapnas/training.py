@@ -211,6 +211,8 @@ class StageTrainer(Trainer):
             self._said = {output.name: outputs[output.name].detach() for output in distillation.outputs}
         if self._penalty is not None:
             loss = loss + self._penalty()
+        if self._supernet is not None and not loss.requires_grad:
+            loss.requires_grad_()  # a subnet that skips all layers with adapters: nothing of it is trained
         return (loss, outputs) if return_outputs else loss
 
     def _taught(self, inputs: dict[str, Any]) -> Said:

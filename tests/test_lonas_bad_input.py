@@ -316,6 +316,19 @@ def test_a_base_of_several_dtypes_is_what_it_would_be_in_one(world: Path, tmp_pa
     assert all((tensor == found[1][name]).all() for name, tensor in found[0].items())
 
 
+def test_a_step_may_draw_a_subnet_without_any_adapter(world: Path, tmp_path: Path) -> None:
+    """The smallest one skips all layers, and nothing else of a language model is trained."""
+    lonas(
+        f"search-space --model_name_or_path base --lora_r 8 {TARGETS} --depth layers --max_seq_length 128 "
+        f"--target_config {tmp_path}/space.json"
+    )
+    train = f"{TRAIN} --nncf_config {tmp_path}/space.json {TARGETS} --sampling sandwich --save_strategy no"
+    lonas(train.replace("new", f"{tmp_path}/super"))
+    learnt = load_file(tmp_path / "super" / "adapter_model.safetensors")
+    assert all(tensor.any() for name, tensor in learnt.items() if "lora_B" in name)
+    assert read_json(tmp_path / "super" / "eval_results.json").keys() == {"accuracy_max", "accuracy_min"}
+
+
 def test_an_interrupted_merge_is_no_model_and_is_resumed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = f"{EXTRACT} --subnet heuristic --merge True"
     lonas(merge.replace("new", "whole"))
