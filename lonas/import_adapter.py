@@ -74,7 +74,12 @@ def run(
         "train",
         output.output_dir,
         typed,
-        {"model": source, "nncf_config": arguments.nncf_config, **data_inputs(spec)},
+        {
+            "model": source,
+            "adapter": arguments.adapter_dir,
+            "nncf_config": arguments.nncf_config,
+            **data_inputs(spec),
+        },
         overwrite=output.overwrite_output_dir,
         settings=task_settings(spec),
     )

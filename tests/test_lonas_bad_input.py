@@ -112,6 +112,10 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (f"{IMPORT} base", "base holds no adapter: it has no adapter_config.json"),
     (f"{IMPORT} cut", "cut/adapter_model.safetensors is corrupt: …"),
+    (
+        f"{IMPORT.replace('new', 'super')} super --model_name_or_path base --overwrite_output_dir",
+        "output_dir super holds the stage's own input super (adapter); choose another",
+    ),
     (f"{IMPORT} pickle", "pickle/adapter_model.bin is neither safetensors nor a file of tensors by torch.save: …"),
     (
         "eval --supernet_dir orphan",

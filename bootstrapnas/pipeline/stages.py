@@ -18,7 +18,7 @@ METRICS_FILE = "eval_results.json"
 # What does not decide a stage's result: where it writes, what it shows, how often it saves.
 _INCIDENTAL = {
     "output_dir", "overwrite_output_dir", "model_name_or_path", "kd_teacher_model", "importance_weight_dir",
-    "external_importance_path", "nncf_dir", "kd_cache_dir",
+    "external_importance_path", "nncf_dir", "adapter_dir", "kd_cache_dir",
     "reorg_cache_model", "nncf_config", "supernet_dir", "search_dir", "source_config", "model_dir", "ir_dir",
     "calibration_file",
     "disable_tqdm", "log_level", "logging_steps", "logging_strategy", "logging_first_step", "logging_dir", "report_to",
