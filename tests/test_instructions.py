@@ -239,7 +239,9 @@ def test_rows_of_a_group_of_data_sets(files: Path) -> None:
         "Ending3: c Ending4: d\n\nAnswer format: ending1/ending2/ending3/ending4"
     )
     spec = build_task_spec("commonsense", train_file=files / "train.json", dataset_dir=files)
-    assert load_task(spec).test is not None, "as LLM-Adapters has them: one file to train on, a directory a data set"
+    tested = load_task(spec).test
+    assert tested is not None
+    assert tested.to_dict() == data.test.to_dict(), "as LLM-Adapters has them: one file to train on, others to test"
 
 
 def test_a_file_in_its_own_format_calibrates(files: Path, adapted_dir: Path) -> None:

@@ -121,7 +121,9 @@ def data_files(spec: TaskSpec) -> dict[str, Path]:
     """
     if spec.train_file is not None:
         named = {"train": spec.train_file, "validation": spec.validation_file, "test": spec.test_file}
-        return {split: Path(path) for split, path in named.items() if path is not None} | _part_files(spec)
+        own = {split: Path(path) for split, path in named.items() if path is not None}
+        test = None if spec.dataset_dir is None else find_split(spec.dataset_dir, spec.task_name, "test")
+        return ({} if test is None else {"test": test}) | own | _part_files(spec)
     if spec.dataset_dir is None:
         return {}
     found = {split: find_split(spec.dataset_dir, spec.task_name, *names) for split, names in _SPLITS.items()}
