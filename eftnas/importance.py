@@ -176,7 +176,7 @@ def train_scores(
 ) -> Scores:
     """Return the scores of movement sparsity; training ends with the warm-up, when masks are resolved."""
     blueprint, names = Blueprint.of(model), NodeNames.of(model)
-    check_evaluations(rows, training)
+    check_evaluations(rows, training, at_end=False)
     lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
     settings = movement_settings(config, importance.nncf_quantile_cap)
     training.num_train_epochs = preferred(

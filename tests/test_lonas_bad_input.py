@@ -154,6 +154,10 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     # rows to validate on
     (
+        TRAIN.replace("--max_seq_length 128 --evaluate_by score", "--max_seq_length 4 --evaluate_by loss"),
+        "task commonsense: 4 of 4 rows have a prompt of 4 tokens or more; raise --max_seq_length",
+    ),
+    (
         "search --supernet_dir held --val_set_size 3 --output_dir new",
         "--val_set_size 3 would be other rows than those held out of the training of held (--val_set_size 2), which "
         "has learnt some of them; --max_eval_samples takes fewer of the same",

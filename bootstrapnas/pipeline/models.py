@@ -254,10 +254,13 @@ def validate(model: nn.Module, rows: Rows) -> dict[str, float]:
     return {} if rows.data.validation is None else evaluate_model(model, rows, "validation")
 
 
-def check_evaluations(rows: Rows, training: StageTrainingArguments) -> None:
-    """Raise `UserError` if evaluations while training are asked for without any rows to validate on."""
-    if training.eval_strategy != "no":
-        rows.rows("validation")
+def check_evaluations(rows: Rows, training: StageTrainingArguments, *, at_end: bool = True) -> None:
+    """Prepare the rows to validate on before anything is trained, so that what is wrong with them is told at once.
+
+    They are needed where evaluations while training are asked for and, `at_end`, where there are any.
+    """
+    if training.eval_strategy != "no" or (at_end and rows.data.validation is not None):
+        rows.features("validation")
 
 
 def outputs_of(model: Any, rows: Rows, prepared: Sequence[Any], *, progress: bool = False) -> Outputs:
