@@ -73,14 +73,13 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
         chosen = ExtractArguments(arguments.supernet_dir, arguments.search_dir, arguments.subnet)
         subnet = choose(chosen, ConstraintArguments(), supernet, length)[0]
     tokenizer, batch_size = load_tokenizer(arguments.supernet_dir), arguments.eval_batch_size
+    most = task_args.max_eval_samples
     supernet.model.to(device)
     with computing(supernet, subnet, merge=arguments.merge_adapters):
         metrics: dict[str, Any] = (
-            dict(evaluate_model(supernet.model, Rows(spec, tokenizer, batch_size), arguments.split))
+            dict(evaluate_model(supernet.model, Rows(spec, tokenizer, batch_size, most), arguments.split))
             if harness is None
-            else measure_by_harness(
-                supernet.model, tokenizer, harness, batch_size=batch_size, limit=task_args.max_eval_samples
-            )
+            else measure_by_harness(supernet.model, tokenizer, harness, batch_size=batch_size, limit=most)
         )
     result = {**metrics, "costs": asdict(count_costs(supernet.blueprint, subnet, length=length))}
     print(json.dumps(result, indent=2))

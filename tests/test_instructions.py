@@ -372,6 +372,9 @@ def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> Non
     assert printed["accuracy"] > 0, "it learnt to answer"
     scored = json.loads(eftnas("evaluate", model_dir=adapted_dir, split="test", evaluate_by="score").out)
     assert list(scored)[:3] == ["accuracy", "average", "accuracy_norm"]
+    few = {"split": "test", "evaluate_by": "score", "max_eval_samples": 4, "predict": path}
+    eftnas("evaluate", model_dir=adapted_dir, **few)
+    assert len(path.read_text().splitlines()) == 4 < len(entries)
     loss = json.loads(eftnas("evaluate", model_dir=adapted_dir, evaluate_by="loss").out)
     assert list(loss) == ["perplexity", "loss", "token_accuracy"]
 

@@ -85,7 +85,7 @@ class TaskArguments:
     label_column: Optional[str] = flag(None, "Column of the label.")
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")
     max_train_samples: Optional[int] = flag(None, "Use only so many training rows.")
-    max_eval_samples: Optional[int] = flag(None, "Use only so many validation rows.")
+    max_eval_samples: Optional[int] = flag(None, "Use only so many rows to validate on, or to evaluate on.")
     metric: Optional[str] = flag(None, "Metric that stages select by; default: the task's usual one.")
     doc_stride: Optional[int] = flag(
         None, "Question answering: tokens that two windows of a long text share; default: a third of max_seq_length."

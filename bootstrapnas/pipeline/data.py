@@ -187,13 +187,22 @@ class Part:
 
 
 class Rows:
-    """A task's rows for one tokenizer: tokenized splits and batches of true length."""
+    """A task's rows for one tokenizer: tokenized splits and batches of true length.
 
-    def __init__(self, spec: TaskSpec, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
+    Rows of the test split are limited for a measurement alone, by `max_test_samples`: no later stage inherits that.
+    """
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        max_test_samples: int | None = None,
+    ) -> None:
         if batch_size < 1:
             raise UserError(f"the batch size of evaluations must be at least 1, not {batch_size}")
         self.spec, self.tokenizer, self.batch_size = spec, tokenizer, batch_size
-        self.data: TaskData = load_task(spec)
+        self.data: TaskData = load_task(spec, max_test_samples)
         self.collator: Collator = build_collator(tokenizer, spec)
         self._features: dict[str, Dataset] = {}
 

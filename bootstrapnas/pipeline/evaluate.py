@@ -73,7 +73,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
             raise UserError(f"an IR writes greedily: --num_beams must be 1, not {typed['num_beams']}")
         notice("an IR writes greedily: a beam instead of the task's several")
         spec = spec.greedily()
-    rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size)
+    rows = Rows(spec, load_tokenizer(directory), arguments.eval_batch_size, task_args.max_eval_samples)
     outputs = _outputs(arguments, spec, rows)
     metrics = rows.measure(arguments.split, outputs)
     if arguments.predict is not None:

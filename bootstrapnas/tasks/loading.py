@@ -41,8 +41,8 @@ class TaskData:
     validation_mismatched: Dataset | None = None
 
 
-def load_task(spec: TaskSpec) -> TaskData:
-    """Load the rows of a task.
+def load_task(spec: TaskSpec, max_test_samples: int | None = None) -> TaskData:
+    """Load the rows of a task, of the test split so many at most.
 
     Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None. Of a data
     set without a validation split (IMDB), a share of the training rows validates instead, or none of them if
@@ -80,7 +80,7 @@ def load_task(spec: TaskSpec) -> TaskData:
             "--max_eval_samples takes fewer of them"
         )
     most = {"train": spec.max_train_samples, "validation": spec.max_validation_samples}
-    most["validation_mismatched"] = spec.max_validation_samples
+    most |= {"validation_mismatched": spec.max_validation_samples, "test": max_test_samples}
     loaded: dict[str, Dataset] = {}
     for split, table in tables.items():
         if split == "test" and spec.label_column:
