@@ -200,6 +200,12 @@ def without(*names: str) -> Callable[[World], None]:
     return apply
 
 
+def relabelled(world: World) -> None:
+    path = world.source / "config.json"
+    names = dict(enumerate(("no", "yes", "perhaps")))
+    path.write_text(json.dumps({**read_json(path), "id2label": names, "label2id": {v: k for k, v in names.items()}}))
+
+
 SCORED = "movement_sparsity_0"
 SCORES = f"{SCORED}/pytorch_model.bin"
 QUERY = f"{LAYER}.0.attention.self.query"
@@ -220,6 +226,7 @@ QUERY = f"{LAYER}.0.attention.self.query"
         ),
         (lambda world: world.task.clear(), {}, "the task of"),
         (lambda world: world.task.clear(), {"task_name": "rte"}, "has 3 labels, the task rte 2"),
+        (relabelled, {}, "eftnas has other labels (no, yes, perhaps) than the task (go, stop, wait)"),
         (
             state(lambda found: found.pop("classifier.weight")),
             {},

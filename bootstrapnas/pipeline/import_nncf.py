@@ -25,7 +25,14 @@ from bootstrapnas.importance.store import check_scores
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
 from bootstrapnas.pipeline.data import resolve_task, task_settings
-from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, has_tokenizer, load_tokenizer, save_artefact
+from bootstrapnas.pipeline.models import (
+    SPACE_FILE,
+    class_order,
+    fit_length,
+    has_tokenizer,
+    load_tokenizer,
+    save_artefact,
+)
 from bootstrapnas.pipeline.stages import begin, finish, report_config
 from bootstrapnas.progress import notice
 from bootstrapnas.tasks import TASK_FILE, TaskSpec
@@ -180,6 +187,7 @@ def _empty_model(config: PreTrainedConfig, spec: TaskSpec, whose: str) -> PreTra
             raise UserError(f"{whose} has {config.num_labels} labels, the task {spec.task_name} {spec.num_labels}")
         config.id2label = dict(enumerate(names))
         config.label2id = {name: index for index, name in enumerate(names)}
+    class_order(config, spec, whose)
     with torch.device("meta"):
         model: PreTrainedModel = spec.head.load_class().from_config(config)
     return model
