@@ -134,7 +134,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file, atomically; `metadata` is any JSON-able mapping."""
+    """Write a safetensors file, atomically; `metadata` is any JSON-able mapping. The same again has the same bytes."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary, writing(path):
@@ -143,6 +143,18 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
             temporary,
             metadata={"format": "pt", "bootstrapnas": json.dumps({"format": FORMAT, **metadata})},
         )
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which its library writes in any order: equal contents, equal bytes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -320,12 +320,16 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
 def test_tensors(tmp_path: Path) -> None:
     path = tmp_path / "scores.safetensors"
     tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.ones(2, dtype=torch.bfloat16).requires_grad_()}
-    artefacts.save_tensors(path, tensors, {"criterion": "magnitude"})
+    about = {"criterion": 'größe "\n'}
+    artefacts.save_tensors(path, tensors, about)
     found, metadata = artefacts.load_tensors(path)
-    assert metadata == {"format": artefacts.FORMAT, "criterion": "magnitude"}
+    assert metadata == {"format": artefacts.FORMAT, **about}
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     whole = path.read_bytes()
+    for _ in range(8):  # safetensors writes metadata in any order
+        artefacts.save_tensors(path, tensors, about)
+        assert path.read_bytes() == whole
     for length in (0, 5, 40, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert message(lambda: artefacts.load_tensors(path)).startswith(f"{path} is corrupt: ")

@@ -156,6 +156,7 @@ def test_killed_training_ends_with_the_same_tensors(runs: Runs, stage: str) -> N
     file = {"train": "model.safetensors", "importance": "importance.safetensors"}[stage]
     killed, whole = runs.directory("killed", stage), runs.directory("whole", stage)
     assert_equal_tensors(killed / file, whole / file)
+    assert digest(killed / file) == digest(whole / file)
     assert not checkpoints(killed)
     assert (killed / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
 
