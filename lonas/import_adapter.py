@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from bootstrapnas.artefacts import read_json, write_json
+from bootstrapnas.artefacts import STAGE_FILE, read_json, write_json
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.families.adapted import Adapters
 from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
@@ -17,7 +17,8 @@ from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag
 from bootstrapnas.pipeline.data import data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.models import SPACE_FILE, fit_length, load_for_task, load_tokenizer, save_tokenizer
 from bootstrapnas.pipeline.stages import begin, report_config
-from bootstrapnas.pipeline.supernets import DTYPES, SuperAdapter, build_super_adapter, save_super_adapter
+from bootstrapnas.pipeline.supernets import DTYPES, SuperAdapter, build_super_adapter, check_base, save_super_adapter
+from bootstrapnas.progress import warn
 from bootstrapnas.tasks import TASK_FILE
 from lonas.train import check_dtype, local_path
 
@@ -62,6 +63,10 @@ def run(
     source = arguments.model_name_or_path or base
     if not source:
         raise UserError(f"{path} names no base model; pass --model_name_or_path")
+    if (Path(arguments.adapter_dir) / STAGE_FILE).is_file():
+        check_base(arguments.adapter_dir, source)
+    elif base and local_path(base) != local_path(source):
+        warn(f"{path} names {base} as its base model: {source} must be the same")
     check_dtype(arguments.base_dtype)
     integers = arguments.base_weight_format
     if integers is not None:

@@ -513,9 +513,12 @@ def test_an_adapter_of_old_peft_is_taken_over(
         assert main(["import-adapter", *map(str, arguments)]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
         shutil.rmtree(tmp_path / "no", ignore_errors=True)
+    (source / "adapter_config.json").write_text(json.dumps(old | {"base_model_name_or_path": "bert-base-uncased"}))
     arguments = [*flags, "--model_name_or_path", tiny_bert_dir, "--output_dir", tmp_path / "taken"]
     assert main(["import-adapter", *map(str, arguments)]) == 2, "another adapter lies there now"
-    assert "holds another run (adapter:" in " ".join(capsys.readouterr().err.split())
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"names bert-base-uncased as its base model: {tiny_bert_dir} must be the same" in told
+    assert "holds another run (adapter:" in told
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

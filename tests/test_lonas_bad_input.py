@@ -64,12 +64,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         header = read_json("orphan/stage.json")
         header["files"]["super_adapter.json"] = Path("orphan/super_adapter.json").stat().st_size
         Path("orphan/stage.json").write_text(json.dumps(header))
-        Path("cut").mkdir()
-        shutil.copy("super/adapter_config.json", "cut")
+        for name in ("copied", "cut", "pickle"):
+            Path(name).mkdir()
+            shutil.copy("super/adapter_config.json", name)
+        shutil.copy("super/adapter_model.safetensors", "copied")
         whole = Path("super/adapter_model.safetensors").read_bytes()
         Path("cut/adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
-        Path("pickle").mkdir()
-        shutil.copy("super/adapter_config.json", "pickle")
         Path("pickle/adapter_model.bin").write_bytes(b"garbage")
         yield root
 
@@ -107,7 +107,11 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         f"{IMPORT} super --nncf_config space.json --model_name_or_path other",
-        "the adapter in super is of another base: model.layers.0.mlp.up_proj.lora_B.default.weight has shape (48, 8), "
+        "other is not the base model that the adapter in super was trained on: it has changed",
+    ),
+    (
+        f"{IMPORT} copied --nncf_config space.json --model_name_or_path other",
+        "the adapter in copied is of another base: model.layers.0.mlp.up_proj.lora_B.default.weight has shape (48, 8), "
         "the model (64, 8)",
     ),
     (f"{IMPORT} base", "base holds no adapter: it has no adapter_config.json"),
