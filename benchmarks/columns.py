@@ -24,7 +24,7 @@ HELD_OUT = 0.12
 """Share of the training rows that is kept for choosing; the official validation rows are only reported."""
 
 MOST_ROWS = 9_216
-"""Training rows, held-out ones included: a random choice of a larger set's, so that a column takes an hour, not a day."""
+"""Training rows, with the held-out ones: a random choice of a larger set's, or a column would take a day."""
 
 P = TypeVar("P")
 Result = Mapping[str, Any]

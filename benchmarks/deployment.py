@@ -3,8 +3,8 @@
 python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,llama] [--repeats 21] [--work_dir DIR]
 
 Weights are random: speed and size do not depend on them, and nothing is said of accuracy. Subnets are extracted and
-exported as a user's would be. Sections that --only
-leaves out keep the figures of the file that is there; --only "" writes the table anew.
+exported as a user's would be. Sections that --only leaves out keep the figures of the file that is there; --only ""
+writes the table anew.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ case ${*:-} in
     --fresh)
         shopt -s dotglob nullglob
         for path in "$bert"/* "$llama"/*; do # nothing but what is written below
-            [[ -e $path/stage.json ]] && continue
+            case ${path#"$out/"} in
+                */lora | */super | */search | */subnet | */merged | */ir | llama/base)
+                    [[ -e $path/stage.json ]] && continue ;;
+            esac
             case ${path#"$out/"} in
                 */space.json | */.space.json.* | */*.json.part) ;;
                 */lora.json | */heuristic.json | */best.json | llama/base.json | llama/sums | llama/config) ;;

@@ -108,7 +108,7 @@ def test_a_mistaken_argument_starts_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("foreign", ["bert/model.safetensors", "llama/thesis/main.tex", "bert/.git/config", None])
+@pytest.mark.parametrize("foreign", ["bert/model.safetensors", "llama/thesis/main.tex", "bert/tuned/stage.json", None])
 def test_fresh_deletes_only_what_the_script_wrote(foreign: str | None, tmp_path: Path) -> None:
     ours = [
         "bert/lora/stage.json",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from bootstrapnas.artefacts import OtherRunError, read_stage
+from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, read_stage
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import WEIGHT_FORMATS
@@ -154,7 +154,8 @@ def table_at(
     left = models_to_measure(table, space)
     if left:
         notice(f"latency table: {left} models to measure, {shown}")
-        table.save(path)  # so that a place where it cannot be costs no measurement
+        if not (Path(path).parent / STAGE_FILE).is_file():
+            table.save(path)  # so that a place where it cannot be costs no measurement; a stage's directory is known
         with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
             complete_latency_table(table, path, measure, space, ticker.update)
     notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
@@ -189,6 +190,8 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
     )
     own, given = directory / TABLE_FILE, arguments.latency_table
     path = own if given is None or own.is_file() else given
+    if path == own and given is not None and not Path(given).is_file():
+        notice(f"latency table: this search began with its own, {own}; nothing is written to {given}")
     return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
 
 
