@@ -244,7 +244,7 @@ def hold(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+        raise UserError(f"cannot write output_dir {directory}: {error.strerror or error}") from error
     place = directory.resolve()
     if place in _held:
         if os.path.samestat(os.fstat(_held[place]), place.stat()):

@@ -56,6 +56,7 @@ from bootstrapnas.pipeline.teacher import validation_outputs
 from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.search import (
     ALGORITHMS,
+    Algorithm,
     Candidate,
     Estimate,
     Evaluation,
@@ -186,10 +187,11 @@ def run(
     supernet.model.to(device)
     evaluate = evaluation_of(search, supernet, rows, objectives[-1], device)
     seeds = first_genomes(search.macs_ratios, supernet, length)[: settings.population]
+    algorithm = build_algorithm(supernet.space.cardinalities, settings, seeds, problem.window)
     log = open_log(stage.directory, supernet, settings, problem)
     title = f"Search progression ({settings.algorithm})"
     files = Progression(stage.directory, supernet, metric, title, problem.cost)
-    result = explore(problem, supernet, settings, seeds, evaluate, log, files)
+    result = explore(algorithm, problem, supernet, settings.budget, evaluate, log, files)
     if search.early_stop is not None:
         notice(saved(result.candidates))
     best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
@@ -350,18 +352,17 @@ def open_log(directory: Path, supernet: Supernet, settings: SearchSettings, prob
 
 
 def explore(
+    algorithm: Algorithm,
     problem: Problem,
     supernet: Supernet,
-    settings: SearchSettings,
-    seeds: Sequence[Genome],
+    budget: int,
     evaluate: Evaluation,
     log: EvaluationLog,
     files: Progression,
 ) -> SearchResult:
     """Let the algorithm propose until its budget is spent; show how that goes on, here and in `files`."""
-    algorithm = build_algorithm(supernet.space.cardinalities, settings, seeds, problem.window)
     metric, cost, known = problem.metric.name, problem.cost, len(log)
-    with Ticker("search", settings.budget) as ticker:
+    with Ticker("search", budget) as ticker:
 
         def progress(done: int, candidate: Candidate) -> None:
             values = candidate.values
@@ -378,7 +379,7 @@ def explore(
             evaluate,
             problem.objectives,
             log,
-            settings.budget,
+            budget,
             progress,
             canonical_of(supernet),
             generation_done,
