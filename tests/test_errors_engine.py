@@ -434,7 +434,7 @@ def test_a_stage_refuses_what_it_did_not_make(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").exists()
     assert message(lambda: open_stage(source, "search", {}, {})) == f"output_dir {source} is a file"
     assert message(lambda: open_stage(source / "x", "search", {}, {})) == (
-        f"cannot write {source / 'x'}: Not a directory"
+        f"cannot write output_dir {source / 'x'}: Not a directory"
     )
 
 
