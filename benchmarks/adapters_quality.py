@@ -401,7 +401,7 @@ def table(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser, of_run, _ = command_line(__doc__, Protocol, tasks="rte,mrpc,cola,stsb", seeds="0")
     ways = f"{LORA}, or of {', '.join(WAYS)}, joined by +"
-    of_run.add_argument("--methods", default=f"{LORA},reorder+own", help=ways)
+    of_run.add_argument("--methods", default=f"{LORA},reorder+own+slow", help=ways)
     of_run.add_argument("--subnets", default=",".join(SUBNETS))
     return obey("adapters_quality", parser.parse_args(argv), run, table)
 
