@@ -161,12 +161,15 @@ def measure_section(name: str, repeats: int, directory: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=directory) as temporary:
         models = read_models(list(paths.values()), list(paths), Path(temporary))
         found = measure(models, settings, Path(temporary))
+        figures = benchmark_json(found)
+        for model in figures["models"]:
+            del model["directory"]  # temporary
         return {
             "machine": machine(),
             "seconds": round(time.monotonic() - began),
             "macs_share": macs,
             "rows": rows(name, found, macs),
-            **benchmark_json(found),
+            **figures,
         }
 
 

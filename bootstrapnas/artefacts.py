@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -214,13 +214,15 @@ def replacing_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def empty_directory(directory: Path) -> None:
+def empty_directory(directory: Path, keep: Collection[str] = ()) -> None:
     """Delete what a directory holds, not itself, which may be a link or where a disk is mounted.
 
     `STAGE_FILE` goes last: it says whose the rest is, should this be cut short.
     """
     try:
         for path in sorted(directory.iterdir(), key=lambda path: path.name == STAGE_FILE):
+            if path.name in keep:
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -272,13 +274,17 @@ def release(directory: Path) -> None:
 
 @contextlib.contextmanager
 def holding(directory: Path) -> Iterator[None]:
-    """Around what works in a directory: keep other processes out of it; leave none where there was none, if empty."""
-    existed = directory.exists()
+    """Around what works in a directory: keep other processes out of it; leave none where there was none, if empty.
+
+    Where this process holds the directory already, it goes on holding it.
+    """
+    existed, held = directory.exists(), directory.resolve() in _held
     hold(directory)
     try:
         yield
     finally:
-        release(directory)
+        if not held:
+            release(directory)
         if not existed:
             with contextlib.suppress(OSError):
                 directory.rmdir()
@@ -354,6 +360,7 @@ def open_stage(
     inputs: Mapping[str, str | os.PathLike[str] | None],
     *,
     overwrite: bool = False,
+    reusable: Collection[str] = (),
 ) -> Stage:
     """Open the output directory of a stage: fresh, to be resumed, or already finished (`Stage.finished`).
 
@@ -371,6 +378,8 @@ def open_stage(
         What the stage reads, by role: paths (identified by content) or hub ids. `None` entries are left out.
     overwrite
         Delete what the directory holds of an earlier stage and start afresh.
+    reusable
+        Names of files that a run with other settings may go on with, if they are all that a failed one has made.
 
     Raises
     ------
@@ -394,7 +403,8 @@ def open_stage(
                 found = _read_header(directory / STAGE_FILE)
                 difference = _difference(stage, found)
                 # Another run that failed before it made anything holds nothing to protect.
-                if difference and (found["status"] == "complete" or len(list(directory.iterdir())) > 1):
+                made = {path.name for path in directory.iterdir()} - {STAGE_FILE, *reusable}
+                if difference and (found["status"] == "complete" or made):
                     raise OtherRunError(directory, difference)
                 if not difference:
                     stage.finished = found["status"] == "complete"
@@ -404,7 +414,7 @@ def open_stage(
                         _check_files(directory, found)
                         return stage
         if not stage.resuming:
-            empty_directory(directory)
+            empty_directory(directory, () if overwrite else reusable)
             stage._write("running")
         until_open.pop_all()
     return stage

@@ -212,8 +212,18 @@ class StageTrainer(Trainer):
         if self._penalty is not None:
             loss = loss + self._penalty()
         if self._supernet is not None and not loss.requires_grad:
-            loss.requires_grad_()  # a subnet that skips all layers with adapters: nothing of it is trained
+            loss = self._without_gradients(loss)
         return (loss, outputs) if return_outputs else loss
+
+    def _without_gradients(self, loss: Tensor) -> Tensor:
+        """Return what can go backward for a subnet that skips all layers with adapters: nothing of it is trained.
+
+        The scaler of float16 refuses steps without any gradient: it gets zeros.
+        """
+        if self.accelerator.scaler is None:
+            return loss.requires_grad_()
+        trained = next(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        return loss + 0 * trained.sum()
 
     def _taught(self, inputs: dict[str, Any]) -> Said:
         """Return what the teacher says of a batch, if anything, and take out of it what was computed beforehand."""

@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bootstrapnas.artefacts import OtherRunError, empty_directory, holding, read_json, stage_of
+from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, empty_directory, holding, read_json, stage_of
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.evaluation import fast_bfloat16
 from bootstrapnas.nncf_config import read_config
@@ -122,7 +122,8 @@ def check_run(root: Path, recipe: Recipe) -> None:
     """Raise `UserError` if a directory holds anything that no run of a recipe writes, or no stage of one."""
     stages = {path for pattern, names in WRITTEN.items() for path in root.glob(pattern) if stage_of(path) in names}
     groups = [root / pattern.removesuffix("/*") for pattern in WRITTEN if pattern.endswith("/*")]
-    beside = {*groups, root / TEACHER_OUTPUTS, root / SPACE, *([root / DATA] if makes_data(recipe) else [])}
+    made = makes_data(recipe) or made_data(root)
+    beside = {*groups, root / TEACHER_OUTPUTS, root / SPACE, *([root / DATA] if made else [])}
     left = (f".{SPACE}.", f".{DATA}.")  # by a run that was killed
     for directory in (root, *filter(Path.is_dir, groups)):
         for path in sorted(directory.iterdir()):
@@ -136,6 +137,16 @@ def check_run(root: Path, recipe: Recipe) -> None:
 def makes_data(recipe: Recipe) -> bool:
     """Return whether a run writes the rows of its task itself."""
     return recipe.task.get("task_name") in BUILTINS and "dataset_dir" not in recipe.task
+
+
+def made_data(root: Path) -> bool:
+    """Return whether the run that made a directory, of whatever recipe, has written the rows of its task there."""
+    try:
+        teacher = read_json(root / "teacher" / STAGE_FILE)
+        task, rows = teacher["settings"]["task"]["task_name"], teacher["inputs"]["train_data"]["path"]
+    except (UserError, KeyError, TypeError):  # none, or an unfinished one of another version
+        return False
+    return task in BUILTINS and Path(rows).resolve().is_relative_to((root / DATA).resolve())
 
 
 def read_recipe(path: str, variant: str | None = None) -> Recipe:

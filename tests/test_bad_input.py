@@ -539,6 +539,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("evaluate --model_dir nowhere", "nowhere does not exist or is not a directory"),
     ("evaluate --ir_dir nowhere", "nowhere does not exist or is not a directory"),
+    ("evaluate --ir_dir pretrained", "pretrained holds no OpenVINO IR: openvino_model.xml does not exist"),
     ("evaluate --ir_dir teacher", "teacher holds no OpenVINO IR: openvino_model.xml does not exist"),
     (f"{TRAIN} --importance_weight_dir teacher", "teacher/importance.safetensors does not exist"),
     (

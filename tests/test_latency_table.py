@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
@@ -330,6 +332,14 @@ def test_the_command_measures_a_table_and_refuses_what_it_cannot_use(tmp_path: P
     assert all(entry["ratio"] > 0 for entry in table["states"])
     assert command(**flags)[0] == 0
     assert (tmp_path / "table.json").read_text() == written
+
+    busy = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(busy, fcntl.LOCK_EX)  # as another process that measures a table in the same place
+    assert command(**flags)[0] == 0  # nothing is missing
+    status, err = command(**{**flags, "output_file": tmp_path / "other.json"})
+    os.close(busy)
+    assert (status, f"another run works in {tmp_path}: wait until it has ended" in err) == (2, True), err
+    assert not (tmp_path / "other.json").exists()
 
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -235,6 +235,17 @@ MISTAKES: list[tuple[str, str]] = [
 ]
 
 
+def test_an_encoder_writes_no_answers(world: Path, tiny_bert_dir: Path) -> None:
+    refused(
+        f"{TRAIN.replace('path base', f'path {tiny_bert_dir}')} --target_modules query",
+        f"{tiny_bert_dir} cannot be trained on the task commonsense, which needs AutoModelForCausalLM: of its model "
+        "type, bert, there are BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering, "
+        "BertForSequenceClassification, BertForTokenClassification, BertModel",
+        world,
+        "lonas",
+    )
+
+
 def test_a_latency_table_needs_a_search_space(world: Path) -> None:
     refused(
         "latency-table --supernet_dir plain --output_file new",

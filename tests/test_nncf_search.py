@@ -482,6 +482,19 @@ def test_a_search_by_another_table_is_another_search(trained: Trained, tmp_path:
     search(trained, out, **flags)
 
 
+@pytest.mark.usefixtures("macs_as_ms")
+def test_what_was_measured_before_bounds_were_refused_is_kept(trained: Trained, tmp_path: Path) -> None:
+    flags = {"algorithm": "NSGA2", "objectives": "metric,latency", "num_evals": POPULATION}
+    with pytest.raises(AssertionError, match=r"no subnet was found with at most 0\.001 ms latency; the nearest has"):
+        search(trained, tmp_path, **flags, max_latency_ms=0.001)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left.keys() == {"stage.json", "latency_table.json"}
+    search(trained, tmp_path, **flags, max_latency_ms=1000)
+    assert (tmp_path / "latency_table.json").read_bytes() == left["latency_table.json"]
+    with pytest.raises(AssertionError, match="holds another run"):  # now it has more than the table
+        search(trained, tmp_path, **flags, max_latency_ms=999)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -220,6 +220,30 @@ def test_fresh_deletes_runs_only(
         assert contents(root) == before
 
 
+@pytest.mark.parametrize(
+    ("task", "place", "deleted"),
+    [("builtin-arithmetic", "data", True), ("builtin-arithmetic", "..", False), ("mine", "data", False)],
+)
+def test_fresh_deletes_the_rows_that_a_run_of_another_task_made(
+    task: str,
+    place: str,
+    deleted: bool,
+    tmp_path: Path,
+    tiny_bert_dir: Path,
+    tiny_task_files: TaskFiles,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe, root = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files), tmp_path / "run"
+    rows = root / "data" / "train.jsonl"
+    write_text(rows, "{}")
+    write_text(root / place / "train.jsonl", "{}")
+    settings = {"task": {"task_name": task}}
+    open_stage(root / "teacher", "finetune", settings, {"train_data": root / place / "train.jsonl"}).complete()
+    monkeypatch.setattr(Run, "all", lambda self: self.root)
+    assert eftnas("run", config=recipe, fresh=True).status == (0 if deleted else 2)
+    assert rows.is_file() is not deleted
+
+
 @contextmanager
 def held_by_another(directory: Path) -> Iterator[None]:
     """What another process does that works in a directory."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,6 +239,24 @@ def test_sandwich_adds_up_the_gradients_of_its_subnets(tmp_path: Path) -> None:
         parts.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, gradient in total.items():
         torch.testing.assert_close(gradient, sum(part[name] for part in parts), atol=1e-6, rtol=1e-4)
+
+
+def test_a_scaler_of_float16_steps_without_any_gradient() -> None:
+    layer = torch.nn.Linear(2, 1)
+    before = layer.weight.clone()
+
+    def step(scaled: bool) -> None:
+        scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(layer.parameters(), lr=1.0)
+        accelerator = SimpleNamespace(scaler=scaler if scaled else None)
+        trainer: Any = SimpleNamespace(accelerator=accelerator, model=layer)
+        scaler.scale(StageTrainer._without_gradients(trainer, torch.tensor(3.0))).backward()
+        scaler.step(optimizer)
+
+    step(scaled=True)
+    assert torch.equal(layer.weight, before)
+    layer.zero_grad()
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):  # torch's own
+        step(scaled=False)
 
 
 def test_length_grouped_order_depends_on_seed_and_epoch_alone() -> None:

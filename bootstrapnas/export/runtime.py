@@ -145,7 +145,7 @@ def compile_ir(
     """Do what `load_ir` says, with more of OpenVINO's properties, or for another of `available_devices`."""
     import openvino as ov
 
-    path = _model_file(directory)
+    path = check_is_ir(directory)
     check_device(device)
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **more_hints}
     if precision is not None:
@@ -185,7 +185,7 @@ def describe_ir(directory: str | os.PathLike[str]) -> IRDescription:
     """Return what the IR in a directory is; `UserError` if its files are missing or corrupt."""
     import openvino as ov
 
-    path = _model_file(directory)
+    path = check_is_ir(directory)
     try:
         ir = ov.Core().read_model(path)
     except RuntimeError as error:
@@ -314,7 +314,7 @@ def last_line(error: BaseException) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _model_file(directory: str | os.PathLike[str]) -> Path:
+def check_is_ir(directory: str | os.PathLike[str]) -> Path:
     """Return the path of a directory's IR; `UserError` if there is none."""
     path = Path(directory) / MODEL_FILE
     for file in (path, path.with_suffix(".bin")):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.export import load_ir
+from bootstrapnas.export.runtime import check_is_ir
 from bootstrapnas.extraction import load_config
 from bootstrapnas.outputs import LABELS, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
@@ -65,6 +66,8 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     check_whole(directory)
     if arguments.model_dir is not None:
         load_config(directory)  # says so if it is no model
+    else:
+        check_is_ir(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
     if arguments.lm_eval is not None:
         return _by_harness(arguments, task_args, spec)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, read_stage
+from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, holding, read_stage, writing
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import WEIGHT_FORMATS
@@ -153,11 +153,16 @@ def table_at(
     table = open_latency_table(path, blueprint, space, circumstances)
     left = models_to_measure(table, space)
     if left:
-        notice(f"latency table: {left} models to measure, {shown}")
-        if not (Path(path).parent / STAGE_FILE).is_file():
-            table.save(path)  # so that a place where it cannot be costs no measurement; a stage's directory is known
-        with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
-            complete_latency_table(table, path, measure, space, ticker.update)
+        with writing(path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with holding(Path(path).parent):  # two that write the same table would overwrite each other's times
+            table = open_latency_table(path, blueprint, space, circumstances)
+            left = models_to_measure(table, space)
+            notice(f"latency table: {left} models to measure, {shown}")
+            if not (Path(path).parent / STAGE_FILE).is_file():
+                table.save(path)  # so that a place where it cannot be costs no measurement; a stage's is known
+            with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
+                complete_latency_table(table, path, measure, space, ticker.update)
     notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
     return table
 

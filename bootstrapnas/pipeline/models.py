@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from bootstrapnas.artefacts import writing
 from bootstrapnas.distillation import label_order, placeholders
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import predict
 from bootstrapnas.export import CausalIR, IRModel, predict_ir
 from bootstrapnas.export.runtime import Runner
@@ -178,6 +178,7 @@ def load_student(
     dtype: torch.dtype | None = torch.float32,
 ) -> PreTrainedModel:
     """Load the model that a stage trains, as its flags ask for; `dtype` as in `load_for_task`."""
+    check_has_head(arguments.model_name_or_path, spec)
     settings: dict[str, Any] = {}
     if arguments.attn_implementation is not None:
         settings["attn_implementation"] = arguments.attn_implementation
@@ -202,6 +203,16 @@ def load_student(
             if name.endswith(labelled):
                 parameter.requires_grad_(False)
     return model
+
+
+def check_has_head(source: str, spec: TaskSpec) -> None:
+    """Raise `UserError` if models of a known family have no head for a task, such as an encoder for writing answers."""
+    family = FAMILIES.get(load_config(source).model_type)
+    if family is not None and not spec.head.is_in(list(family.architectures)):
+        raise UserError(
+            f"{source} cannot be trained on the task {spec.task_name}, which needs {spec.head.auto_class}: of its "
+            f"model type, {family.model_type}, there are {listed(family.architectures)}"
+        )
 
 
 def settle_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +46,11 @@ def begin(
     *,
     overwrite: bool,
     settings: Mapping[str, Any] | None = None,
+    reusable: Collection[str] = (),
 ) -> Stage:
     """Open a stage whose result is decided by its typed flags, `settings` and the contents of its `inputs`.
 
-    Inputs that a stage made must be finished and whole.
+    Inputs that a stage made must be finished and whole. `reusable` is as `open_stage` has it.
     """
     for value in inputs.values():
         if value is not None:
@@ -58,7 +59,8 @@ def begin(
         if flag in typed:
             warn(f"--{flag} has no effect: {reason}")
     decided = {key: value for key, value in typed.items() if key not in _INCIDENTAL}
-    stage = open_stage(output_dir, name, {**decided, **(settings or {})}, inputs, overwrite=overwrite)
+    decided |= settings or {}
+    stage = open_stage(output_dir, name, decided, inputs, overwrite=overwrite, reusable=reusable)
     if stage.finished:
         notice(f"{name}: finished already in {output_dir}")
     else:

@@ -168,6 +168,7 @@ def run(
         {"supernet": search.supernet_dir, "teacher": search.kd_teacher_model, **data_inputs(spec)},
         overwrite=output.overwrite_output_dir,
         settings=task_settings(spec),
+        reusable=(TABLE_FILE,),
     )
     if stage.finished:
         return stage.directory
