@@ -205,7 +205,7 @@ def build_schedule(
     stages = []
     for description in training.stages:
         duration = epochs if description.epochs == COMMAND_LINE else description.epochs
-        rate = description.init_lr
+        fall, rate = description.epochs_lr, description.init_lr
         stages.append(
             Stage(
                 train_dims=description.train_dims,
@@ -214,7 +214,7 @@ def build_schedule(
                 width_indicator=description.width_indicator,
                 reorg_weights=description.reorg_weights,
                 init_lr=learning_rate if rate is None or rate == COMMAND_LINE else rate,
-                epochs_lr=duration if description.epochs_lr is None else description.epochs_lr,
+                epochs_lr=duration if fall is None else epochs if fall == COMMAND_LINE else fall,
                 sample_rate=description.sample_rate,
                 reorg_interval=description.reorg_interval,
             )

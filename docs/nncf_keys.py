@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from pydantic_core import PydanticUndefined
 from bootstrapnas.artefacts import write_json
 from bootstrapnas.nncf_config.effects import EFFECTS
 from bootstrapnas.nncf_config.json_schema import json_schema, sections
-from bootstrapnas.nncf_config.schema import REASON, Document, Search, Section, section_in
-from bootstrapnas.search import SearchSettings
+from bootstrapnas.nncf_config.schema import REASON, Document, Section, section_in
 
 PAGE = Path(__file__).parent / "nncf_config.md"
 START, END = "<!-- keys: written by nncf_keys.py -->", "<!-- end of keys -->"
@@ -43,8 +41,6 @@ def _is_list(annotation: Any) -> bool:
 
 def _default(section: type[Section], name: str) -> str:
     value = section.model_fields[name].default
-    if section is Search:  # what a file leaves out is left to the search's own settings
-        value = next((field.default for field in fields(SearchSettings) if field.name == name), value)
     if value is PydanticUndefined:
         return "required"
     return "" if value is None or value == () else f"`{json.dumps(value)}`"

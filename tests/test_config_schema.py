@@ -18,6 +18,7 @@ from bootstrapnas.nncf_config import check_config, read_config
 from bootstrapnas.nncf_config.effects import EFFECTS
 from bootstrapnas.nncf_config.json_schema import json_schema, sections
 from bootstrapnas.nncf_config.schema import Document, Search
+from bootstrapnas.search import SearchSettings
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "nncf_config.schema.json"
@@ -123,9 +124,10 @@ def test_every_key_is_described() -> None:
 
 
 def test_defaults_of_the_search_are_not_nncfs() -> None:
-    """The search's own settings hold where a file says nothing."""
     properties = json_schema()["$defs"][Search.__name__]["properties"]
-    assert not any("default" in entry for entry in properties.values())
+    defaults = {name: entry["default"] for name, entry in properties.items() if "default" in entry}
+    assert (defaults["num_evals"], defaults["population"]) == (SearchSettings().num_evals, SearchSettings().population)
+    assert "mutation_prob" not in defaults
 
 
 def test_the_schema_key_is_for_editors() -> None:

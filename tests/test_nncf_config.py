@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,8 @@ def test_scopes() -> None:
     assert matches("Root/Exact[a]/linear_0")
     assert matches("Root/Prefix[b]/linear_0")
     assert matches("Other/NNCFLinear[dense]/linear_3")
+    assert matches("Today/Renamed[a]/linear_0")  # another version's names of classes
+    assert not matches("Today/Renamed[a]/linear_1")
     assert not matches("Other/Root/Prefix[b]/linear_0")
     assert not matches("Other/NNCFLinear[dense]/linear_3/more")
     assert not scope_matcher([])("Root")
@@ -347,6 +350,10 @@ DEPTH = {"train_dims": ["depth"]}
             f"c.json: {STAGES}[0].epochs must be at least 1, or -1 for the command line's, not 0",
         ),
         (
+            stages({**WIDTH, "epochs_lr": -2}, available=["width"]),
+            f"c.json: {STAGES}[0].epochs_lr must be at least 1, or -1 for the command line's, not -2",
+        ),
+        (
             stages({**WIDTH, "init_lr": 0}, available=["width"]),
             f"c.json: {STAGES}[0].init_lr must be positive, or -1 for the command line's, not 0.0",
         ),
@@ -389,7 +396,8 @@ DEPTH = {"train_dims": ["depth"]}
             training(compression={"algorithm": "knowledge_distillation", "type": "mse", "temperature": 2.0}),
             "c.json: bootstrapNAS.training.compression.temperature belongs to type 'softmax', not to 'mse'",
         ),
-        (search(num_evals=20), "c.json: bootstrapNAS.search.population 40 exceeds num_evals 20"),
+        (search(num_evals=19), "c.json: bootstrapNAS.search.population 20 exceeds num_evals 19"),
+        (search(population=201), "c.json: bootstrapNAS.search.population 201 exceeds num_evals 200"),
         (
             search(algorithm="RNSGA2", aspiration_points=[[0, 0], [5600, 84]]),
             "c.json: bootstrapNAS.search.aspiration_points[1] must be [MACs in millions, metric with a minus sign], "
@@ -540,7 +548,8 @@ def test_search_settings_hold_what_the_file_sets() -> None:
     settings = SearchSettings(**search_settings(config))
     assert settings == SearchSettings("NSGA2", 100, 10, ref_acc=84.1, mutation_prob=0.02)
     assert search_settings(check_config({})) == {}
-    assert check_config({}).search.num_evals == 3000
+    names = [field.name for field in fields(SearchSettings)]
+    assert {name: getattr(check_config({}).search, name) for name in names} == asdict(SearchSettings(ref_acc=-1.0))
 
 
 @pytest.mark.parametrize(

@@ -141,11 +141,19 @@ def test_stages_of_a_config() -> None:
     assert schedule.overall is None
 
 
-@pytest.mark.parametrize("left", [{"epochs": -1}, {"epochs": -1, "init_lr": -1}])
+@pytest.mark.parametrize(
+    "left", [{"epochs": -1}, {"epochs": -1, "init_lr": -1}, {"epochs": -1, "init_lr": -1, "epochs_lr": -1}]
+)
 def test_minus_one_leaves_it_to_the_command_line(left: dict[str, Any]) -> None:
     elasticity = {"available_elasticity_dims": ["width"]}
     (found,) = build({"elasticity": elasticity, "schedule": {"list_stage_descriptions": [stage(**left)]}}).stages
     assert (found.epochs, found.epochs_lr, found.init_lr) == (3.0, 3.0, 1e-4)
+
+
+def test_the_fall_of_the_rate_alone_may_be_left_to_the_command_line() -> None:
+    elasticity, description = {"available_elasticity_dims": ["width"]}, stage(epochs=2, epochs_lr=-1)
+    (found,) = build({"elasticity": elasticity, "schedule": {"list_stage_descriptions": [description]}}).stages
+    assert (found.epochs, found.epochs_lr) == (2, 3.0)
 
 
 def test_stages_of_nncf_when_the_config_names_none() -> None:

@@ -34,7 +34,8 @@ EFFECTS: Final = {
     "weights as they are then; the optimiser's moments move along. `--importance_weight_dir` orders once, before "
     "training, instead.",
     "StageDescription.init_lr": "Learning rate at the beginning of the stage; -1 or missing: `--learning_rate`.",
-    "StageDescription.epochs_lr": "Epochs in which the learning rate falls to zero; missing: `epochs`.",
+    "StageDescription.epochs_lr": "Epochs in which the learning rate falls to zero; -1: `--num_train_epochs`; missing: "
+    "`epochs`.",
     "StageDescription.sample_rate": "New subnets are drawn every so many steps, from the first step of the stage on.",
     "StageDescription.reorg_interval": "The same at the beginning of every so many epochs of the stage, the first one "
     "included.",

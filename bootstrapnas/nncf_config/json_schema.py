@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from bootstrapnas.nncf_config.effects import EFFECTS
-from bootstrapnas.nncf_config.schema import REASON, Document, Search, Section, as_list, section_in
+from bootstrapnas.nncf_config.schema import REASON, Document, Section, as_list, section_in
 
 TITLE = "NNCF config"
 _LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
@@ -31,8 +31,8 @@ def json_schema() -> dict[str, Any]:
                 entry["description"] = f"No effect: {reason}."
             elif effect is not None:
                 entry["description"] = _LINK.sub(r"\1", effect)
-            # A default that is an object repeats its own defaults; what the search leaves out has other ones than NNCF.
-            if section is Search or isinstance(entry.get("default"), (dict, list)) or entry.get("default") is None:
+            # A default that is an object repeats its own defaults.
+            if isinstance(entry.get("default"), (dict, list)) or entry.get("default") is None:
                 entry.pop("default", None)
     return schema
 

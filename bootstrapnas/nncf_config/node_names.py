@@ -16,6 +16,7 @@ from bootstrapnas.errors import UserError, near_miss
 if TYPE_CHECKING:
     from torch import nn
 
+_CLASS: Final = re.compile(r"[^/\[\]]+(?=\[)")
 _ATTRIBUTE: Final = re.compile(r"\[([^\[\]]+)\]$")
 _OLD_ATTRIBUTES: Final = {"self_linear": "base_layer"}  # what the peft of LoNAS called the frozen layer
 _PEFT_MODEL: Final = "PeftModel"
@@ -45,6 +46,8 @@ def operation(node_name: str) -> str:
 def scope_matcher(scopes: Iterable[str]) -> Callable[[str], bool]:
     """Return whether a node name is in one of NNCF's scopes: exact names, prefixes, or ``{re}`` and a regex.
 
+    A regex sees the names of classes; other scopes match whatever the classes are called.
+
     Raises
     ------
     UserError
@@ -54,7 +57,7 @@ def scope_matcher(scopes: Iterable[str]) -> Callable[[str], bool]:
     patterns = []
     for scope in scopes:
         if not scope.startswith(_REGEX_MARK):
-            names.append(scope)
+            names += [scope, *([_classless(scope)] if "[" in scope else [])]
             continue
         try:
             patterns.append(re.compile(scope.removeprefix(_REGEX_MARK)))
@@ -62,9 +65,15 @@ def scope_matcher(scopes: Iterable[str]) -> Callable[[str], bool]:
             raise UserError(f"scope {scope!r} is not a regular expression: {error}") from None
 
     def matches(node_name: str) -> bool:
-        return node_name.startswith(tuple(names)) or any(pattern.match(node_name) for pattern in patterns)
+        found = any(name.startswith(tuple(names)) for name in (node_name, _classless(node_name)))
+        return found or any(pattern.match(node_name) for pattern in patterns)
 
     return matches
+
+
+def _classless(node_name: str) -> str:
+    """Return a node name, or the beginning of one, without the names of classes."""
+    return _CLASS.sub("", node_name.partition("/")[2])
 
 
 @dataclass(frozen=True, slots=True)

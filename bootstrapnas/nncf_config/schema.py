@@ -1,7 +1,7 @@
 """What an NNCF config may say: the keys of NNCF 2.19's ``bootstrapNAS`` and ``movement_sparsity`` sections.
 
-Names, nesting and defaults are NNCF's, with the keys that EFTNAS and LoNAS added. A key that is accepted but changes
-nothing here carries the reason (`without_effect`), so that the reader can tell the user.
+Names, nesting and, but for those of the search, defaults are NNCF's, with the keys that EFTNAS and LoNAS added. A key
+that is accepted but changes nothing here carries the reason (`without_effect`), so that the reader can tell the user.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Elasticity(Section):
 
 
 class StageDescription(Section):
-    """One stage of supernet training. `epochs` and `init_lr` of -1, or no `init_lr`, leave it to the command line.
+    """One stage of supernet training. `epochs`, `init_lr` and `epochs_lr` of -1, or no `init_lr`, leave it to the
+    command line.
 
     NNCF would train kernels where `train_dims` is missing; there are none here, so it is required.
     """
@@ -151,14 +152,15 @@ class StageDescription(Section):
     reorg_weights: Bool = False
     bn_adapt: Bool = without_effect(False, NO_BATCH_NORM)
     init_lr: Number | None = None
-    epochs_lr: Count | None = None
+    epochs_lr: Int | None = None
     sample_rate: Count = 1
     reorg_interval: Count | None = None
 
     @model_validator(mode="after")
     def _check(self) -> StageDescription:
-        if self.epochs != COMMAND_LINE and self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, or -1 for the command line's, not {self.epochs}")
+        for name, epochs in (("epochs", self.epochs), ("epochs_lr", self.epochs_lr)):
+            if epochs is not None and epochs != COMMAND_LINE and epochs < 1:
+                raise ValueError(f"{name} must be at least 1, or -1 for the command line's, not {epochs}")
         if self.init_lr is not None and self.init_lr != COMMAND_LINE and self.init_lr <= 0:
             raise ValueError(f"init_lr must be positive, or -1 for the command line's, not {self.init_lr}")
         if self.width_indicator != -1 and self.width_indicator < 1:
@@ -283,16 +285,16 @@ RNSGA2_KEYS = ("aspiration_points", "epsilon", "weights", "extreme_points_as_ref
 
 
 class Search(Section):
-    """How subnets are searched."""
+    """How subnets are searched. Defaults are those of the search here, not NNCF's."""
 
     algorithm: Text = "NSGA2"
-    num_evals: Count = 3000
-    population: Count = 40
+    num_evals: Count = 200
+    population: Count = 20
     num_constraints: Int = without_effect(0, "no constraint is defined")
     seed: Annotated[Int, Field(ge=0)] = 0
     crossover_prob: Probability = 0.9
     crossover_eta: NotNegative = 10.0
-    mutation_prob: Probability = 0.02
+    mutation_prob: Probability | None = None
     mutation_eta: NotNegative = 3.0
     acc_delta: NotNegative = 1.0
     ref_acc: Number = -1.0

@@ -276,11 +276,12 @@ class _Explainer:
         stage: StageDescription = self.config.training.stages[index]
         overall = self.config.training.lr_schedule.params.base_lr is not None
         epochs = None if stage.epochs == COMMAND_LINE else stage.epochs
+        epochs_lr = None if stage.epochs_lr == COMMAND_LINE else stage.epochs_lr or epochs
         return StageFacts(
             train_dims=stage.train_dims,
             epochs=epochs,
             learning_rate=None if stage.init_lr == COMMAND_LINE or overall else stage.init_lr,
-            epochs_lr=stage.epochs_lr or epochs,
+            epochs_lr=epochs_lr,
             width_indicator=stage.width_indicator,
             depth_indicator=stage.depth_indicator,
             sample_rate=stage.sample_rate,
