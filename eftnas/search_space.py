@@ -82,6 +82,8 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
         raise UserError("pass either --source_config, whose input_info gives the length, or --max_seq_length")
     if arguments.max_seq_length is not None and arguments.max_seq_length < 1:
         raise UserError(f"--max_seq_length must be at least 1, not {arguments.max_seq_length}")
+    if arguments.tolerance < 0:
+        raise UserError(f"--tolerance must not be negative, got {arguments.tolerance:g}")
     config = None if source is None else read_config(source)
     check_whole(model_args.model_name_or_path)
     check_whole(arguments.importance_weight_dir)

@@ -401,6 +401,7 @@ MISTAKES: list[tuple[str, str]] = [
         f"{SPACE.replace('--source_config config.json ', '')} --importance_weight_dir importance --max_seq_length 0",
         "--max_seq_length must be at least 1, not 0",
     ),
+    (f"{SPACE} --importance_weight_dir importance --tolerance -1", "--tolerance must not be negative, got -1"),
     (
         f"{SPACE} --importance_weight_dir importance --macs_ratios 0.5,2",
         "--macs_ratios must lie above 0 and at most 1, not 0.5,2",

@@ -320,6 +320,15 @@ def test_traps(tmp_path: Path, change: Callable[[Any], object], warning: str) ->
     assert [text for text in found.warnings if warning in text], found.warnings
 
 
+def test_a_rate_over_all_stages_leaves_none_to_a_stage(tmp_path: Path) -> None:
+    raw = copy.deepcopy(tiny())
+    stage(epochs=4, epochs_lr=6)(raw)
+    raw["bootstrapNAS"]["training"]["lr_schedule"] = {"params": {"base_lr": 1e-4}}
+    found = explain(write(tmp_path / "c.json", raw))
+    assert not [text for text in found.warnings if "epochs_lr" in text]
+    assert [key.rpartition(".")[2] for key, _ in found.ignored] == ["epochs_lr"]
+
+
 def test_values_published_for_bert_base_on_bert_medium(tmp_path: Path) -> None:
     def is_warned(space: PublishedSpace, ref_acc: float) -> bool:
         raw = published(space, width_indicator=-1, search={"ref_acc": ref_acc})
@@ -354,7 +363,7 @@ def test_the_floor_of_the_best_subnet(
 
 
 def test_a_teacher_a_metric_and_points_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    points = {"algorithm": "RNSGA2", "aspiration_points": [[5500, -80]], "eval_metric_name": "eval_f1"}
+    points = {"algorithm": "RNSGA2", "aspiration_points": [[5500, -80], [0, 0]], "eval_metric_name": "eval_f1"}
     raw = tiny(search=points)
     raw["bootstrapNAS"]["training"]["compression"] = {"algorithm": "knowledge_distillation", "type": "mse"}
     raw |= {"kd_teacher_model": "teacher", "kd_temperature": 2}
@@ -362,7 +371,7 @@ def test_a_teacher_a_metric_and_points_are_told(tmp_path: Path, capsys: pytest.C
     for line in (
         "kd_teacher_model: teacher",
         "unless a teacher is named, it is the model before training: type mse, scale",
-        "near 5,500 M MACs, 80.00%",
+        "near 5,500 M MACs, 80.00%; 0 M MACs, 0.00%",
         "metric: eval_f1",
     ):
         assert f"  - {line}" in found, found

@@ -321,7 +321,8 @@ class _Explainer:
             self.warnings.append(
                 "skipped_blocks lists blocks, but the last stage does not train depth: none is skipped"
             )
-        for index, stage in enumerate(stages):
+        overall = training.lr_schedule.params.base_lr is not None  # then no stage has a rate of its own
+        for index, stage in enumerate(() if overall else stages):
             if stage.epochs_lr is not None and stage.epochs != COMMAND_LINE and stage.epochs_lr > stage.epochs:
                 self.warnings.append(
                     f"stage {index}: the learning rate would reach zero after {stage.epochs_lr} epochs (epochs_lr), "

@@ -275,7 +275,7 @@ def _search(search: SearchFacts) -> Iterator[str]:
         + f" (eta {settings['mutation_eta']:g}); seed {settings['seed']}"
     )
     if settings["algorithm"] == "RNSGA2":
-        points = "; ".join(f"{macs / 1e6:,.0f} M MACs, {-metric:.2%}" for macs, metric in settings["aspiration_points"])
+        points = "; ".join(f"{macs / 1e6:,.0f} M MACs, {abs(metric):.2%}" for macs, metric in settings["aspiration_points"])
         yield f"near {points}"
     if search.metric is not None:
         yield f"metric: {search.metric}"
