@@ -275,8 +275,8 @@ def _search(search: SearchFacts) -> Iterator[str]:
         + f" (eta {settings['mutation_eta']:g}); seed {settings['seed']}"
     )
     if settings["algorithm"] == "RNSGA2":
-        points = "; ".join(f"{macs / 1e6:,.0f} M MACs, {abs(metric):.2%}" for macs, metric in settings["aspiration_points"])
-        yield f"near {points}"
+        points = settings["aspiration_points"]
+        yield f"near {'; '.join(f'{macs / 1e6:,.0f} M MACs, {abs(metric):.2%}' for macs, metric in points)}"
     if search.metric is not None:
         yield f"metric: {search.metric}"
     if search.floor is None:
