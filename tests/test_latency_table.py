@@ -11,6 +11,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from command_line import CONFIG, LENGTH
 from conftest import build_tiny_bert
 from families import FAMILY_ROWS, TOY, ToyConfig, ToyModel
 
-from bootstrapnas.artefacts import read_json, write_json
+from bootstrapnas.artefacts import OtherRunError, read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.cli import main
 from bootstrapnas.costs import count_macs
@@ -39,6 +40,7 @@ from bootstrapnas.export.latency_table import Accuracy, Circumstances, LatencyTa
 from bootstrapnas.export.runtime import describe_ir
 from bootstrapnas.nncf_config import NodeNames, config_with_space, write_config
 from bootstrapnas.pipeline.cli import to_arguments
+from bootstrapnas.pipeline.latency_table import TABLE_FILE, LatencyArguments, searched_table
 from bootstrapnas.space import Gene, SearchSpace
 
 HERE = Circumstances("a CPU", "2026.4.1", 2, "f32", 1, 32, "pass", "0123456789abcdef")
@@ -217,6 +219,17 @@ def table_file(tmp_path: Path) -> Path:
 def test_tables_of_other_circumstances_are_refused(change: dict[str, Any], message: str, table_file: Path) -> None:
     with pytest.raises(UserError, match=message):
         LatencyTable.load(table_file, Blueprint.of(build_tiny_bert()), replace(HERE, **change))
+
+
+def test_a_search_that_began_with_another_table_is_told_what_helps(table_file: Path) -> None:
+    own = table_file.rename(table_file.parent / TABLE_FILE)
+    model = build_tiny_bert()
+    blueprint = Blueprint.of(model)
+    deployed: Any = SimpleNamespace(model=model, blueprint=blueprint, space=build_full_space(blueprint))
+    timing = LatencyArguments(latency_batch=2, latency_table=str(own.parent / "other.json"))
+    told = r"\(latency_table: .*/latency_table\.json is of another .* 2 here.*\); choose another --output_dir or pass"
+    with pytest.raises(OtherRunError, match=told):
+        searched_table(timing, own.parent, deployed, 16)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ End: TypeAlias = tuple[tuple[Key, int], ...]
 """A complete subnet, as a key."""
 
 
+class OtherTableError(UserError):
+    """A latency table is of another device, version, setting or model."""
+
+    def __init__(self, path: str | os.PathLike[str], difference: str) -> None:
+        super().__init__(
+            f"the latency table {path} is of another {difference}: choose another file, and a table is measured there"
+        )
+        self.difference = difference
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of the layers that are alike.
@@ -397,8 +407,10 @@ class LatencyTable:
 
         Raises
         ------
+        OtherTableError
+            If the table is of another device, version, setting or model.
         UserError
-            If the file is no table, is damaged, or is of another device, version, setting or model.
+            If the file is no table, or is damaged.
         """
         document = _read_document(path)
         damaged = "delete it and make it again"
@@ -483,12 +495,9 @@ def _choices(keys: Sequence[Key], space: SearchSpace, blueprint: Blueprint) -> I
 
 
 def _refuse_others(path: str | os.PathLike[str], found: Circumstances, wanted: Circumstances) -> None:
-    """Raise `UserError` that names what a table is of and what it should be of, if they differ."""
+    """Raise `OtherTableError`, which names what a table is of and what it should be of, if they differ."""
     there, here = asdict(found), asdict(wanted)
     different = [name for name in here if there[name] != here[name]]
     if different:
         told = "; ".join(f"{name} {there[name]} there, {here[name]} here" for name in different)
-        raise UserError(
-            f"the latency table {path} is of another {' and '.join(different)} ({told}): "
-            "choose another file, and a table is measured there"
-        )
+        raise OtherTableError(path, f"{' and '.join(different)} ({told})")

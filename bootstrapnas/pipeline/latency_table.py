@@ -22,7 +22,7 @@ from bootstrapnas.export.latency_build import (
     open_latency_table,
     openvino_timer,
 )
-from bootstrapnas.export.latency_table import Circumstances, LatencyTable, extends
+from bootstrapnas.export.latency_table import Circumstances, LatencyTable, OtherTableError, extends
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import build_space, read_config, sequence_length
@@ -197,7 +197,13 @@ def searched_table(arguments: LatencyArguments, directory: Path, deployed: Deplo
     path = own if given is None or own.is_file() else given
     if path == own and given is not None and not Path(given).is_file():
         notice(f"latency table: this search began with its own, {own}; nothing is written to {given}")
-    return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
+    try:
+        return table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
+    except OtherTableError as error:
+        if path != own:
+            raise
+        # Another file would not help: a search goes by the one that it began with.
+        raise OtherRunError(directory, f"latency_table: {own} is of another {error.difference}") from error
 
 
 def check_table(arguments: LatencyArguments, directory: Path, *, overwrite: bool) -> None:
