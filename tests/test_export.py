@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCABULARY, build_tiny_bert, tiny_bert_config
+from families import Row, decoder_rows, modernbert_rows
 from torch import Tensor
+from transformers import LlamaConfig, MistralConfig
 
 from bootstrapnas.artefacts import read_json
 from bootstrapnas.dims import Key
@@ -43,6 +45,8 @@ HETEROGENEOUS = {Key("head", 0): 3, Key("ffn", 0): 50, Key("mha_block", 1): 0, K
 LAST_BLOCKS_SKIPPED = {Key("head", 0): 1, Key("ffn_block", 0): 0, Key("mha_block", 1): 0, Key("ffn_block", 1): 0}
 NO_ATTENTION = {Key("mha_block", 0): 0, Key("mha_block", 1): 0}
 TEXTS = ["the red lamp turns.", "some quiet old dog stays near the green bridge again.", "cat"]
+
+WINDOWED = decoder_rows("Mistral", MistralConfig, ["SequenceClassification"], sliding_window=4)
 
 
 def build_batch(rows: int, length: int, padded: int = 0, seed: int = 0) -> dict[str, Tensor]:
@@ -94,6 +98,32 @@ def test_ir_of_a_subnet_equals_torch_at_any_shape(subnet: dict[Key, int], tmp_pa
     ir = load_ir(tmp_path / "ir")
     for rows, length, padded in ((1, 1, 0), (1, 64, 0), (2, 5, 3), (7, 33, 20)):
         assert largest_difference(ir, small, build_batch(rows, length, padded)) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("row", "side"),
+    [
+        *((row, "right") for row in (*modernbert_rows(["SequenceClassification", ""]), *WINDOWED)),
+        *((row, "left") for row in decoder_rows("Llama", LlamaConfig, ["TokenClassification"])),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_padding_that_may_attend_to_nothing_harms_no_text(row: Row, side: str, tmp_path: Path) -> None:
+    """Beyond all windows, or before a text that is read from left to right."""
+    model = row.build()
+    ids = torch.arange(2, 34).view(2, 16)
+    mask = torch.ones_like(ids)
+    mask[0, 3:] = 0
+    if side == "left":
+        mask = mask.flip(1)
+    batch = {"input_ids": ids * mask, "attention_mask": mask}
+    export_openvino(model, None, tmp_path / "ir", example_batches=[batch])
+    with torch.no_grad():
+        (wanted,) = (value.numpy() for name, value in model(**batch).items() if name in ("logits", "last_hidden_state"))
+    (found,) = load_ir(tmp_path / "ir").run(batch).values()
+    assert np.isfinite(found).all()
+    texts = mask.numpy() == 1 if found.ndim == 3 else slice(None)
+    np.testing.assert_allclose(found[texts], wanted[texts], atol=1e-4)
 
 
 def test_fp16_halves_the_file_and_is_near(ir_dir: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bootstrapnas.artefacts import writing
 from bootstrapnas.errors import UserError
 from bootstrapnas.export.causal_runtime import CausalIR, pad_left
-from bootstrapnas.export.conversion import convert
+from bootstrapnas.export.conversion import conditions_of, convert
 from bootstrapnas.export.runtime import BEAMS, IDS, MASK, POSITIONS, IRModel, positions_of
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
 from bootstrapnas.export.verification import Difference, ExportError, difference
@@ -348,7 +348,7 @@ def _show_windows(ir: Any) -> None:
             continue
         mask = operation.input_value(3)
         node = mask.get_node()
-        if not _has_window(node):
+        if "Greater" not in conditions_of(node):
             continue
         name = node.get_friendly_name()
         if name not in shown:
@@ -357,14 +357,6 @@ def _show_windows(ir: Any) -> None:
             shown[name] = ops.slice(floats, *whole)
         operation.input(3).replace_source_output(shown[name].output(0))
     ir.validate_nodes_and_infer_types()
-
-
-def _has_window(node: Any) -> bool:
-    """Return whether a boolean mask is the conjunction of others with the lower bound of a window."""
-    kind = node.get_type_name()
-    if kind in ("Broadcast", "BitwiseAnd"):
-        return any(_has_window(value.get_node()) for value in node.input_values()[: 1 if kind == "Broadcast" else 2])
-    return kind == "Greater"
 
 
 @contextlib.contextmanager

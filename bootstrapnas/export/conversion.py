@@ -16,15 +16,16 @@ from torch.jit._trace import TracerWarning
 
 from bootstrapnas.artefacts import writing
 from bootstrapnas.errors import UserError, listed
-from bootstrapnas.export.runtime import IRModel, Runner, last_line
+from bootstrapnas.export.runtime import IDS, MASK, IRModel, Runner, last_line
 from bootstrapnas.export.tokenizer import save_tokenizer_ir
-from bootstrapnas.export.verification import Difference, ExportError, difference, probe_batches
+from bootstrapnas.export.verification import Difference, ExportError, check_shapes, difference, probe_batches
 from bootstrapnas.progress import warn
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = (IDS, MASK, "token_type_ids")
 
 
 class Conversion(Protocol):
@@ -109,7 +110,8 @@ class EncoderConversion:
         self.model, self.tokenizer = model, tokenizer
         self.inputs = _input_names(model, tokenizer, batches)
         self.batches = [{name: batch[name].detach().cpu().long() for name in self.inputs} for batch in batches]
-        self.probes = [probe for batch in self.batches for probe in probe_batches(batch)]
+        pad = getattr(model.config, "pad_token_id", None)
+        self.probes = [probe for batch in self.batches for probe in probe_batches(batch, pad)]
         if not self.probes:
             raise UserError("example_batches hold no rows with tokens to attend to")
         with torch.no_grad():
@@ -117,6 +119,10 @@ class EncoderConversion:
                 {name: tensor.numpy() for name, tensor in tensor_outputs(model, probe).items()} for probe in self.probes
             ]
         self.outputs = tuple(self._expected[0])
+        pairs = list(zip(self.probes, self._expected, strict=True))
+        self._of_tokens = {
+            name for name in self.outputs if all(found[name].shape[:2] == probe[IDS].shape for probe, found in pairs)
+        }
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -136,10 +142,33 @@ class EncoderConversion:
             )
         for port, name in (*zip(ir.inputs, self.inputs, strict=True), *zip(ir.outputs, self.outputs, strict=True)):
             port.get_tensor().set_names({name})
+        _let_all_attend(ir)
         return ir
 
     def compare(self, ir: Runner) -> Difference:
-        return difference([ir.run(probe) for probe in self.probes], self._expected)
+        """Return how far an IR is from torch; of outputs that have an entry for every token, padding's is left out.
+
+        Nothing reads it, and where padding may attend to nothing at all it is undefined.
+        """
+        found: list[Mapping[str, np.ndarray]] = []
+        wanted: list[Mapping[str, np.ndarray]] = []
+        for probe, expected in zip(self.probes, self._expected, strict=True):
+            outputs = ir.run(probe)
+            check_shapes(outputs, expected)
+            found += self._without_padding(outputs, probe)
+            wanted += self._without_padding(expected, probe)
+        return difference(found, wanted)
+
+    def _without_padding(
+        self, outputs: Mapping[str, np.ndarray], probe: Mapping[str, Tensor]
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the outputs that are not by token, and row by row those that are."""
+        attended = (probe[MASK] if MASK in probe else torch.ones_like(probe[IDS])).bool().numpy()
+        whole = {name: output for name, output in outputs.items() if name not in self._of_tokens}
+        return [
+            whole,
+            *({name: outputs[name][row, mask] for name in self._of_tokens} for row, mask in enumerate(attended)),
+        ]
 
     def check(self, ir: IRModel, found: Difference) -> None:
         pass  # its outputs are all it has
@@ -171,9 +200,45 @@ class Positional(nn.Module):
 
 
 def tensor_outputs(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the outputs that are single tensors, by name."""
-    results = model(**batch, return_dict=True)
+    """Return the outputs that are single tensors, by name; a decoder (with a head of an encoder's) keeps no cache."""
+    taken = inspect.signature(getattr(model, "base_model", model).forward).parameters
+    settings = {"use_cache": False} if "use_cache" in taken else {}
+    results = model(**batch, return_dict=True, **settings)
     return {name: value for name, value in results.items() if isinstance(value, Tensor)}
+
+
+def _let_all_attend(ir: Any) -> None:
+    """Let tokens attend to everything that may attend to nothing: padding, further from the text than a window is wide.
+
+    torch puts zeros there, OpenVINO NaN, which the next layer would pass on to every token of the row.
+    """
+    from openvino import opset13 as ops
+
+    changed: dict[str, Any] = {}
+    for operation in ir.get_ops():
+        if operation.get_type_name() != "ScaledDotProductAttention" or operation.get_input_size() < 4:
+            continue
+        mask = operation.input_value(3)
+        if conditions_of(mask.get_node()).isdisjoint(("Greater", "LessEqual")):  # where keys lie does not matter
+            continue
+        name = mask.get_node().get_friendly_name()
+        if name not in changed:
+            nothing = ops.logical_not(ops.reduce_logical_or(mask, ops.constant([-1]), keep_dims=True))
+            changed[name] = ops.logical_or(mask, nothing)
+        operation.input(3).replace_source_output(changed[name].output(0))
+    ir.validate_nodes_and_infer_types()
+
+
+def conditions_of(node: Any) -> set[str]:
+    """Return the types of the operations whose conjunction a boolean mask is.
+
+    Windows are ``Greater``, where they end on both sides ``LessEqual``, as is causality.
+    """
+    kind = node.get_type_name()
+    if kind not in ("Broadcast", "BitwiseAnd"):
+        return {kind}
+    values = node.input_values()[: 1 if kind == "Broadcast" else 2]
+    return set().union(*(conditions_of(value.get_node()) for value in values))
 
 
 def convert(module: nn.Module, name: str, **settings: Any) -> Any:

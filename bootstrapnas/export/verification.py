@@ -91,9 +91,8 @@ def difference(found: Sequence[Mapping[str, np.ndarray]], wanted: Sequence[Mappi
     scale: dict[str, float] = {}
     same = total = 0
     for ours, theirs in zip(found, wanted, strict=True):
+        check_shapes(ours, theirs)
         for name, right in theirs.items():
-            if ours[name].shape != right.shape:
-                raise ExportError(f"the IR's {name} has shape {ours[name].shape}, torch's {right.shape}")
             apart = float(np.abs(ours[name] - right).max())
             absolute[name] = float(np.maximum(absolute.get(name, 0.0), apart))  # unlike max(), keeps NaN
             scale[name] = max(scale.get(name, 0.0), float(np.abs(right).max()))
@@ -108,7 +107,14 @@ def difference(found: Sequence[Mapping[str, np.ndarray]], wanted: Sequence[Mappi
     )
 
 
-def probe_batches(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def check_shapes(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+    """Raise `ExportError` if an output has another shape than it should have."""
+    for name, right in wanted.items():
+        if found[name].shape != right.shape:
+            raise ExportError(f"the IR's {name} has shape {found[name].shape}, torch's {right.shape}")
+
+
+def probe_batches(batch: Mapping[str, Tensor], pad: int | None = None) -> Iterator[dict[str, Tensor]]:
     """Yield what to compare on: a batch, its first row, its first half of the tokens, and its last quarter padded.
 
     A model traced with one shape or without padding may be right on that alone. Rows without any token to attend to
@@ -118,6 +124,8 @@ def probe_batches(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     ----------
     batch
         Tensors of shape [batch, length].
+    pad
+        The token that pads: heads of decoders tell by it where a text ends.
     """
     length = batch["input_ids"].shape[1]
     variants = [dict(batch), {k: v[:1] for k, v in batch.items()}]
@@ -125,7 +133,8 @@ def probe_batches(batch: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     if "attention_mask" in batch:
         mask = batch["attention_mask"].clone()
         mask[:, length - length // 4 :] = 0
-        variants.append({**batch, "attention_mask": mask})
+        ids = batch["input_ids"] if pad is None else batch["input_ids"].masked_fill(mask == 0, pad)
+        variants.append({**batch, "input_ids": ids, "attention_mask": mask})
     for variant in variants:
         if "attention_mask" in variant:
             attended = variant["attention_mask"].any(dim=1)
