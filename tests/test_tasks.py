@@ -135,6 +135,38 @@ def test_imdb_holds_a_tenth_of_its_training_rows_out(tmp_path: Path) -> None:
     assert set(other.train["text_a"]) < set(train)
 
 
+@pytest.mark.parametrize(
+    ("task", "limits", "row"),
+    [
+        ("sst2", {"max_train_samples": 3}, {"sentence": "s"}),
+        ("stsb", {"max_train_samples": 3}, {"sentence1": "s", "sentence2": "t"}),
+        ("math", {"val_set_size": 3}, {"instruction": "i", "output": "o", "source": "gsm8k"}),
+        ("squad", {"max_train_samples": 3}, {"question": "q", "context": "c"}),
+    ],
+)
+def test_a_message_numbers_rows_as_their_file_does(
+    task: str, limits: dict[str, int], row: dict[str, str], tmp_path: Path
+) -> None:
+    """Also where only some rows of it were taken."""
+    label = KNOWN[task].label_column
+    rows = [{**row, "id": str(number), label: f"bad {number}"} for number in range(40)]
+    spec = build_task_spec(task, dataset_dir=tmp_path, **limits)
+    write_rows(tmp_path / "train.jsonl", rows)
+    if "val_set_size" not in limits:
+        write_rows(tmp_path / "validation.jsonl", rows)
+    with pytest.raises(UserError, match=r"row (\d+).* 'bad \1'"):
+        load_task(spec)
+
+
+def test_a_message_names_the_file_of_a_part(tmp_path: Path) -> None:
+    rows = [{"instruction": "i", "input": "", "output": "o", "answer": str(number)} for number in range(3)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "gsm8k" / "test.jsonl", rows)
+    path = write_rows(tmp_path / "mawps" / "test.jsonl", [*rows, {**rows[0], "answer": "many"}])
+    with pytest.raises(UserError, match=f"row 3 of {path} has the answer 'many', which is none of the data set mawps"):
+        load_task(build_task_spec("math", dataset_dir=tmp_path, val_set_size=1))
+
+
 def test_labels_may_be_names_and_unlabelled_test_rows_are_dropped(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", [{"sentence": "s", "label": "positive"}, {"sentence": "t", "label": 0}])
     write_rows(tmp_path / "validation.jsonl", [{"sentence": "s", "label": 1}])

@@ -17,6 +17,8 @@ Table = dict[str, list[Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz")
 TEXT = "text"
 """The one column of a text file."""
+ROW = "#row"
+"""A column for messages: which row of its file a row is, where only some were taken."""
 
 
 def read_table(
@@ -68,10 +70,15 @@ def read_table(
 
 def texts(table: Table, column: str, source: str) -> list[str]:
     """Return a column of texts; raise `UserError` naming the row of a value that is none."""
-    for row, text in enumerate(table[column]):
+    for row, text in zip(row_names(table), table[column], strict=True):
         if not isinstance(text, str):
             raise UserError(f"{source}: row {row} has no text in column {column!r}, but {text!r}")
     return table[column]
+
+
+def row_names(table: Table) -> Sequence[Any]:
+    """Return what to call each row in messages: its number in the file."""
+    return table.get(ROW) or range(len(next(iter(table.values()))))
 
 
 def find_split(directory: str | os.PathLike[str], task_name: str, *names: str) -> Path | None:

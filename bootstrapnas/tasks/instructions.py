@@ -19,7 +19,7 @@ from bootstrapnas.outputs import GROUP, IGNORED, LABELS, TOKENS, VOCABULARY, Out
 from bootstrapnas.progress import warn
 from bootstrapnas.tasks import next_token
 from bootstrapnas.tasks.answers import Choice, Letter, Rule, rule_of
-from bootstrapnas.tasks.files import read_table, texts
+from bootstrapnas.tasks.files import read_table, row_names, texts
 from bootstrapnas.tasks.generation import TEXT, Generation, text_of
 from bootstrapnas.tasks.kind import Kind
 from bootstrapnas.tasks.next_token import Foretold, foretold, measure_foretold
@@ -135,7 +135,7 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     answers = table.get(spec.label_column or LABEL_COLUMN, [""] * count)
     columns["answer"] = ["" if value is None else str(value).strip() for value in answers]
     if split != "train" and settings_of(spec).evaluate_by != LOSS:
-        for row, (name, answer) in enumerate(zip(columns["source"], columns["answer"], strict=True)):
+        for row, name, answer in zip(row_names(table), columns["source"], columns["answer"], strict=True):
             if rule_of(name, answer) is None:
                 raise UserError(
                     f"{source}: row {row} has the answer {answer!r}, which "

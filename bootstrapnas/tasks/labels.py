@@ -51,8 +51,10 @@ def infer_labels(
     return "single_label_classification", tuple(sorted(names, key=float))
 
 
-def class_indices(values: Sequence[Any], label_names: Sequence[str], where: str, *, coded: bool) -> list[int]:
-    """Return the class index of each label.
+def class_indices(
+    values: Sequence[Any], label_names: Sequence[str], where: str, rows: Sequence[Any], *, coded: bool
+) -> list[int]:
+    """Return the class index of each label; `where` they are and the names of their `rows` are for messages.
 
     `coded` says that the values may be the indices themselves, as in GLUE's own files.
 
@@ -64,7 +66,7 @@ def class_indices(values: Sequence[Any], label_names: Sequence[str], where: str,
     index = {str(i): i for i in range(len(label_names))} if coded else {}
     index |= {name: i for i, name in enumerate(label_names)}
     found = []
-    for row, value in enumerate(values):
+    for row, value in zip(rows, values, strict=True):
         name = _name(value)
         if name not in index:
             raise UserError(
@@ -75,10 +77,10 @@ def class_indices(values: Sequence[Any], label_names: Sequence[str], where: str,
     return found
 
 
-def regression_targets(values: Sequence[Any], where: str) -> list[float]:
+def regression_targets(values: Sequence[Any], where: str, rows: Sequence[Any]) -> list[float]:
     """Return each label as a number; raise `UserError` naming the row of one that is none."""
     found = []
-    for row, value in enumerate(values):
+    for row, value in zip(rows, values, strict=True):
         number = _number(value)
         if number is None:
             raise UserError(f"{where}: row {row} has the label {value!r}, which is no number")

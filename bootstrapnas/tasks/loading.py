@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.tasks.builtin import BUILTINS
-from bootstrapnas.tasks.files import Table, find_split, read_table
+from bootstrapnas.tasks.files import ROW, Table, find_split, read_table
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.spec import TaskSpec
 
@@ -159,7 +159,8 @@ def _add_parts(spec: TaskSpec, tables: dict[str, Table], sources: dict[str, str]
             continue
         table = _read(spec, path)
         count = len(table[spec.columns[0]])
-        table = {"input": [""] * count, **table, "source": [part] * count}
+        rows = [f"{row} of {path}" for row in table[ROW]]
+        table = {"input": [""] * count, **table, "source": [part] * count, ROW: rows}
         before = tables.get(split, {column: [] for column in table})
         tables[split] = {column: [*values, *table[column]] for column, values in before.items()}
         sources[split] = f"{sources[split]}, {path}" if split in sources else str(path)
@@ -184,8 +185,12 @@ def why_no_rows(spec: TaskSpec, split: str) -> str:
 
 def _read(spec: TaskSpec, path: str | Path) -> Table:
     if spec.kind.read is not None:
-        return spec.kind.read(spec, Path(path))
-    return read_table(path, spec.columns, spec.kind.optional_columns)
+        return _numbered(spec.kind.read(spec, Path(path)))
+    return _numbered(read_table(path, spec.columns, spec.kind.optional_columns))
+
+
+def _numbered(table: Table) -> Table:
+    return {**table, ROW: list(range(len(next(iter(table.values())))))}
 
 
 def _arranged(spec: TaskSpec, table: Table) -> Table:
@@ -210,7 +215,7 @@ def _from_hub(spec: TaskSpec) -> dict[str, Table]:
         if name is not None:
             optional = [column for column in spec.kind.optional_columns if column in found[name].column_names]
             columns = (*spec.columns, *optional)
-            tables[split] = {column: list(found[name][column]) for column in columns}
+            tables[split] = _numbered({column: list(found[name][column]) for column in columns})
     return tables
 
 

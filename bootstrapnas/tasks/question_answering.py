@@ -18,7 +18,7 @@ import numpy as np
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import TOKENS, Output, Outputs
 from bootstrapnas.progress import warn
-from bootstrapnas.tasks.files import texts
+from bootstrapnas.tasks.files import row_names, texts
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.settings import AnswerSettings
 
@@ -76,13 +76,15 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
 
     question, context = (texts(table, column, source) for column in spec.text_columns)
     where = f"{source}, column {spec.label_column!r}"
-    answers = [_answers(value, f"{where}, row {row}") for row, value in enumerate(table[spec.label_column])]
+    rows = row_names(table)
+    answers = [
+        _answers(value, f"{where}, row {row}") for row, value in zip(rows, table[spec.label_column], strict=True)
+    ]
     if split == "train" and not any(answers):
         raise UserError(f"{where}: no row has an answer")
     if not settings_of(spec).version_2_with_negative and not all(answers):
-        raise UserError(
-            f"{where}: row {answers.index([])} has no answer; pass --version_2_with_negative if questions may have none"
-        )
+        row = rows[answers.index([])]
+        raise UserError(f"{where}: row {row} has no answer; pass --version_2_with_negative if questions may have none")
     ids = [str(name) for name in table.get("id", range(len(question)))]
     columns: dict[str, list[Any]] = {name: [] for name in ("id", *COLUMNS, "answers", "start", "end")}
     dropped = 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import LABELS, VALUE, Output, Outputs
-from bootstrapnas.tasks.files import texts
+from bootstrapnas.tasks.files import row_names, texts
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import class_indices, is_unlabelled, regression_targets
@@ -58,9 +58,11 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     where = f"{source}, column {spec.label_column!r}"
     values = table[spec.label_column]
     if spec.is_regression:
-        columns["label"] = regression_targets(values, where)
+        columns["label"] = regression_targets(values, where, row_names(table))
     else:
-        columns["label"] = class_indices(values, spec.label_names, where, coded=spec.task_name in KNOWN)
+        columns["label"] = class_indices(
+            values, spec.label_names, where, row_names(table), coded=spec.task_name in KNOWN
+        )
     types = {name: Value("string") for name in columns}
     types["label"] = Value("float32" if spec.is_regression else "int64")
     return Dataset.from_dict(columns, features=Features(types))
