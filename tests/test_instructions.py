@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import eftnas
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,10 +26,10 @@ from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.export_data import task_data
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of, save_artefact
 from bootstrapnas.supernet import Supernet
-from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, tokenize
+from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, predictions, tokenize
 from bootstrapnas.tasks.answers import RULES, Choice, Number, rule_of
 from bootstrapnas.tasks.arithmetic import word_problems
-from bootstrapnas.tasks.generation import text_of
+from bootstrapnas.tasks.generation import TEXT, text_of
 from bootstrapnas.tasks.prompts import PROMPTS
 
 
@@ -149,6 +150,25 @@ def test_prompts() -> None:
             f"{' ' * blanks}\n\n{pad}### Instruction:\n{pad}Add.\n\n{pad}### Response:\n{pad}"
         )
         assert f"request.{' ' * blanks_with_input}\n\n" in style.prompt("Add.", "1")
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "answer"),
+    [
+        ("gsm8k", "The answer is 4.\n\n### Instruction:\n2 + 5?\n\n### Response:\nThe answer is 7.", "4"),
+        ("gsm8k", "It is 4.\n    ### Instruction:\n    2 + 5?", "4"),
+        ("gsm8k", "### Response:\nThe answer is 7.", None),
+        ("gsm8k", "2 + 2 = 4\n#### 4", "4"),
+        ("boolq", "### the correct answer is true ### Response: false", "true"),
+    ],
+)
+def test_what_follows_another_prompt_is_no_answer(source: str, text: str, answer: str | None) -> None:
+    """A model that does not end goes on with an instruction of its own, and answers that as well."""
+    spec = build_task_spec("math" if source == "gsm8k" else "commonsense", train_file="rows.json")
+    rows = Dataset.from_list([{"source": source, "answer": "4" if source == "gsm8k" else "true"}])
+    written = {TEXT: [np.frombuffer(text.encode(), dtype=np.uint8)]}
+    (found,) = predictions(spec, written, rows, rows)
+    assert (found["prediction"], found["text"]) == (answer, text)
 
 
 def test_word_problems() -> None:

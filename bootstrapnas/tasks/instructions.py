@@ -23,7 +23,7 @@ from bootstrapnas.tasks.files import read_table, row_names, texts
 from bootstrapnas.tasks.generation import TEXT, Generation, text_of
 from bootstrapnas.tasks.kind import Kind
 from bootstrapnas.tasks.next_token import Foretold, foretold, measure_foretold
-from bootstrapnas.tasks.prompts import prompting
+from bootstrapnas.tasks.prompts import prompting, response_of
 from bootstrapnas.tasks.settings import GENERATE, LOSS, SCORE, WAYS, InstructionSettings
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> S
     if way == SCORE:
         return _likeliest(outputs, rows, features)
     said = [text_of(array) for array in outputs[TEXT]]
-    return [Answered(rule.find(text), text) for rule, text in zip(_rules(rows), said, strict=True)]
+    return [Answered(rule.find(response_of(text)), text) for rule, text in zip(_rules(rows), said, strict=True)]
 
 
 def _likeliest(outputs: Outputs, rows: Dataset, features: Dataset) -> list[Answered]:

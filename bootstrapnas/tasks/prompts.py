@@ -5,6 +5,7 @@ The words are those of Stanford Alpaca (https://github.com/tatsu-lab/stanford_al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 _TASK = "Below is an instruction that describes a task"
 _INPUT = ", paired with an input that provides further context"
 _REQUEST = ". Write a response that appropriately completes the request."
+_SECTION = re.compile(r"^[ \t]*### (?:Instruction|Input|Response):", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +75,8 @@ def prompting(name: str) -> Prompting:
     if name not in PROMPTS:
         raise UserError(f"unknown --prompt_style {name!r}{near_miss(name, PROMPTS)}; known: {listed(PROMPTS)}")
     return PROMPTS[name]
+
+
+def response_of(text: str) -> str:
+    """Return what a text says before it goes on with another prompt, as that of a model may which does not end."""
+    return _SECTION.split(text, maxsplit=1)[0]
