@@ -43,7 +43,8 @@ def adapter_space(
     Raises
     ------
     UserError
-        If a share is not above 0 and at most 1, a rank exceeds the full one, or `depth` is not possible in the family.
+        If a share is not above 0 and at most 1, a rank exceeds the full one, or `depth` or fewer heads are not possible
+        in the family.
     """
     for name, shares in (("ffn_shares", ffn_shares), ("head_shares", head_shares)):
         for share in shares:
@@ -63,6 +64,11 @@ def adapter_space(
             sizes = _descending([*whole, *(min(full, size) for size in rounded)])
         if sizes != (full,):
             genes.append(Gene((key,), sizes))
+    if min(head_shares) < 1 and not any(heads.intersection(gene.keys) for gene in genes):
+        raise UserError(
+            f"head_shares: family {blueprint.family.model_type!r} has no heads here that can be left out, only 1 is "
+            "possible"
+        )
     genes += [Gene((block,), (1, 0)) for block in blocks_of(blueprint, depth)]
     space = SearchSpace(tuple(genes))
     space.check(blueprint)

@@ -229,6 +229,18 @@ def test_a_search_space_contains_the_full_model(tmp_path: Path, capsys: Any) -> 
         assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(("model_type", "changes"), [("bloom", {"n_head": 4}), ("llama", {"num_key_value_heads": 1})])
+def test_heads_that_cannot_be_left_out_are_told(
+    model_type: str, changes: dict[str, int], tmp_path: Path, capsys: Any
+) -> None:
+    """BLOOM knows its heads by their numbers; where all query heads read one key-value head, it is the only one."""
+    build_causal(model_type, **changes).config.save_pretrained(tmp_path)
+    flags = ["--model_name_or_path", str(tmp_path), "--target_config", str(tmp_path / "space.json")]
+    assert main(["search-space", *flags, "--head_shares", "1,0.5"]) == 2
+    assert f"head_shares: family '{model_type}' has no heads here that can be left out" in capsys.readouterr().err
+    run("search-space", *flags)
+
+
 @pytest.mark.parametrize(("depth", "blocks"), [("half_blocks", 6), ("layers", 3)])
 def test_a_search_space_of_ranks_and_blocks_on_integers(
     depth: str, blocks: int, tmp_path: Path, tiny_task_files: Any, capsys: Any
