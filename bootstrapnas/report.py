@@ -226,6 +226,7 @@ def model_card(
     auto_class: str,
     remote_code: bool,
     steps: Sequence[str],
+    ordered: bool = True,
     sizes: Mapping[str, Any] | None = None,
     report: Report | None = None,
     ir: str | None = None,
@@ -244,6 +245,8 @@ def model_card(
         Whether loading needs ``trust_remote_code=True``.
     steps
         How it was made, a sentence a step.
+    ordered
+        Whether the units of that model were put in order of importance.
     sizes
         Units per layer by dimension, as `bootstrapnas.dims.subnet_to_json` gives them.
     report
@@ -265,8 +268,8 @@ def model_card(
     parts = [
         "\n".join(["---", *metadata, "---"]),
         f"# {title}",
-        f"A smaller network cut out of `{base_model}`: its layers keep the most important attention heads and "
-        "feed-forward channels, and the weights that were dropped are not stored.",
+        f"A smaller network cut out of `{base_model}`: its layers keep the {'most important' if ordered else 'first'} "
+        "attention heads and feed-forward channels, and the weights that were dropped are not stored.",
         "## How it was made",
         "\n".join(f"{number}. {step}" for number, step in enumerate(steps, 1)),
     ]

@@ -25,7 +25,14 @@ from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, ch
 from bootstrapnas.pipeline.models import cast_parameters, load_for_task, load_tokenizer, save_artefact
 from bootstrapnas.pipeline.search.objectives import ConstraintArguments
 from bootstrapnas.pipeline.stages import METRICS_FILE, begin
-from bootstrapnas.pipeline.supernets import DTYPES, check_base, load_super_adapter, read_space, read_super_adapter
+from bootstrapnas.pipeline.supernets import (
+    DTYPES,
+    check_base,
+    load_orders,
+    load_super_adapter,
+    read_space,
+    read_super_adapter,
+)
 from bootstrapnas.progress import notice
 from lonas.train import check_dtype, local_path
 
@@ -108,7 +115,8 @@ def run(
     whole = count_costs(deployed.blueprint, FULL, length=length)
     kept, all_of_it = (small, whole) if arguments.merge else (costs, full)
     apart = dict(zip(APART, (about.base_dtype, about.weight_format, asdict(small), asdict(whole)), strict=True))
-    more = {} if arguments.merge else apart
+    origin = {"super_adapter": {"base": about.base, "reordered": bool(load_orders(arguments.supernet_dir))}}
+    more = origin if arguments.merge else origin | apart
     write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by, **more)
     if arguments.merge and config is not None:
         measured = {name: value for name, value in (values or {}).items() if name == spec.metric}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import build_tiny_bert
@@ -66,15 +67,56 @@ def test_metrics_that_are_no_fractions_are_shown_as_they_are() -> None:
 
 
 def test_a_first_card_shows_a_perplexity_as_it_is(tmp_path: Path) -> None:
-    costs = {"macs": 1, "nncf_macs": 1, "params": 1, "params_without_embeddings": 1, "length": 8}
-    made = {"sizes": {}, "costs": costs, "full_costs": costs, "supernet": {"id": "supernet"}, "chosen_by": "best"}
-    write_json(tmp_path / "subnet.json", made)
-    write_json(tmp_path / "config.json", {"architectures": ["LlamaForCausalLM"]})
-    TaskSpec("text", ("text",), (), "language_modelling", "perplexity", 8, "").save(tmp_path / "task.json")
+    write_made(tmp_path)
     write_first_card(tmp_path, {"perplexity": 12.3456}, "A note.")
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| model | perplexity | MACs" in card
     assert "| subnet | 12.35 |" in card
+
+
+def write_made(directory: Path, **more: Any) -> None:
+    """Write what a card tells of a subnet, of a LLaMA."""
+    costs = {"macs": 1, "nncf_macs": 1, "params": 1, "params_without_embeddings": 1, "length": 8}
+    made = {"sizes": {}, "costs": costs, "full_costs": costs, "supernet": {"id": "made"}, "chosen_by": "best"}
+    write_json(directory / "subnet.json", made | more)
+    write_json(directory / "config.json", {"architectures": ["LlamaForCausalLM"]})
+    TaskSpec("text", ("text",), (), "language_modelling", "perplexity", 8, "").save(directory / "task.json")
+
+
+ADDED = "Its adapter was added to the weights."
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({}, ["Its part of every weight was copied; nothing was trained after that."]),
+        ({"finetuned": {"teacher": None}}, ["Its part of every weight was copied.", "It was fine-tuned on the task."]),
+        ({"super_adapter": {"base": "a/model", "reordered": False}}, ["Its part of every weight was copied.", ADDED]),
+        (
+            {
+                "super_adapter": {"base": "a/model", "reordered": True},
+                "finetuned": {"adapter": {"path": "a"}, "teacher": None},
+            },
+            ["Its part of every weight was copied.", "Its adapter was fine-tuned on the task.", ADDED],
+        ),
+        (
+            {"super_adapter": {"base": "a/model", "reordered": True}, "finetuned": {"teacher": {"id": "teacher"}}},
+            ["Its part of every weight was copied.", ADDED, "It was fine-tuned on the task, distilled from `teacher`."],
+        ),
+    ],
+)
+def test_a_card_tells_how_a_subnet_was_made(more: dict[str, Any], steps: list[str], tmp_path: Path) -> None:
+    """Only what was put in order keeps what is most important; the weights of a super-adapter are those of its base."""
+    write_made(tmp_path, **more)
+    write_first_card(tmp_path, {}, "")
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    told = card.partition("## How it was made\n\n")[2].partition("\n\n")[0].splitlines()
+    assert told[2:] == [f"{number}. {step}" for number, step in enumerate(steps, 3)]
+    adapted = more.get("super_adapter")
+    assert f'base_model: "{"a/model" if adapted else "made"}"' in card
+    assert ("its layers keep the most important" in card) == (not adapted or adapted["reordered"])
+    assert ("by importance" in told[0]) == (not adapted or adapted["reordered"])
+    assert ("super-adapter (`made`) was trained on the frozen `a/model`" in told[0]) == bool(adapted)
 
 
 def test_report_json_is_exact(tmp_path: Path) -> None:

@@ -38,21 +38,35 @@ def write_card(directory: Path, name: str, report: Report, *, ir: str | None = N
     config, subnet = read_json(directory / "config.json"), read_json(directory / SUBNET_FILE)
     task = str(config["architectures"][0]).partition("For")[2]
     made = subnet["supernet"].get("path") or subnet["supernet"]["id"]
-    tuned = subnet.get("finetuned")
+    tuned, adapted = subnet.get("finetuned"), subnet.get("super_adapter")
+    trained = (
+        f"An elastic supernet (`{made}`) was trained: its units are ordered by importance, so a subnet is a prefix."
+    )
+    if adapted:
+        order = "by importance" if adapted["reordered"] else "as they were pre-trained"
+        trained = (
+            f"A super-adapter (`{made}`) was trained on the frozen `{adapted['base']}`, whose units are in order "
+            f"{order}: a subnet is a prefix of them, and of the ranks of its adapters."
+        )
+    untouched = "" if tuned or adapted else "; nothing was trained after that"
     steps = [
-        f"An elastic supernet (`{made}`) was trained: its units are ordered by importance, so a subnet is a prefix.",
+        trained,
         f"This subnet was chosen by: {subnet['chosen_by']}.",
-        "Its part of every weight was copied" + ("." if tuned else "; nothing was trained after that."),
+        f"Its part of every weight was copied{untouched}.",
     ]
+    if adapted:
+        steps.append("Its adapter was added to the weights.")
     if tuned:
         teacher = tuned["teacher"] and (tuned["teacher"].get("path") or tuned["teacher"]["id"])
-        steps.append(f"It was fine-tuned on the task{f', distilled from `{teacher}`' if teacher else ''}.")
+        what, place = ("Its adapter", -1) if tuned.get("adapter") else ("It", len(steps))
+        steps.insert(place, f"{what} was fine-tuned on the task{f', distilled from `{teacher}`' if teacher else ''}.")
     card = model_card(
         f"Subnet {name}",
-        base_model=made,
+        base_model=adapted["base"] if adapted else made,
         auto_class=f"AutoModelFor{task}" if task else "AutoModel",
         remote_code="auto_map" in config,
         steps=steps,
+        ordered=not adapted or adapted["reordered"],
         sizes=subnet["sizes"],
         report=report,
         ir=ir,

@@ -85,5 +85,5 @@ def run(
 
 def keep_subnet(source: Path, stage: Stage) -> None:
     """Take over what is known of an extracted subnet, its sizes and costs, and say that it was fine-tuned."""
-    tuned = {"model": stage.inputs["model"], "teacher": stage.inputs.get("teacher")}
+    tuned = {name: stage.inputs.get(name) for name in ("model", "adapter", "teacher")}
     write_json(stage.directory / SUBNET_FILE, {**read_json(source / SUBNET_FILE), "finetuned": tuned})
