@@ -26,6 +26,7 @@ from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer, outputs_of_ir
 from bootstrapnas.pipeline.search import finalists as finalists_module
 from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.search import Candidate
 
 DATA = "--task_name commonsense --dataset_path train.json --validation_file val.json --max_seq_length 128"
 TRAIN = f"train --model_name_or_path base {DATA} --evaluate_by score --lora_r 8 {TARGETS} --max_steps 4"
@@ -97,6 +98,40 @@ def test_finalists_of_a_super_adapter_are_merged_and_measured(
     assert "f32 token latency (ms)" in report
     assert ("by the float32 IR, which writes greedily" in report) == (by == "generate")
     shutil.rmtree(directory)
+
+
+def test_what_skips_all_attention_is_no_finalist(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest subnet of a space of layers has none of them; a search that finds it ends as any other."""
+    monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
+    lonas(f"{SPACE} --ffn_shares 1 --depth layers --target_config {tmp_path}/space.json")
+    lonas(f"{TRAIN} --nncf_config {tmp_path}/space.json --output_dir {tmp_path}/super")
+    flags = "--num_evals 3 --population 3 --precision float32 --measure_finalists 3 --latency_length 16"
+    command = f"search --supernet_dir {tmp_path}/super {flags} --output_dir {tmp_path}/search"
+    outcome = call(shlex.split(command), "lonas")
+    assert outcome.status == 0, outcome.err
+    assert "finalists: not measured, as no IR is made of what skips all attention: 1 of the front" in outcome.err
+    supernet, _ = load_supernet(f"{tmp_path}/super", inherited_task("super"))
+    blocks = [gene.name.startswith("layer_block") for gene in supernet.space.genes]
+    found = [read_json(tmp_path / "search" / name) for name in ("pareto.json", "finalists.json")]
+    front, measured = (
+        [entry["genome"] for entry in each[name]] for each, name in zip(found, ("front", "finalists"), strict=True)
+    )
+    smallest = [int(block) for block in blocks]
+    assert smallest in front
+    assert list(supernet.space.max_genome) in measured
+    assert smallest not in measured
+    refused(
+        f"latency-table --supernet_dir {tmp_path}/super --length 16 --output_file new",
+        "the space lets attention be skipped, which would be measured with all of it skipped, but …",
+        world,
+        "bootstrapnas",
+    )
+
+
+def test_finalists_that_are_left_out_make_room_for_others() -> None:
+    front = [Candidate((gene,), {}, 1) for gene in range(10)]
+    assert list(finalists_module.choose_finalists(front, front[9], 3, {(8,), (9,)})) == ["0", "4", "7"]
+    assert finalists_module.choose_finalists(front[:1], front[9], 2, {(0,), (9,)}) == {}
 
 
 def test_ranks_change_no_predicted_latency(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

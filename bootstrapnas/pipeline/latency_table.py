@@ -22,7 +22,7 @@ from bootstrapnas.export.latency_build import (
     open_latency_table,
     openvino_timer,
 )
-from bootstrapnas.export.latency_table import Circumstances, LatencyTable, OtherTableError, extends
+from bootstrapnas.export.latency_table import STEPS, Circumstances, LatencyTable, OtherTableError, extends
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import build_space, read_config, sequence_length
@@ -153,6 +153,7 @@ def table_at(
     table = open_latency_table(path, blueprint, space, circumstances)
     left = models_to_measure(table, space)
     if left:
+        _check_attention(table, space)
         with writing(path):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         with holding(Path(path).parent):  # two that write the same table would overwrite each other's times
@@ -229,6 +230,19 @@ def _check_varies(space: SearchSpace, whose: str) -> None:
         raise UserError(
             f"the subnets of {whose} differ in ranks alone: with their adapters merged, as they are deployed, all have "
             "the same latency"
+        )
+
+
+def _check_attention(table: LatencyTable, space: SearchSpace) -> None:
+    """Raise `UserError` if a language model would have to be measured without any attention, of which no IR is made."""
+    if table.circumstances.step not in STEPS[1:]:
+        return
+    states = [table.subnet(place) for places in table.missing(space).values() for place in places]
+    states += [dict(end) for ends in table.missing_ends(space).values() for end in ends]
+    if not all(map(table.blueprint.cache_places, states)):
+        raise UserError(
+            "the space lets attention be skipped, which would be measured with all of it skipped, but no IR is made of "
+            "a language model without attention: leave layers and attention's half-blocks in, or search by macs"
         )
 
 

@@ -31,6 +31,7 @@ from bootstrapnas.pipeline.search.finalists import (
     choose_finalists,
     measure_finalists,
     measured,
+    without_attention,
 )
 from bootstrapnas.pipeline.search.objectives import (
     DIVERGENCE,
@@ -197,12 +198,13 @@ def run(
         notice(saved(result.candidates))
     best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
     if finalists.measure_finalists:
-        chosen = choose_finalists(result.front, best, finalists.measure_finalists)
+        left_out = without_attention([*result.front, best], supernet) if spec.kind.causal else ()
+        chosen = choose_finalists(result.front, best, finalists.measure_finalists, left_out)
         keep, base = finalists.keep_finalists, search.model_name_or_path
         found = measure_finalists(
             stage, chosen, search.supernet_dir, spec, timing, length, problem.costs, keep=keep, base=base
         )
-        if problem.cost.name == LATENCY:
+        if problem.cost.name == LATENCY and chosen:
             best = best_as_measured(result, found, metric, settings.ref_acc, settings.acc_delta)
     files.write(result.candidates, best)
     write_front(stage.directory, result, best, problem, supernet, length, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from bootstrapnas.pipeline.export_data import CALIBRATION_ROWS, VERIFICATION_ROW
 from bootstrapnas.pipeline.latency_table import LatencyArguments
 from bootstrapnas.pipeline.models import load_tokenizer, max_length, outputs_of_ir
 from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet, read_super_adapter
-from bootstrapnas.progress import notice
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.report import Row, build_report, terminal_table, write_report
 from bootstrapnas.search import Candidate, Genome
 from bootstrapnas.supernet import Supernet
@@ -115,7 +115,9 @@ def check_finalists(
         )
 
 
-def choose_finalists(front: Sequence[Candidate], best: Candidate, count: int) -> dict[str, Candidate]:
+def choose_finalists(
+    front: Sequence[Candidate], best: Candidate, count: int, left_out: Container[Genome] = ()
+) -> dict[str, Candidate]:
     """Return up to `count` candidates by name: the best one, and what else lies evenly along the front, its ends first.
 
     Parameters
@@ -126,13 +128,29 @@ def choose_finalists(front: Sequence[Candidate], best: Candidate, count: int) ->
         Chosen by the search; it may not be on the front.
     count
         At least 1.
+    left_out
+        Genomes that are not to be chosen.
     """
     names = {candidate.genome: str(index) for index, candidate in enumerate(front)}
-    wanted = [round(step * (len(front) - 1) / max(1, count - 1)) for step in range(count)]
-    chosen = [best, *(front[index] for index in dict.fromkeys(sorted(wanted, key=lambda i: (i != 0, -i))))]
+    ends = [candidate for candidate in front if candidate.genome not in left_out]
+    wanted = {round(step * (len(ends) - 1) / max(1, count - 1)) for step in range(count)} if ends else set()
+    chosen = [best] if best.genome not in left_out else []
+    chosen += [ends[index] for index in sorted(wanted, key=lambda i: (i != 0, -i))]
     distinct = list({candidate.genome: candidate for candidate in chosen}.values())[:count]
     ordered = sorted(distinct, key=lambda each: int(names.get(each.genome, -1)))
     return {names.get(each.genome, "best"): each for each in ordered}
+
+
+def without_attention(candidates: Sequence[Candidate], supernet: Supernet) -> set[Genome]:
+    """Return the genomes of language models that skip all attention, with a warning if there are any.
+
+    Their IRs would have no keys and values to keep, without which nothing generates texts.
+    """
+    places, space = supernet.blueprint.cache_places, supernet.space
+    found = {each.genome for each in candidates if not places(space.subnet(each.genome))}
+    if found:
+        warn(f"finalists: not measured, as no IR is made of what skips all attention: {len(found)} of the front")
+    return found
 
 
 def measure_finalists(
