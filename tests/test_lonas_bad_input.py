@@ -185,6 +185,10 @@ MISTAKES: list[tuple[str, str]] = [
     (f"{EVAL} --split tset", "--split must be one of validation, validation_mismatched, test, train, not 'tset'"),
     (f"{EVAL} --subnet 9", "choosing from a search needs --search_dir"),
     (
+        "eval --supernet_dir copied",
+        "copied is not the output of the stage train: it has no stage.json; lonas import-adapter takes over an adapter",
+    ),
+    (
         "eval --supernet_dir plain --subnet min",
         "--subnet min: plain is an ordinary LoRA, which has no subnets",
     ),
