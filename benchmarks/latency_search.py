@@ -171,7 +171,8 @@ def pairs_of(seed: int, by_macs: Sequence[Entry], by_latency: Sequence[Entry]) -
             min((entry for entry in front if divergence(entry) <= level), key=lambda entry: entry["values"][cost])
             for front, cost in zip(fronts, COSTS, strict=True)
         ]
-        pairs.append(Pair(seed, level, (cheapest[0], cheapest[1])))
+        if not pairs or pairs[-1].entries != tuple(cheapest):
+            pairs.append(Pair(seed, level, (cheapest[0], cheapest[1])))
     return pairs
 
 

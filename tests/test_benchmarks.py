@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -210,7 +211,12 @@ def write_mnli(directory: Path) -> None:
 
 
 def test_a_column_runs_is_found_again_and_refuses_another_protocol(
-    quality: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
+    quality: ModuleType,
+    tmp_path: Path,
+    tiny_bert_dir: Path,
+    capsys: Any,
+    macs_as_ms: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_mnli(tmp_path / "data")
     flags = {
@@ -235,6 +241,35 @@ def test_a_column_runs_is_found_again_and_refuses_another_protocol(
     assert {path: path.stat().st_mtime_ns for path in paths} == times
     assert quality.main([*run, "--finetune_epochs", "2"]) == 2
     assert "another protocol" in capsys.readouterr().err
+
+    # Its supernet can be searched by latency, too; where MACs take the time, both searches find the same.
+    latency_search = importlib.import_module("latency_search")
+    monkeypatch.setattr(latency_search, "openvino_timer", macs_as_ms)
+    flags = {
+        "columns": tmp_path / "work" / "mnli" / "seed0", "work_dir": tmp_path / "searches", "output": tmp_path,
+        "precision": "f32", "length": 32, "num_evals": 6, "population": 3, "seeds": 0,
+    }  # fmt: skip
+    assert latency_search.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)]) == 0
+    table = (tmp_path / "latency_search_f32_batch1.md").read_text()
+    assert "Saved: mnli seed0 0.0%; all 0.0%" in table
+    assert "off by 0.0% on average" in table
+    assert re.search(r"\| mnli \| 0 \| 0\.\d+ \| (\S+) \| \1 \| (\S+) \| \2 \| (\S+) \| \3 \| 0\.0% \|", table)
+
+
+def test_fronts_are_compared_at_divergences_that_both_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    latency_search = importlib.import_module("latency_search")
+    by_macs, by_latency = (
+        [{"values": {"divergence": apart, cost: value}} for apart, value in front]
+        for cost, front in (("macs", [(0.1, 90), (0.3, 60), (0.6, 30)]), ("latency", [(0.2, 8.0), (0.5, 5.0)]))
+    )
+    pairs = latency_search.pairs_of(7, by_macs, by_latency)
+    found = [(pair.seed, round(pair.level, 2), *(entry["values"] for entry in pair.entries)) for pair in pairs]
+    assert found == [
+        (7, 0.2, {"divergence": 0.1, "macs": 90}, {"divergence": 0.2, "latency": 8.0}),  # 0.2 is the least of both
+        (7, 0.38, {"divergence": 0.3, "macs": 60}, {"divergence": 0.2, "latency": 8.0}),
+        (7, 0.52, {"divergence": 0.3, "macs": 60}, {"divergence": 0.5, "latency": 5.0}),
+    ]
 
 
 def test_half_of_the_macs_is_what_the_deployment_benchmark_cuts_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,12 @@ import bootstrapnas.pipeline.search.command as search_stage
 import bootstrapnas.pipeline.search.finalists as finalists_module
 from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.blueprint import Blueprint
-from bootstrapnas.costs import Conditions, Costs, count_costs, count_macs
+from bootstrapnas.costs import Conditions, Costs, count_costs
 from bootstrapnas.dims import Key, Subnet, subnet_from_json
 from bootstrapnas.export import Latency, LatencySettings, load_ir, predict_ir
-from bootstrapnas.export.latency_table import Circumstances
 from bootstrapnas.export.runtime import describe_ir
 from bootstrapnas.extraction import load_model
 from bootstrapnas.nncf_config import NodeNames, config_with_space
-from bootstrapnas.pipeline import latency_table
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
 from bootstrapnas.pipeline.search.objectives import ConstraintArguments, objectives_of
@@ -411,20 +409,6 @@ def test_a_latency_is_predicted_by_what_is_handed_in(trained: Trained) -> None:
     assert problem.window is not None
     assert problem.window.violation(SPACE.max_genome) == pytest.approx(1 / 3)
     assert problem.window.violation(SPACE.min_genome) == 0
-
-
-@pytest.fixture
-def macs_as_ms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency tables are of MACs, a million of which take a millisecond."""
-
-    @contextmanager
-    def stopwatch(model: Any, blueprint: Blueprint, circumstances: Circumstances) -> Iterator[Any]:
-        def measure(subnets: list[Subnet]) -> list[list[float]]:
-            return [[count_macs(blueprint, subnet, length=circumstances.length) / 1e6] * 3 for subnet in subnets]
-
-        yield measure
-
-    monkeypatch.setattr(latency_table, "openvino_timer", stopwatch)
 
 
 @pytest.mark.usefixtures("macs_as_ms")
