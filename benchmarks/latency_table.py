@@ -66,7 +66,7 @@ def main() -> None:
             models = models_to_measure(table, space) - CHECKED
             complete_latency_table(table, path, measure, space)
             seconds = time.perf_counter() - started
-            subnets = checked_subnets(space, blueprint, arguments.subnets, seed=1)
+            subnets = checked_subnets(table, space, arguments.subnets, seed=1)
             found = check_accuracy(table, measure, subnets)
             assert found.rank_correlation is not None
             errors = [abs(p / m - 1) for p, m in zip(found.predicted_ms, found.measured_ms, strict=True)]

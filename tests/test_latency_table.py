@@ -89,6 +89,28 @@ def test_costs_that_add_up_are_predicted_exactly(name: str, tmp_path: Path) -> N
         assert again.predict(subnet) == table.predict(subnet)
 
 
+def test_language_models_are_measured_with_attention(tmp_path: Path) -> None:
+    blueprint = Blueprint.of(build_causal("llama"))
+    here, path = replace(HERE, step="token"), tmp_path / "table.json"
+    for dims in ({"layer_block"}, {"mha_block", "ffn_block", "ffn"}, {"kv", "layer_block", "mha_block"}):
+        full = build_full_space(blueprint)
+        space = SearchSpace(tuple(gene for gene in full.genes if gene.keys[0].dim in dims))
+        measured: list[Subnet] = []
+
+        def measure(subnets: Sequence[Subnet], measured: list[Subnet] = measured) -> list[list[float]]:
+            measured += subnets
+            return macs_as_ms(blueprint)(subnets)
+
+        path.unlink(missing_ok=True)
+        table = open_latency_table(path, blueprint, space, here)
+        complete_latency_table(table, path, measure, space)
+        assert all(map(blueprint.cache_places, measured))
+        again, random = LatencyTable.load(path, blueprint, here), Random(0)
+        for genome in (space.max_genome, space.min_genome, *(space.sample(random) for _ in range(20))):
+            macs = count_macs(blueprint, space.subnet(genome), length=HERE.length)
+            assert again.predict(space.subnet(genome)) == pytest.approx(macs, rel=1e-9)
+
+
 def test_costs_that_do_not_add_up_are_corrected_by_the_ends_of_the_space(tmp_path: Path) -> None:
     blueprint = Blueprint.of(build_tiny_bert())
     full, path = build_full_space(blueprint), tmp_path / "table.json"

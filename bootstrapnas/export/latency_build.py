@@ -155,7 +155,7 @@ def complete_latency_table(
         table.save(path)
         done += len(ends)
     progress(done, "checking it on random subnets")
-    checked = checked_subnets(space, table.blueprint)
+    checked = checked_subnets(table, space)
     table.accuracy = check_accuracy(table, measure, checked)
     table.save(path)
     progress(done + len(checked), "")
@@ -167,14 +167,14 @@ def models_to_measure(table: LatencyTable, space: SearchSpace) -> int:
     if not states and not ends and table.accuracy is not None:
         return 0
     needed = sum(map(len, states.values())) + sum(map(len, ends.values()))
-    return needed + len(checked_subnets(space, table.blueprint))
+    return needed + len(checked_subnets(table, space))
 
 
-def checked_subnets(space: SearchSpace, blueprint: Blueprint, count: int = CHECKED, seed: int = 0) -> Sequence[Subnet]:
-    """Return distinct random subnets of a space; fewer if it has no more."""
+def checked_subnets(table: LatencyTable, space: SearchSpace, count: int = CHECKED, seed: int = 0) -> Sequence[Subnet]:
+    """Return distinct random subnets of a space that can be measured; fewer if it has no more."""
     random = Random(seed)
-    drawn = (blueprint.complete(space.subnet(space.sample(random))) for _ in range(4 * count))
-    distinct = {tuple(sorted(subnet.items())): subnet for subnet in drawn}
+    drawn = (table.blueprint.complete(space.subnet(space.sample(random))) for _ in range(4 * count))
+    distinct = {tuple(sorted(subnet.items())): subnet for subnet in drawn if table.is_measurable(subnet)}
     return list(distinct.values())[:count]
 
 

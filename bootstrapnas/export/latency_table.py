@@ -3,9 +3,10 @@
 A layer falls into parts that no other part's sizes change: what elastic dimensions connect in the labels, for BERT the
 attention with its heads and the FFN with its channels. Each state of a part is measured in the real model, in all
 layers that are alike at once, with everything else at a middle size, and held against that middle subnet: the
-difference, divided by the number of layers, is what the state adds in one layer. Towards the ends of a space sums may
-be off by a tenth, so its largest and its smallest subnets are measured as a whole, and what parts add up to is
-corrected accordingly. Free of torch.
+difference, divided by the number of layers, is what the state adds in one layer. A language model without any attention
+is never measured, as there is no IR of one: where a state skips it, the first layer keeps its own. Towards the ends of
+a space sums may be off by a tenth, so its largest and its smallest subnets are measured as a whole, and what parts add
+up to is corrected accordingly. Free of torch.
 """
 
 from __future__ import annotations
@@ -69,9 +70,10 @@ class Part:
         """Return the part's state in one layer of a subnet (a completed one, so that equal networks are equal)."""
         return tuple(blueprint.size(Key(dim, layer), complete) for dim in self.dims)
 
-    def sizes(self, state: State) -> dict[Key, int]:
-        """Return the state as sizes, in all layers."""
-        return {Key(dim, layer): size for layer in self.layers for dim, size in zip(self.dims, state, strict=True)}
+    def sizes(self, state: State, layers: Sequence[int] | None = None) -> dict[Key, int]:
+        """Return the state as sizes, in all layers or only in some."""
+        chosen = self.layers if layers is None else layers
+        return {Key(dim, layer): size for layer in chosen for dim, size in zip(self.dims, state, strict=True)}
 
     def describe(self, state: State) -> str:
         """Return the state in words, for example ``"head 4, mha_block 1"``."""
@@ -227,7 +229,8 @@ class LatencyTable:
         By the sizes of the model-wide dimensions: milliseconds of the reference, once for every group of states that
         was measured beside it.
     ratios
-        By place: the time of the reference with the part in this state in all its layers, over the reference's own.
+        By place: the time of the reference with the part in this state in its `measured_layers`, over the reference's
+        own.
     ends
         The time of the largest subnet of every space it was made for, of the smallest, and of the smallest that skips
         nothing, over the reference's.
@@ -276,11 +279,27 @@ class LatencyTable:
         for wide in _choices(self._wide, space, self.blueprint):
             known = {*self.ends, self._end(self.middle(wide))}
             for subnet in (largest, narrowest, smallest):
-                end = self._end({**subnet, **self.wide_sizes(wide)})
+                end = self._end({**self._with_attention(subnet), **self.wide_sizes(wide)})
                 if end not in known:
                     found.setdefault(wide, []).append(end)
                     known.add(end)
         return found
+
+    def is_measurable(self, subnet: Subnet) -> bool:
+        """Return whether there is an IR of a subnet: of a language model's only if it has attention."""
+        return self.circumstances.step == STEPS[0] or bool(self.blueprint.cache_places(subnet))
+
+    def _with_attention(self, subnet: Subnet) -> Subnet:
+        """Return a subnet that is measurable: this one, or that with the blocks of its first layer."""
+        if self.is_measurable(subnet):
+            return subnet
+        return {**subnet, **{key: 1 for key in subnet if key.layer == 0 and self.blueprint.is_block(key)}}
+
+    def measured_layers(self, place: Place) -> tuple[int, ...]:
+        """Return the layers that are in a place's state where its ratio is measured: all, or all but the first."""
+        layers = place.part.layers
+        everywhere = {**self.middle(place.wide), **place.part.sizes(place.state)}
+        return layers if self.is_measurable(everywhere) or len(layers) == 1 else layers[1:]
 
     def _end(self, subnet: Subnet) -> End:
         return tuple(self.blueprint.complete(subnet).items())
@@ -291,7 +310,7 @@ class LatencyTable:
 
     def subnet(self, place: Place) -> dict[Key, int]:
         """Return the subnet whose time, over that of the reference, is a place's ratio."""
-        return {**self.middle(place.wide), **place.part.sizes(place.state)}
+        return {**self.middle(place.wide), **place.part.sizes(place.state, self.measured_layers(place))}
 
     def wide(self, subnet: Subnet) -> tuple[int, ...]:
         """Return the sizes of the model-wide dimensions in a subnet."""
@@ -348,16 +367,16 @@ class LatencyTable:
             for layer in part.layers:
                 if part.whole_layer or layer in kept:
                     place = Place(wide, part, part.state(self.blueprint, complete, layer))
-                    total += self._added(place) / len(part.layers)
+                    total += self._added(place)
         return total
 
     def _added(self, place: Place) -> float:
-        """Return what a place adds to the time of the reference, as a share of it."""
+        """Return what a place adds in one layer to the time of the reference, as a share of it."""
         if self._is_reference(place):
             return 0.0
         if place not in self.ratios:
             raise self._unknown(place.part.describe(place.state))
-        return self.ratios[place] - 1
+        return (self.ratios[place] - 1) / len(self.measured_layers(place))
 
     def _is_reference(self, place: Place) -> bool:
         return place.part.sizes(place.state).items() <= self.reference.items()
@@ -382,7 +401,7 @@ class LatencyTable:
                 "layers": list(place.part.layers),
                 "sizes": dict(zip(place.part.dims, place.state, strict=True)),
                 "ratio": ratio,
-                "ms_per_layer": statistics.median(self.base_ms[place.wide]) * (ratio - 1) / len(place.part.layers),
+                "ms_per_layer": statistics.median(self.base_ms[place.wide]) * self._added(place),
             }
             for place, ratio in self.ratios.items()
         ]

@@ -22,7 +22,7 @@ from bootstrapnas.export.latency_build import (
     open_latency_table,
     openvino_timer,
 )
-from bootstrapnas.export.latency_table import STEPS, Circumstances, LatencyTable, OtherTableError, extends
+from bootstrapnas.export.latency_table import Circumstances, LatencyTable, OtherTableError, extends
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.nncf_config import build_space, read_config, sequence_length
@@ -235,14 +235,12 @@ def _check_varies(space: SearchSpace, whose: str) -> None:
 
 def _check_attention(table: LatencyTable, space: SearchSpace) -> None:
     """Raise `UserError` if a language model would have to be measured without any attention, of which no IR is made."""
-    if table.circumstances.step not in STEPS[1:]:
-        return
     states = [table.subnet(place) for places in table.missing(space).values() for place in places]
     states += [dict(end) for ends in table.missing_ends(space).values() for end in ends]
-    if not all(map(table.blueprint.cache_places, states)):
+    if not all(map(table.is_measurable, states)):
         raise UserError(
-            "the space lets attention be skipped, which would be measured with all of it skipped, but no IR is made of "
-            "a language model without attention: leave layers and attention's half-blocks in, or search by macs"
+            "the space lets the attention of the only layer be skipped, but no IR is made of a language model without "
+            "attention: leave it in, or search by macs"
         )
 
 
