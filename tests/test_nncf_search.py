@@ -315,6 +315,22 @@ def test_finalists_are_quantised_where_int8_is_deployed(
     assert "int8 latency (ms)" in report
 
 
+def test_predicted_shares_do_not_depend_on_the_machines_mood() -> None:
+    """It was half as fast when the finalists were measured: as shares, one prediction was right, one 20 % too high."""
+    settings = LatencySettings(1, 8, "f32", 1, 0, "", "")
+    largest, *others = (
+        finalists_module.Finalist(
+            str(gene), Candidate((gene,), {"latency": said}, 1), 0.9, Latency((took, took), settings)
+        )
+        for gene, (said, took) in enumerate([(10.0, 20.0), (5.0, 10.0), (3.0, 5.0)])
+    )
+    found = finalists_module._relative([others[0], largest, others[1]], largest)
+    assert found is not None
+    assert (found.predicted_ms, found.measured_ms) == ((5.0, 3.0), (5.0, 2.5))
+    assert found.mean_error == pytest.approx(0.1)
+    assert finalists_module._relative([largest], largest) is None
+
+
 def test_the_best_of_a_search_by_latency_is_the_best_as_measured() -> None:
     """The prediction's order is wrong here, the metric of one IR as well."""
 

@@ -291,6 +291,21 @@ def _exported(
     return metric
 
 
+def _relative(finalists: Sequence[Finalist], reference: Finalist) -> Accuracy | None:
+    """Hold what was predicted, as shares of the largest subnet's time, against what was measured side by side.
+
+    The shares are in the milliseconds that were predicted of the largest subnet. There is nothing to tell of it alone.
+    """
+    others = [each for each in finalists if each is not reference]
+    if not others:
+        return None
+    full = reference.candidate.values["latency"]
+    return Accuracy(
+        tuple(each.candidate.values["latency"] for each in others),
+        tuple(full / speed_up(reference.latency, each.latency) for each in others),
+    )
+
+
 def _format_of(timing: LatencyArguments) -> str:
     """Return what IRs are called by how they were exported."""
     if timing.latency_precision in INT8:
@@ -325,19 +340,23 @@ def _write(
     exported = _format_of(timing)
     by = f"the {exported} IR" + (", which writes greedily" if spec.generation is not None else "")
     notes = [f"{spec.metric} on the validation rows, by {by}; names are indices on the front."]
-    accuracy = None
+    accuracy = relative = None
     if all("latency" in each.candidate.values for each in finalists):
         accuracy = Accuracy(
             tuple(each.candidate.values["latency"] for each in finalists),
             tuple(each.latency.median_ms for each in finalists),
         )
         notes.append(f"The latencies that the search predicted: {accuracy}.")
+        relative = _relative(finalists, reference)
+        if relative is not None:
+            notes.append(f"As shares of the largest subnet's, whatever the machine did since the table: {relative}.")
     write_json(
         stage.directory / FINALISTS_FILE,
         {
             "format": FORMAT,
             "metric": spec.metric,
             "predicted_latency": None if accuracy is None else accuracy.to_json(),
+            "predicted_share": None if relative is None else relative.to_json(),
             "finalists": entries,
         },
     )
