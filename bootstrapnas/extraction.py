@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MODELING_FILE = "modeling_subnet.py"
 SUBNET_FILE = "subnet.json"
 _ADAPTER_CONFIG = "adapter_config.json"
+_EXPORTED = {"openvino_model.xml": "an OpenVINO IR", "model.onnx": "an ONNX model"}
 MERGE = "lonas extract --merge True makes one model of both"
 
 
@@ -201,6 +202,10 @@ def load_model(
     from safetensors import SafetensorError
 
     config = load_config(directory_or_id, **settings)
+    files = {path.name for path in Path(directory_or_id).glob("*")}
+    for name, kind in _EXPORTED.items():
+        if name in files and not any(other.startswith(("model", "pytorch_model")) for other in files - {name}):
+            raise UserError(f"{directory_or_id} holds {kind}: pass the model directory that it was exported from")
     how = {"config": config, "dtype": dtype}
     try:
         if config.to_dict().get("subnet") is None:

@@ -179,6 +179,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_ta
         succeed("search", supernet_dir="supernet", output_dir="search", num_evals=5)
         write_models(Path("teacher"))
         damage()
+        for name, file in (("ir", "openvino_model.xml"), ("onnx", "model.onnx")):
+            ignored = shutil.ignore_patterns("*.safetensors")
+            shutil.copytree("pretrained", name, ignore=ignored)
+            Path(name, file).touch()
         Path("foreign").mkdir()
         Path("foreign/thesis.tex").write_text("ten years of work")
         Path("genes.json").write_text('{"head": [9, 4]}')
@@ -540,6 +544,14 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("evaluate --model_dir nowhere", "nowhere does not exist or is not a directory"),
     ("evaluate --ir_dir nowhere", "nowhere does not exist or is not a directory"),
+    (
+        "export --model_dir ir --output_dir new",
+        "ir holds an OpenVINO IR: pass the model directory that it was exported from",
+    ),
+    (
+        f"evaluate --model_dir onnx {FILES}",
+        "onnx holds an ONNX model: pass the model directory that it was exported from",
+    ),
     ("evaluate --ir_dir pretrained", "pretrained holds no OpenVINO IR: openvino_model.xml does not exist"),
     ("evaluate --ir_dir teacher", "teacher holds no OpenVINO IR: openvino_model.xml does not exist"),
     (f"{TRAIN} --importance_weight_dir teacher", "teacher/importance.safetensors does not exist"),
