@@ -433,10 +433,9 @@ def read_stage(directory: str | os.PathLike[str], *names: str) -> dict[str, Any]
         raise UserError(f"{directory} does not exist or is not a directory")
     wanted = " or ".join(names)
     if not (directory / STAGE_FILE).is_file():
-        adapter = "train" in names and (directory / "adapter_config.json").is_file()
         raise UserError(
             f"{directory} is not the output of {f'the stage {wanted}' if names else 'any stage'}: "
-            f"it has no {STAGE_FILE}{'; lonas import-adapter takes over an adapter' if adapter else ''}"
+            f"it has no {STAGE_FILE}"
         )
     found = _read_header(directory / STAGE_FILE)
     if names and found["stage"] not in names:

@@ -9,7 +9,6 @@ from typing import Any, Optional
 
 import torch
 
-from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import count_costs
 from bootstrapnas.errors import UserError
 from bootstrapnas.nncf_config import sequence_length
@@ -19,7 +18,7 @@ from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
 from bootstrapnas.pipeline.search.objectives import ConstraintArguments
-from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter, read_space
+from bootstrapnas.pipeline.supernets import computing, evaluation_dtypes, load_super_adapter, read_space, read_trained
 
 # ruff: noqa: UP045
 
@@ -57,7 +56,7 @@ GROUPS = (EvaluateArguments, TaskArguments)
 def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate; print and return the metrics and the subnet's costs."""
     check_split(arguments.split)
-    read_stage(arguments.supernet_dir, "train")
+    read_trained(arguments.supernet_dir)
     spec = resolve_task(task_args, arguments.supernet_dir)
     harness = None if arguments.lm_eval is None else harness_tasks(arguments.lm_eval, spec)
     config = read_space(arguments.supernet_dir)

@@ -10,7 +10,7 @@ from typing import Any, Optional
 import torch
 from transformers import PreTrainedModel
 
-from bootstrapnas.artefacts import read_json, read_stage, write_json
+from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.costs import FULL, count_costs
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.extraction import SUBNET_FILE
@@ -32,6 +32,7 @@ from bootstrapnas.pipeline.supernets import (
     load_super_adapter,
     read_space,
     read_super_adapter,
+    read_trained,
 )
 from bootstrapnas.progress import notice
 from lonas.train import check_dtype, local_path
@@ -73,7 +74,7 @@ def run(
         if not arguments.merge:
             raise UserError("--merged_dtype is for --merge True")
         check_dtype(arguments.merged_dtype, "merged_dtype")
-    if read_stage(arguments.supernet_dir, "train", "finetune")["stage"] == "finetune":
+    if read_trained(arguments.supernet_dir, "finetune")["stage"] == "finetune":
         return merge_finetuned(arguments, bounds, output, typed)
     config = read_space(arguments.supernet_dir)
     if config is None:

@@ -29,7 +29,7 @@ from bootstrapnas.pipeline.search.objectives import (
     metric_bounded,
 )
 from bootstrapnas.pipeline.stages import begin
-from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.pipeline.supernets import load_supernet, read_trained
 from bootstrapnas.progress import notice
 from bootstrapnas.search import Candidate, Objective, violation
 from bootstrapnas.supernet import Supernet
@@ -87,7 +87,7 @@ def run(
 
 def begin_extraction(arguments: ExtractArguments, output: OutputArguments, typed: Mapping[str, Any]) -> Stage:
     """Open the stage that writes a subnet of a supernet."""
-    read_stage(arguments.supernet_dir, "train")
+    read_trained(arguments.supernet_dir)
     subnet_file = arguments.subnet if arguments.subnet and Path(arguments.subnet).is_file() else None
     return begin(
         "extract",

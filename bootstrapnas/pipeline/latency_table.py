@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, holding, read_stage, writing
+from bootstrapnas.artefacts import STAGE_FILE, OtherRunError, holding, writing
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, listed
 from bootstrapnas.export import WEIGHT_FORMATS
@@ -30,7 +30,7 @@ from bootstrapnas.pipeline.arguments import flag, required
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import SPACE_FILE
-from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, check_elastic, load_supernet
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, check_elastic, load_supernet, read_trained
 from bootstrapnas.progress import Ticker, notice
 from bootstrapnas.space import SearchSpace
 
@@ -257,7 +257,7 @@ def _sources(arguments: LatencyTableArguments) -> tuple[str, str]:
     if directory is not None:
         if arguments.nncf_config is not None:
             raise UserError("--supernet_dir has a search space of its own: leave --nncf_config out")
-        read_stage(directory, "train")
+        read_trained(directory)
         check_elastic(directory)
         return directory, str(Path(directory) / SPACE_FILE)
     if arguments.nncf_config is None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from bootstrapnas.artefacts import (
     read_json,
     read_stage,
     save_tensors,
+    stage_of,
     write_json,
 )
 from bootstrapnas.blueprint import Blueprint
@@ -29,6 +31,7 @@ from bootstrapnas.evaluation import evaluation_dtype
 from bootstrapnas.families.adapted import Adapters, is_rank
 from bootstrapnas.nncf_config import NNCFConfig, build_space, read_config
 from bootstrapnas.pipeline.adapters import (
+    ADAPTER_CONFIG,
     put_adapter,
     read_adapter,
     save_adapter,
@@ -69,7 +72,7 @@ def load_supernet(
     UserError
         If the directory is not a finished stage's, or a super-adapter's base is not what it was trained on.
     """
-    read_stage(directory, "train")
+    read_trained(directory)
     check_elastic(directory)
     config = read_config(Path(directory) / SPACE_FILE)
     if (Path(directory) / SUPER_ADAPTER_FILE).is_file():
@@ -82,6 +85,22 @@ def read_space(directory: str) -> NNCFConfig | None:
     """Return the config with the search space of what was trained; None of an ordinary LoRA."""
     path = Path(directory) / SPACE_FILE
     return read_config(path) if path.is_file() else None
+
+
+def read_trained(directory: str, *others: str) -> dict[str, Any]:
+    """Read ``stage.json`` of what was trained, or made by one of the stages `others`, as `read_stage` does.
+
+    Raises
+    ------
+    UserError
+        If it is no such directory; of another program's adapter, it says how that is taken over.
+    """
+    try:
+        return read_stage(directory, "train", *others)
+    except UserError as error:
+        if (Path(directory) / ADAPTER_CONFIG).is_file() and stage_of(Path(directory)) is None:
+            raise UserError(f"{error}; lonas import-adapter takes over an adapter") from None
+        raise
 
 
 def check_elastic(directory: str) -> None:

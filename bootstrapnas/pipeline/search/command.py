@@ -10,7 +10,6 @@ from typing import Any, Optional
 
 import torch
 
-from bootstrapnas.artefacts import read_stage
 from bootstrapnas.costs import COSTS, Conditions, Cost
 from bootstrapnas.dims import subnet_to_json
 from bootstrapnas.distillation import divergence
@@ -52,6 +51,7 @@ from bootstrapnas.pipeline.supernets import (
     evaluation_dtypes,
     load_supernet,
     read_super_adapter,
+    read_trained,
 )
 from bootstrapnas.pipeline.teacher import validation_outputs
 from bootstrapnas.progress import Ticker, notice, warn
@@ -150,7 +150,7 @@ def run(
     typed: Mapping[str, Any],
 ) -> Path:
     """Search; return the output directory."""
-    read_stage(search.supernet_dir, "train")
+    read_trained(search.supernet_dir)
     check_elastic(search.supernet_dir)
     spec = resolve_task(task_args, search.supernet_dir)
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
