@@ -132,10 +132,10 @@ def choose_finalists(
         Genomes that are not to be chosen.
     """
     names = {candidate.genome: str(index) for index, candidate in enumerate(front)}
-    ends = [candidate for candidate in front if candidate.genome not in left_out]
-    wanted = {round(step * (len(ends) - 1) / max(1, count - 1)) for step in range(count)} if ends else set()
+    admitted = [candidate for candidate in front if candidate.genome not in left_out]
+    wanted = {round(step * (len(admitted) - 1) / max(1, count - 1)) for step in range(count)} if admitted else set()
     chosen = [best] if best.genome not in left_out else []
-    chosen += [ends[index] for index in sorted(wanted, key=lambda i: (i != 0, -i))]
+    chosen += [admitted[index] for index in sorted(wanted, key=lambda i: (i != 0, -i))]
     distinct = list({candidate.genome: candidate for candidate in chosen}.values())[:count]
     ordered = sorted(distinct, key=lambda each: int(names.get(each.genome, -1)))
     return {names.get(each.genome, "best"): each for each in ordered}
