@@ -65,8 +65,8 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     TAUGHT: {},
 }
 """Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA."""
-TUNED = "tuned"
-SUBNETS = ("max", "searched", TUNED, "heuristic", "min")
+TUNED, DISTILLED = "tuned", "distilled"
+SUBNETS = ("max", "searched", TUNED, DISTILLED, "heuristic", "min")
 RESAMPLES = 400
 """Samples of the reported rows, with replacement, that a standard error is estimated from."""
 
@@ -123,7 +123,7 @@ class AdapterColumn(Column):
     def measured(self, method: str, subnet: str) -> tuple[dict[str, Any], float]:
         """Make a cell's model and measure it."""
         model, costs = self.make_lora() if method == LORA else self.make_subnet(method, subnet)
-        steps = self.steps(self.protocol.epochs if subnet in (LORA, TUNED) else self.shared_epochs)
+        steps = self.steps(self.protocol.epochs if subnet in (LORA, TUNED, DISTILLED) else self.shared_epochs)
         return {**self.measure(model), **costs, "steps": steps}, costs["macs"] / costs["full_macs"]
 
     # -- methods -------------------------------------------------------------------------------------------------------
@@ -145,7 +145,8 @@ class AdapterColumn(Column):
     def make_subnet(self, method: str, subnet: str) -> tuple[Path, dict[str, Any]]:
         """Train a super-adapter, search it if need be, and write one subnet of it as a merged model.
 
-        A tuned one is the searched one, after its adapter was trained on for what is left of a LoRA's epochs.
+        A tuned one is the searched one, after its adapter was trained on, by the labels, for what is left of a LoRA's
+        epochs; a distilled one by the LoRA as teacher.
         """
         config = self.directory.parent / "space.json"
         protocol = self.protocol
@@ -168,7 +169,7 @@ class AdapterColumn(Column):
         trained = self.train(method, num_train_epochs=self.shared_epochs, nncf_config=config, **ways, **teacher)
         merged = self.directory / method / subnet
         chosen_by: dict[str, Any] = {"subnet": subnet}
-        if subnet in ("searched", TUNED):
+        if subnet in ("searched", TUNED, DISTILLED):
             search = self.directory / method / "search"
             self.stage(
                 "search",
@@ -183,8 +184,9 @@ class AdapterColumn(Column):
                 output_dir=search,
             )
             chosen_by = {"search_dir": search, "max_macs_ratio": protocol.macs_ratio}
-        if subnet == TUNED:
-            parts, tuned = (self.directory / method / name for name in ("parts", "finetuned"))
+        if subnet in (TUNED, DISTILLED):
+            made = "finetuned" if subnet == TUNED else "taught"
+            parts, tuned = (self.directory / method / name for name in ("parts", made))
             self.stage("extract", supernet_dir=trained, output_dir=parts, **chosen_by)
             self.stage(
                 "finetune",
@@ -194,8 +196,8 @@ class AdapterColumn(Column):
                 learning_rate=protocol.finetune_learning_rate,
                 lr_scheduler_type="cosine",
                 output_dir=tuned,
+                kd_teacher_model=self.make_lora()[0] if subnet == DISTILLED else None,
                 **self.training,
-                **teacher,
             )
             trained, chosen_by = tuned, {}
         self.stage("extract", supernet_dir=trained, merge=True, output_dir=merged, **chosen_by)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -322,17 +323,21 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     found = {path.stem: read_json(path) for path in results.iterdir()}
     shares = {name: cell["macs"] / cell["full_macs"] for name, cell in found.items()}
     assert sorted(shares) == [
-        "lora-lora", "reorder+taught-heuristic", "reorder+taught-max", "reorder+taught-min",
-        "reorder+taught-searched", "reorder+taught-tuned",
+        "lora-lora", "reorder+taught-distilled", "reorder+taught-heuristic", "reorder+taught-max",
+        "reorder+taught-min", "reorder+taught-searched", "reorder+taught-tuned",
     ]  # fmt: skip
     assert shares["lora-lora"] == shares["reorder+taught-max"] == 1
     assert shares["reorder+taught-min"] <= shares["reorder+taught-searched"] <= 0.8
-    assert shares["reorder+taught-tuned"] == shares["reorder+taught-searched"]
-    assert {name for name, cell in found.items() if cell["steps"] == 10} == {"lora-lora", "reorder+taught-tuned"}
+    tuned = {"reorder+taught-tuned", "reorder+taught-distilled"}
+    assert {shares[name] for name in tuned} == {shares["reorder+taught-searched"]}
+    assert {name for name, cell in found.items() if cell["steps"] == 10} == {"lora-lora", *tuned}
     assert {cell["steps"] for cell in found.values()} == {5, 10}
     made = tmp_path / "work" / "mnli" / "seed0" / "reorder+taught"
-    before, after = (load_file(made / name / "adapter_model.safetensors") for name in ("parts/adapter", "finetuned"))
-    assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+    adapters_of = [
+        load_file(made / name / "adapter_model.safetensors") for name in ("parts/adapter", "finetuned", "taught")
+    ]
+    for name in adapters_of[0]:  # what was trained on, by labels or by the LoRA
+        assert not any(torch.equal(one[name], other[name]) for one, other in combinations(adapters_of, 2))
     times = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     assert adapters.main(run) == 0
     assert {path: path.stat().st_mtime_ns for path in results.iterdir()} == times
@@ -343,7 +348,7 @@ def test_subnets_of_super_adapters_are_held_against_lora(
     text = (tmp_path / "out" / "adapters_quality.md").read_text()
     assert "mnli: accuracy, 16 rows, 10 steps, seeds 0" in text
     assert "| reorder+taught | tuned |" in text
-    assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 6
+    assert len(read_json(tmp_path / "out" / "adapters_quality.json")["results"]) == 7
     (results / "lora-lora.json").unlink()
     assert adapters.main(table) == 2
     assert "has no result of LoRA on mnli 0" in capsys.readouterr().err
