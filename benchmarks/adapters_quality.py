@@ -62,9 +62,14 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "active": {"lora_scaling": "active"},
     "sandwich": {"sampling": "sandwich"},
     "slow": {"learning_rate": 5e-4},
+    "window": {"gradient_accumulation_steps": 4},
+    "redrawn": {"gradient_accumulation_steps": 4, "draw_per": "batch"},
     TAUGHT: {},
 }
-"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA."""
+"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA.
+
+In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew.
+"""
 TUNED, DISTILLED = "tuned", "distilled"
 SUBNETS = ("max", "searched", TUNED, DISTILLED, "heuristic", "min")
 RESAMPLES = 400
@@ -221,7 +226,12 @@ class AdapterColumn(Column):
             target_modules=protocol.target_modules,
             modules_to_save=protocol.modules_to_save,
             output_dir=trained,
-            **{"learning_rate": protocol.learning_rate, **self.training, **flags},
+            **{
+                "learning_rate": protocol.learning_rate,
+                **self.training,
+                "per_device_train_batch_size": protocol.batch // flags.get("gradient_accumulation_steps", 1),
+                **flags,
+            },
         )
         return trained
 

@@ -43,6 +43,6 @@ def sampling_of(name: str) -> Sampling:
         raise UserError(f"unknown sampling {name!r} (known: {listed(SAMPLINGS)}){near_miss(name, SAMPLINGS)}") from None
 
 
-def step_random(seed: int, step: int) -> Random:
-    """Return the random generator of one optimiser step, by seed and step alone, so that a resumed run repeats it."""
-    return Random(f"{seed}/{step}")
+def step_random(seed: int, step: int, draw: int = 0) -> Random:
+    """Return the random generator of a draw of one optimiser step, by these alone, so that a resumed run repeats it."""
+    return Random(f"{seed}/{step}" if draw == 0 else f"{seed}/{step}/{draw}")

@@ -29,7 +29,7 @@ from bootstrapnas.sampling import LARGEST, SMALLEST
 from bootstrapnas.supernet import Supernet
 
 TRAINED_FILE, LOSSES_FILE = "trained.safetensors", "losses.safetensors"
-_TAUGHT = "taught"
+_TAUGHT, _PLACES = "taught", ".places"
 
 
 class StageTrainer(Trainer):
@@ -49,8 +49,11 @@ class StageTrainer(Trainer):
     describe
         A subnet in a few words, shown with the progress for those that were drawn at random.
     supernet, subnets
-        With both, every optimiser step computes each of ``subnets(step)`` forward and backward, inside its activation,
-        on the same batch; the gradients add up. All micro-batches of an accumulation window use the same subnets.
+        With both, every optimiser step computes each of ``subnets(step, 0)`` forward and backward, inside its
+        activation, on the same batch; the gradients add up. All micro-batches of an accumulation window use the same
+        subnets.
+    draws_per_batch
+        Micro-batch ``i`` of an accumulation window computes ``subnets(step, i)`` instead.
     distillation
         How the task loss and the teacher's outputs combine.
     teacher
@@ -88,7 +91,8 @@ class StageTrainer(Trainer):
         title: str,
         describe: Callable[[Subnet], str] | None = None,
         supernet: Supernet | None = None,
-        subnets: Callable[[int], Mapping[str, Subnet]] | None = None,
+        subnets: Callable[[int, int], Mapping[str, Subnet]] | None = None,
+        draws_per_batch: bool = False,
         distillation: Distillation | None = None,
         teacher: Teacher | None = None,
         in_place: bool = False,
@@ -115,7 +119,7 @@ class StageTrainer(Trainer):
             data_collator=data_collator,
             eval_dataset=eval_dataset if measure is not None else None,
         )
-        self._supernet, self._subnets = supernet, subnets
+        self._supernet, self._subnets, self._draws_per_batch = supernet, subnets, draws_per_batch
         self._distillation, self._teacher, self._penalty = distillation, teacher, penalty
         self._in_place = in_place
         self._said: dict[str, Tensor] = {}
@@ -132,16 +136,16 @@ class StageTrainer(Trainer):
         self._describe, self._trained_only = describe, trained_only
         self._losses: dict[str, Any] = {}
         self._loss_steps: set[int] = set()
-        self._history: dict[str, list[Any]] = {}
+        self._history = _Losses()
+        self._place = (-1, -1)
         self.add_callback(self._progress)
         self.add_callback(_Steps(self._prepare_step, stop_after))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """Train; the progress bar goes away whatever happens."""
-        self._history = {}
+        self._history = _Losses()
         if isinstance(resume_from_checkpoint, str) and (Path(resume_from_checkpoint) / LOSSES_FILE).is_file():
-            kept = load_tensors(Path(resume_from_checkpoint) / LOSSES_FILE)[0]
-            self._history = {name: list(losses) for name, losses in kept.items()}
+            self._history = _Losses.load(Path(resume_from_checkpoint) / LOSSES_FILE)
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         finally:
@@ -163,37 +167,32 @@ class StageTrainer(Trainer):
         if self._supernet is None or self._subnets is None:
             return super().training_step(model, inputs, num_items_in_batch)
         losses = {}
-        for name, subnet in self._subnets(self.state.global_step).items():
+        step, batch = self.state.global_step, self._batch_of_window()
+        draw = batch if self._draws_per_batch else 0
+        for name, subnet in self._subnets(step, draw).items():
             if self._in_place:
                 inputs[_TAUGHT] = self._said if name != LARGEST else None
             with self._supernet.activate(subnet):
                 losses[name] = super().training_step(model, dict(inputs), num_items_in_batch)
             # As the Trainer's own: parts of an accumulation window add up. A number would wait for the GPU.
-            self._losses[name] = self._losses.get(name, 0.0) + losses[name].detach()
-            self._remember(name, losses[name].detach())
-        self._loss_steps.add(self.state.global_step)
+            loss = losses[name].detach()
+            self._losses[name] = self._losses.get(name, 0.0) + loss
+            whole = loss * self.current_gradient_accumulation_steps if self._draws_per_batch else loss
+            self._history.add(name, step, draw, whole)
+        self._loss_steps.add(step)
         return torch.stack(list(losses.values())).mean()
 
-    def _remember(self, name: str, loss: Tensor) -> None:
-        """Keep the loss of a subnet of the present step, as a tensor: a number would wait for the GPU."""
-        losses, step = self._history.setdefault(name, []), self.state.global_step
-        losses += [torch.tensor(float("nan"))] * (step - len(losses))
-        if len(losses) == step:
-            losses.append(loss)
-        else:  # a later part of an accumulation window
-            losses[step] = losses[step] + loss
-
-    def _kept_losses(self) -> dict[str, Tensor]:
-        """Return the losses of each step so far by the name of the subnet, [steps]."""
-        return {name: torch.stack([loss.float().cpu() for loss in found]) for name, found in self._history.items()}
+    def _batch_of_window(self) -> int:
+        """Return the number of the present micro-batch in its accumulation window."""
+        step = self.state.global_step
+        self._place = (step, self._place[1] + 1) if self._place[0] == step else (step, 0)
+        return self._place[1]
 
     def drawn(self) -> Iterator[tuple[str, Subnet, float]]:
         """Yield what was computed: the name of a subnet in its step, the subnet, its loss (of a resumed run, all)."""
         assert self._subnets is not None
-        history = {name: losses.tolist() for name, losses in self._kept_losses().items()}
-        for step in range(max(map(len, history.values()), default=0)):
-            for name, subnet in self._subnets(step).items():
-                yield name, subnet, history[name][step]
+        for step, draw, name, loss in self._history.entries():
+            yield name, self._subnets(step, draw)[name], loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -250,7 +249,7 @@ class StageTrainer(Trainer):
         if len(each) > 1:
             parts[0] += f" ({', '.join(each)})"
         if self._describe is not None and self._subnets is not None:
-            last = self._subnets(max(self.state.global_step - 1, 0))
+            last = self._subnets(max(self.state.global_step - 1, 0), 0)
             parts += [
                 f"{name} {self._describe(subnet)}" for name, subnet in last.items() if name not in (LARGEST, SMALLEST)
             ]
@@ -280,7 +279,7 @@ class StageTrainer(Trainer):
         """Write the weights of a checkpoint, and the losses so far of the subnets of each step."""
         if self._history and output_dir is not None:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_tensors(Path(output_dir) / LOSSES_FILE, self._kept_losses(), {})
+            self._history.save(Path(output_dir) / LOSSES_FILE)
         if not self._trained_only:
             super()._save(output_dir, state_dict)
             return
@@ -337,6 +336,49 @@ class StageTrainer(Trainer):
             batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
             return LengthGrouped(list(self.train_dataset["length"]), batch, self.args.data_seed or self.args.seed)
         return super()._get_train_sampler(train_dataset)
+
+
+class _Losses:
+    """The losses of the subnets of each step so far, by step, draw within the step, and name; as tensors until asked.
+
+    A number would wait for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[tuple[int, int], Tensor]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, name: str, step: int, draw: int, loss: Tensor) -> None:
+        """Keep a loss; that of a later part of an accumulation window adds to what is there."""
+        losses = self._found.setdefault(name, {})
+        losses[step, draw] = losses[step, draw] + loss if (step, draw) in losses else loss
+
+    def entries(self) -> Iterator[tuple[int, int, str, float]]:
+        """Yield step, draw, name and loss, in the order of computation."""
+        values = {name: iter(self._stacked(name).tolist()) for name in self._found}
+        places = {(*place, index): name for index, name in enumerate(self._found) for place in self._found[name]}
+        for (step, draw, _), name in sorted(places.items()):
+            yield step, draw, name, next(values[name])
+
+    def _stacked(self, name: str) -> Tensor:
+        return torch.stack([loss.float().cpu() for loss in self._found[name].values()])
+
+    def save(self, path: Path) -> None:
+        """Write, per name, the losses [draws] and where each was drawn, step and draw, [draws, 2]."""
+        losses = {name: self._stacked(name) for name in self._found}
+        places = {f"{name}{_PLACES}": torch.tensor(list(found)) for name, found in self._found.items()}
+        save_tensors(path, losses | places, {})
+
+    @classmethod
+    def load(cls, path: Path) -> _Losses:
+        """Read what `save` wrote."""
+        kept, losses = load_tensors(path)[0], cls()
+        for name in (name for name in kept if not name.endswith(_PLACES)):
+            for (step, draw), loss in zip(kept[f"{name}{_PLACES}"].tolist(), kept[name], strict=True):
+                losses.add(name, step, draw, loss)
+        return losses
 
 
 class LengthGrouped(Sampler[int]):

@@ -92,6 +92,8 @@ INSTEAD = {
 }
 """Those whose result would be another one without them, and what to do."""
 TASK_TYPES = ("commonsense", "math", "glue", "sft")
+DRAWS = ("step", "batch")
+"""What subnets may be drawn anew for."""
 
 
 @dataclass
@@ -128,6 +130,11 @@ class AdapterArguments:
         "Every step trains the largest subnet by the labels and distils the others from it; no other teacher.",
     )
     sampling: Optional[str] = flag(None, "Subnets of a step: random (one; the default) or sandwich.")
+    draw_per: str = flag(
+        "step",
+        f"{listed(DRAWS)}: all batches of an accumulation window compute the same subnets, or each draws its own "
+        "(published).",
+    )
 
 
 def without_effect(name: str, default: Any) -> Any:
@@ -185,6 +192,14 @@ def run(
         raise UserError("--kd_own and --kd_teacher_model both name a teacher; pass either")
     if arguments.kd_own and arguments.nncf_config is None:
         raise UserError("--kd_own needs --nncf_config: an ordinary LoRA has no smaller subnets to teach")
+    if arguments.draw_per not in DRAWS:
+        raise UserError(
+            f"unknown --draw_per {arguments.draw_per!r} (known: {listed(DRAWS)}){near_miss(arguments.draw_per, DRAWS)}"
+        )
+    if arguments.nncf_config is None:
+        for name in ("sampling", "draw_per"):
+            if name in typed:
+                raise UserError(f"--{name} needs --nncf_config: an ordinary LoRA has no subnets to draw")
     if arguments.base_weight_format is not None:
         check_weight_format(arguments.base_weight_format)
         if arguments.reorder != "none":
@@ -233,7 +248,10 @@ def run(
         schedule = settle_schedule(config, training, typed, len(lesson.rows))
         warn_of_orders(config, schedule)
         sampling = settle_sampling(config, typed, "random")
-        trainer = build_trainer(supernet, config, schedule, sampling, training, rows, lesson, trained_only=True)
+        per_batch = draws_per_batch(arguments.draw_per, config, schedule)
+        trainer = build_trainer(
+            supernet, config, schedule, sampling, training, rows, lesson, trained_only=True, draws_per_batch=per_batch
+        )
     trainer.train(resume_from_checkpoint=resume_point(stage))
     measured = validate(model, rows) if config is None else measure_extremes(supernet, rows)
     tell_metrics(stage, measured)
@@ -280,6 +298,23 @@ def warn_of_orders(config: NNCFConfig, schedule: StageSchedule) -> None:
     idle += [f"{key} has"] if config.names(key) else []
     for keys in idle:
         warn(f"{config.path}: {keys} no effect: --reorder orders the units of the base model, once")
+
+
+def draws_per_batch(draw_per: str, config: NNCFConfig, schedule: StageSchedule) -> bool:
+    """Return whether each batch of an accumulation window draws its own subnets.
+
+    Raises
+    ------
+    UserError
+        If the config keeps them for several steps.
+    """
+    rate = max(stage.sample_rate for stage in schedule.stages)
+    if draw_per == "batch" and rate > 1:
+        raise UserError(
+            f"--draw_per batch contradicts sample_rate {rate} of {config.path}, which keeps the subnets of a step for "
+            f"{rate} steps; remove either"
+        )
+    return draw_per == "batch"
 
 
 def published_names(arguments: AdapterArguments, task: TaskArguments, typed: Mapping[str, Any]) -> None:

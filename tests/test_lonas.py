@@ -311,6 +311,9 @@ def test_training_with_the_largest_subnet_as_teacher(
     for more, message in (
         ({}, "--kd_own needs --nncf_config"),
         ({"kd_teacher_model": tiny_bert_dir}, "--kd_own and --kd_teacher_model both name a teacher"),
+        ({"kd_own": False, "draw_per": "batch"}, "--draw_per needs --nncf_config: an ordinary LoRA has no subnets"),
+        ({"kd_own": False, "draw_per": "bach"}, "unknown --draw_per 'bach' (known: batch, step); did you mean 'batch'"),
+        ({"kd_own": False, "sampling": "sandwich"}, "--sampling needs --nncf_config"),
     ):
         given = [str(part) for name, value in {**same, **more}.items() for part in (f"--{name}", value)]
         assert main(["train", *given]) == 2
@@ -561,12 +564,16 @@ def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path, dtype: torch.d
     assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
 
 
-@pytest.mark.parametrize("kind", ["super-adapter", "LoRA, best epoch"])
+@pytest.mark.parametrize("kind", ["super-adapter", "super-adapter, a draw a batch", "LoRA, best epoch"])
 def test_an_interrupted_training_ends_with_the_same_tensors(
     kind: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    flags = ["--per_device_train_batch_size", 16, "--save_strategy", "steps", "--save_steps", 4, "--seed", 3]
-    if kind == "super-adapter":
+    flags = ["--save_strategy", "steps", "--save_steps", 4, "--seed", 3]
+    elastic, apart = kind.startswith("super-adapter"), kind.endswith("batch")
+    # 96 rows, two epochs: 6 windows each, or 5 of which the last holds 4 batches instead of 5.
+    flags += ["--per_device_train_batch_size", 4 if apart else 16]
+    flags += ["--draw_per", "batch", "--gradient_accumulation_steps", 5] if apart else []
+    if elastic:
         flags += ["--nncf_config", space_config(tmp_path / "c.json"), "--reorder", "l1"]
     else:
         flags += ["--num_train_epochs", 2, "--learning_rate", 2e-2, "--load_best_model_at_end", "True"]
@@ -587,8 +594,12 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     assert [key for key, tensor in wanted.items() if not torch.equal(found[key], tensor)] == []
     assert (cut / "eval_results.json").read_text() == (whole / "eval_results.json").read_text()
     sampled = [directory / "sampled.json" for directory in (cut, whole)]
-    assert [path.is_file() for path in sampled] == [kind == "super-adapter"] * 2
-    assert kind != "super-adapter" or sampled[0].read_bytes() == sampled[1].read_bytes()
+    assert [path.is_file() for path in sampled] == [elastic] * 2
+    if elastic:
+        assert sampled[0].read_bytes() == sampled[1].read_bytes()
+        drawn = read_json(whole / "sampled.json")["subnets"]
+        assert sum(entry["times"] for entry in drawn) == (2 * 96 // 4 if apart else 2 * 96 // 16)
+        assert all(0.9 < entry["loss"] < 1.5 for entry in drawn), "near ln 3, whatever the window"
     assert not list(cut.glob("checkpoint-*"))
 
 

@@ -68,8 +68,8 @@ def first_gradients(tmp_path: Path, batch: int, accumulation: int, **settings: A
         blueprint = Blueprint.of(model)
         space = SearchSpace.build(blueprint, [(Key("head", 0), (4, 2)), (Key("ffn", 1), (128, 64, 32))])
         settings["supernet"] = Supernet(model, space)
-        settings["subnets"] = lambda step: {
-            name: space.subnet(genome) for name, genome in sandwich(space, step_random(0, step)).items()
+        settings["subnets"] = lambda step, draw: {
+            name: space.subnet(genome) for name, genome in sandwich(space, step_random(0, step, draw)).items()
         }
     trainer = StageTrainer(
         model=model,
@@ -124,6 +124,24 @@ def test_accumulation_changes_no_gradient(tmp_path: Path, mode: str | None, elas
     assert sum(float(gradient.norm()) for gradient in whole.values()) > 0.1
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_batches_of_a_window_can_draw_subnets_of_their_own(tmp_path: Path) -> None:
+    found = first_gradients(tmp_path, 2, 4, elastic=True, draws_per_batch=True)
+    model = build_tiny_bert().eval()
+    blueprint = Blueprint.of(model)
+    space = SearchSpace.build(blueprint, [(Key("head", 0), (4, 2)), (Key("ffn", 1), (128, 64, 32))])
+    supernet, data, drawn = Supernet(model, space), list(rows()), set()
+    for draw in range(4):
+        batch = collate(data[2 * draw : 2 * draw + 2])
+        del batch["teacher_logits"]
+        for genome in sandwich(space, step_random(0, 0, draw)).values():
+            drawn.add(genome)
+            with supernet.activate(space.subnet(genome)):
+                (model(**batch).loss / 4).backward()
+    assert len(drawn) > 3  # the largest, the smallest, and at least two more
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, dict(model.named_parameters())[name].grad, atol=1e-6, rtol=1e-4)
 
 
 def test_the_largest_subnet_learns_from_labels_and_teaches_the_others(tmp_path: Path) -> None:

@@ -53,16 +53,17 @@ def build_trainer(
     *,
     orders: Callable[[int], Mapping[Key, Tensor]] | None = None,
     trained_only: bool = False,
+    draws_per_batch: bool = False,
 ) -> StageTrainer:
-    """Return the trainer of all stages of a schedule; `orders` and `trained_only` are `StageTrainer`'s."""
+    """Return the trainer of all stages of a schedule; what has a default is `StageTrainer`'s."""
     if lesson.in_place:
         sample = with_largest(sample)
     # What is elastic once each stage has begun, within its indicators.
     spaces = [build_space(config, supernet.blueprint, stage=index) for index in range(len(schedule.stages))]
 
-    def subnets(step: int) -> dict[str, Mapping[Key, int]]:
+    def subnets(step: int, draw: int) -> dict[str, Mapping[Key, int]]:
         space = spaces[schedule.index(step)]
-        genomes = sample(space, step_random(training.seed, schedule.draw(step)))
+        genomes = sample(space, step_random(training.seed, schedule.draw(step), draw))
         return {name: space.subnet(genome) for name, genome in genomes.items()}
 
     length = rows.spec.max_seq_length
@@ -82,6 +83,7 @@ def build_trainer(
         describe=describe,
         supernet=supernet,
         subnets=subnets,
+        draws_per_batch=draws_per_batch,
         distillation=lesson.distillation,
         teacher=lesson.teacher,
         in_place=lesson.in_place,
