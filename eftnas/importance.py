@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,6 +16,7 @@ from bootstrapnas.importance import (
     CRITERIA,
     EXTERNAL,
     IMPORTANCE_FILE,
+    WITHOUT_DATA,
     MovementSettings,
     Scores,
     Structure,
@@ -37,18 +38,19 @@ from bootstrapnas.pipeline.arguments import (
     flag,
 )
 from bootstrapnas.pipeline.calibration import calibration_batches
-from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
+from bootstrapnas.pipeline.data import Rows, data_inputs, has_task, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     check_evaluations,
     evaluate_model,
     fit_length,
+    load_as_saved,
     load_student,
     load_tokenizer,
 )
 from bootstrapnas.pipeline.stages import begin, finish, preferred, report_config, resume_point, steps_of_epoch
 from bootstrapnas.pipeline.teacher import prepare_lesson, settle_distillation
 from bootstrapnas.progress import notice, warn
-from bootstrapnas.tasks import TASK_FILE
+from bootstrapnas.tasks import TASK_FILE, TaskSpec
 from bootstrapnas.training import StageTrainer
 from eftnas.default_config import default_movement_config
 
@@ -81,6 +83,9 @@ class ImportanceArguments:
 OF_TRAINING = ("kd_teacher_model", "learning_rate", "num_train_epochs", "score_learning_rate")
 """Flags without effect where the criterion needs no training."""
 
+OF_TASK = {"from_scratch", *(field.name for field in fields(TaskArguments))}
+"""Flags that say nothing of a model as it is saved."""
+
 GROUPS = (ModelArguments, ImportanceArguments, TaskArguments, DistillationArguments, StageTrainingArguments)
 
 
@@ -104,7 +109,11 @@ def run(
         for name in OF_TRAINING:
             if name in typed:
                 warn(f"--{name} has no effect: the criterion {importance.criterion} trains nothing")
-    spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
+    spec: TaskSpec | None = None
+    places = (source, kd.kd_teacher_model)
+    named = not OF_TASK.isdisjoint(typed) or any(has_task(task_args, place) for place in filter(None, places))
+    if named or importance.criterion not in (EXTERNAL, *WITHOUT_DATA):
+        spec = fit_length(resolve_task(task_args, *places), typed, source)
     if training.load_best_model_at_end or training.save_strategy == "best":
         raise UserError("importance has no best epoch: masks are resolved at the end of the warm-up")
     stage = begin(
@@ -116,19 +125,25 @@ def run(
             "teacher": kd.kd_teacher_model,
             "nncf_config": importance.nncf_config,
             "external_importance": importance.external_importance_path,
-            **data_inputs(spec),
+            **(data_inputs(spec) if spec else {}),
         },
         overwrite=training.overwrite_output_dir,
-        settings=task_settings(spec),
+        settings=task_settings(spec) if spec else None,
     )
     if stage.finished:
         return stage.directory
-    spec = with_fixed_data(spec, stage.directory)
-    rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
-    model = load_student(model_args, spec, training, rows.tokenizer)
+    rows: Rows | None = None
+    if spec is None:
+        model = load_as_saved(source)
+        notice(f"importance: no task is named: the weights of {type(model).__name__}, as it is saved, are scored")
+    else:
+        spec = with_fixed_data(spec, stage.directory)
+        rows = Rows(spec, load_tokenizer(model_args.tokenizer_name or source), training.per_device_eval_batch_size)
+        model = load_student(model_args, spec, training, rows.tokenizer)
     if importance.external_importance_path is not None:
         scores: Scores = load_external(importance.external_importance_path, Blueprint.of(model))
     elif importance.criterion == MOVEMENT:
+        assert rows is not None, "only criteria without data go without a task"
         if importance.nncf_config is None:
             names, epochs = NodeNames.of(model), training.num_train_epochs
             section = default_movement_config(Blueprint.of(model), names.linears, epochs)
@@ -138,7 +153,8 @@ def run(
         scores = one_shot_scores(model, importance, training, rows)
     details = {"model": source, "seed": training.seed}
     save_importance(stage.directory / IMPORTANCE_FILE, scores, Blueprint.of(model), importance.criterion, details)
-    spec.save(stage.directory / TASK_FILE)
+    if spec is not None:
+        spec.save(stage.directory / TASK_FILE)
     finish(stage, {}, criterion=importance.criterion)
     return stage.directory
 
@@ -155,10 +171,10 @@ def check_criterion(importance: ImportanceArguments) -> None:
 
 
 def one_shot_scores(
-    model: PreTrainedModel, importance: ImportanceArguments, training: StageTrainingArguments, rows: Rows
+    model: PreTrainedModel, importance: ImportanceArguments, training: StageTrainingArguments, rows: Rows | None
 ) -> Scores:
-    """Return the scores of a criterion that needs no training, from some training rows."""
-    inputs = calibration_batches(rows, importance.criterion_batches, training)
+    """Return the scores of a criterion that needs no training, from some training rows if it needs any."""
+    inputs = [] if rows is None else calibration_batches(rows, importance.criterion_batches, training)
     criterion = find_criterion(importance.criterion)
     model.to(training.device)
     return criterion(model, Blueprint.of(model), inputs, lambda scored, batch: scored(**batch).loss)

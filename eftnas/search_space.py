@@ -29,10 +29,13 @@ from bootstrapnas.nncf_config import (
 )
 from bootstrapnas.pipeline.arguments import ModelArguments, flag, numbers, required, shares
 from bootstrapnas.pipeline.data import inherited_task
+from bootstrapnas.pipeline.export_data import TEXT_LENGTH
+from bootstrapnas.pipeline.models import max_length, saved_class
 from bootstrapnas.pipeline.stages import check_whole, report_config
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.space import SearchSpace
 from bootstrapnas.space_generation import SpaceReport, generate_space, mac_targets
+from bootstrapnas.tasks import TASK_FILE
 from eftnas.default_config import default_space_config
 
 # ruff: noqa: UP045
@@ -52,7 +55,7 @@ class SpaceArguments:
         "eftnas train is told, and EFTNAS's search.",
     )
     max_seq_length: Optional[int] = flag(
-        None, "Without --source_config: the tokens that MACs are counted for; default: the task's."
+        None, "Without --source_config: the tokens that MACs are counted for; default: the task's, or 128."
     )
     num_subnets: int = flag(5, "Number of targets, evenly spaced from the full model down.")
     lowest_macs_ratio: float = flag(0.2, "The lowest target, as a share of the full model's MACs.")
@@ -87,14 +90,20 @@ def run(model_args: ModelArguments, arguments: SpaceArguments, *, typed: Mapping
     config = None if source is None else read_config(source)
     check_whole(model_args.model_name_or_path)
     check_whole(arguments.importance_weight_dir)
-    spec = inherited_task(str(path if path.is_dir() else path.parent))
+    beside = path if path.is_dir() else path.parent
     model_config = load_config(model_args.model_name_or_path)
-    model_config.num_labels = spec.num_labels
+    if (beside / TASK_FILE).is_file():
+        spec = inherited_task(str(beside))
+        model_config.num_labels = spec.num_labels
+        auto_class, usual_length = spec.head.load_class(), spec.max_seq_length
+    else:  # scores of the weights alone, of the model as it is saved
+        auto_class = saved_class(model_args.model_name_or_path)
+        usual_length = int(min(TEXT_LENGTH, max_length(model_config)))
     with torch.device("meta"):
-        model = spec.head.load_class().from_config(model_config)
+        model = auto_class.from_config(model_config)
     blueprint = Blueprint.of(model)
     if config is None:
-        length = arguments.max_seq_length or spec.max_seq_length
+        length = arguments.max_seq_length or usual_length
         config = check_config(default_space_config(blueprint, length), "the default config")
     report_config(config)
     scores, metadata = load_importance(path / IMPORTANCE_FILE if path.is_dir() else path, blueprint)

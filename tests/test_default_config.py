@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from conftest import TaskFiles, tiny_bert_config
 from families import ROWS, Row
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, BertConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
 from bootstrapnas import space_generation
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
-from bootstrapnas.importance import PerDim
+from bootstrapnas.importance import CRITERIA, PerDim, load_importance
 from bootstrapnas.nncf_config import NodeNames, build_space, check_config, config_with_space, read_config
 from bootstrapnas.space_generation import even_targets, generate_space, mac_targets
 from eftnas.default_config import default_movement_config, default_space_config
@@ -210,6 +218,53 @@ def test_the_stages_need_no_config(tmp_path: Path, tiny_bert_dir: Path, tiny_tas
     )
     assert both.status == 2
     assert "pass either --source_config, whose input_info gives the length, or --max_seq_length" in both.err
+
+
+@pytest.mark.parametrize(
+    ("build", "criterion", "length"),
+    [
+        (lambda: BertModel(tiny_bert_config()), "l1", 64),  # the positions that the tiny model has
+        (lambda: BertForMaskedLM(tiny_bert_config()), "geometric_median", 64),
+        (lambda: build_causal("llama"), "l2", 128),
+    ],
+    ids=["no head", "masked LM", "decoder"],
+)
+def test_weights_are_scored_without_a_task(
+    tmp_path: Path, build: Callable[[], PreTrainedModel], criterion: str, length: int
+) -> None:
+    """Of a model as it is saved: there are no rows, and no tokenizer."""
+    model = build()
+    model.save_pretrained(tmp_path / "model")
+    source, ranked = {"model_name_or_path": tmp_path / "model"}, {"importance_weight_dir": tmp_path / "scores"}
+    scored = succeed("importance", **source, criterion=criterion, output_dir=tmp_path / "scores")
+    assert f"the weights of {type(model).__name__}, as it is saved, are scored" in scored.err
+    blueprint = Blueprint.of(model)
+    scores, _ = load_importance(tmp_path / "scores" / "importance.safetensors", blueprint)
+    found = CRITERIA[criterion](model, blueprint, [], lambda *_: torch.zeros(()))
+    assert set(scores) == set(found)
+    assert all(torch.equal(scores[name], found[name]) for name in found)
+    for written, flags in ((length, {}), (16, {"max_seq_length": 16})):
+        target = tmp_path / f"{written}.json"
+        succeed("search-space", **source, **ranked, **flags, target_config=target)
+        config = read_config(target)
+        assert config.document.input_info[0].sample_size == (1, written)
+        assert build_space(config, blueprint).num_subnets > 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"criterion": "wanda"},
+        {},
+        {"criterion": "l1", "max_train_samples": 8},
+        {"criterion": "l1", "from_scratch": True},
+    ],
+    ids=lambda flags: " ".join(map(str, flags.values())) or "movement",
+)
+def test_what_looks_at_rows_needs_a_task(tmp_path: Path, tiny_bert_dir: Path, flags: dict[str, Any]) -> None:
+    outcome = eftnas("importance", model_name_or_path=tiny_bert_dir, output_dir=tmp_path / "scores", **flags)
+    assert outcome.status == 2
+    assert f"no task: pass --task_name or --train_file (there is none to inherit: {tiny_bert_dir} has" in outcome.err
 
 
 def test_a_space_of_the_hidden_size_is_trained(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:

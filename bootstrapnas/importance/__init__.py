@@ -1,6 +1,6 @@
 """Importance of weights and of units: criteria, reduction over coupled groups, files."""
 
-from bootstrapnas.importance.criteria import CRITERIA, find_criterion
+from bootstrapnas.importance.criteria import CRITERIA, WITHOUT_DATA, find_criterion
 from bootstrapnas.importance.external import EXTERNAL, load_external
 from bootstrapnas.importance.filters import filter_orders
 from bootstrapnas.importance.movement import MovementSettings, MovementSparsity, attach
@@ -15,6 +15,7 @@ __all__ = [
     "EXTERNAL",
     "IMPORTANCE_FILE",
     "RULES",
+    "WITHOUT_DATA",
     "Block",
     "Fine",
     "MovementSettings",

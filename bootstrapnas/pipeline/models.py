@@ -113,6 +113,11 @@ def label_settings(spec: TaskSpec) -> dict[str, Any]:
 
 def load_as_saved(directory_or_id: str) -> PreTrainedModel:
     """Load a model with the head that the checkpoint has, in float32; `UserError` if that is none of an auto class."""
+    return load_model(directory_or_id, saved_class(directory_or_id), torch.float32)
+
+
+def saved_class(directory_or_id: str) -> Any:
+    """Return the auto class of the head that a checkpoint has, or none; `UserError` if there is no such class."""
     import transformers
 
     architecture = (load_config(directory_or_id).architectures or [""])[0]
@@ -120,7 +125,7 @@ def load_as_saved(directory_or_id: str) -> PreTrainedModel:
     auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
     if auto_class is None or not architecture:
         raise UserError(f"{directory_or_id}: its config names no architecture with a known head: {architecture!r}")
-    return load_model(directory_or_id, auto_class, torch.float32)
+    return auto_class
 
 
 def fit_length(spec: TaskSpec, typed: Mapping[str, Any], model: str) -> TaskSpec:

@@ -16,6 +16,8 @@ CRITERIA: dict[str, Criterion] = {
     "gate": score_gate,
     "wanda": score_wanda,
 }
+WITHOUT_DATA = ("l1", "l2", "geometric_median")
+"""Those that look at the weights alone."""
 
 
 def find_criterion(name: str) -> Criterion:
@@ -25,4 +27,4 @@ def find_criterion(name: str) -> Criterion:
     return CRITERIA[name]
 
 
-__all__ = ["CRITERIA", "Criterion", "Loss", "elastic_parameters", "find_criterion"]
+__all__ = ["CRITERIA", "WITHOUT_DATA", "Criterion", "Loss", "elastic_parameters", "find_criterion"]
