@@ -51,7 +51,13 @@ from bootstrapnas.pipeline.stages import (
     settle_best,
     tell_metrics,
 )
-from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
+from bootstrapnas.pipeline.supernet_training import (
+    build_trainer,
+    check_search,
+    measure_extremes,
+    settle_sampling,
+    settle_schedule,
+)
 from bootstrapnas.pipeline.teacher import settle_distillation, supernet_lesson
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.schedule import StageSchedule
@@ -98,6 +104,7 @@ def run(
     importance_path = importance_file(arguments)
     origins = (source, kd.kd_teacher_model, str(importance_path.parent) if importance_path else None)
     spec = fit_length(resolve_task(task_args, *origins), typed, source)
+    check_search(config, spec)
     measured = [f"{spec.metric}_{name}" for name in ("min", "max")]
     settle_best(training, typed, measured, () if spec.maximise else measured)
     stage = begin(

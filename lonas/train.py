@@ -42,7 +42,13 @@ from bootstrapnas.pipeline.models import (
 )
 from bootstrapnas.pipeline.sampled import save_sampled
 from bootstrapnas.pipeline.stages import begin, finish, report_config, resume_point, settle_best, tell_metrics
-from bootstrapnas.pipeline.supernet_training import build_trainer, measure_extremes, settle_sampling, settle_schedule
+from bootstrapnas.pipeline.supernet_training import (
+    build_trainer,
+    check_search,
+    measure_extremes,
+    settle_sampling,
+    settle_schedule,
+)
 from bootstrapnas.pipeline.supernets import (
     DTYPES,
     SuperAdapter,
@@ -214,6 +220,8 @@ def run(
         settle_teacher(arguments, kd, typed, config)
     published_names(arguments, task_args, typed)
     spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
+    if config is not None:
+        check_search(config, spec)
     metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
     settle_best(training, typed, metrics, () if spec.maximise else metrics)
     stage = begin(

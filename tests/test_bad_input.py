@@ -100,6 +100,8 @@ def write_configs() -> None:
         return lambda config: [config.pop(key) for key in keys]
 
     write_config(Path("misspelt.json"), misspelt)
+    for name, wrong in (("nsga3.json", {"algorithm": "NSGA3"}), ("f2.json", {"eval_metric_name": "eval_f2"})):
+        write_config(Path(name), lambda config, wrong=wrong: config["bootstrapNAS"]["search"].update(wrong))
     write_config(Path("unscored.json"), without("compression"))
     write_config(Path("inelastic.json"), without("bootstrapNAS"))
     write_config(Path("lengthless.json"), without("input_info"))
@@ -428,6 +430,16 @@ MISTAKES: list[tuple[str, str]] = [
     (
         f"{SEARCH} --algorithm NSGA3",
         "search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, RNSGA2, random",
+    ),
+    (
+        TRAIN.replace("space.json", "nsga3.json"),
+        "nsga3.json: bootstrapNAS.search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, "
+        "RNSGA2, random",
+    ),
+    (
+        TRAIN.replace("space.json", "f2.json"),
+        "f2.json: bootstrapNAS.search.eval_metric_name: task files has no metric 'eval_f2'; it has: accuracy, "
+        "macro_f1, matthews_correlation",
     ),
     # subnets
     (EXTRACT, "pass either --subnet or a bound such as --max_macs_ratio"),

@@ -52,6 +52,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("broken.json").write_text("[{]")
         targets = f"{TARGETS} --max_seq_length 128 --target_config space.json"
         lonas(f"search-space --model_name_or_path base --lora_r 8 --ranks 8,4 --ffn_shares 1,0.5 {targets}")
+        for name, wrong in (("nsga3.json", {"algorithm": "NSGA3"}), ("f1.json", {"eval_metric_name": "eval_f1"})):
+            config = read_json("space.json")
+            config["bootstrapNAS"]["search"] |= wrong
+            Path(name).write_text(json.dumps(config))
         lonas(f"{TRAIN.replace('new', 'super')} {CONFIG}")
         lonas(f"{TRAIN.replace('new', 'plain')} --target_modules q_proj")
         lonas(f"{EXTRACT.replace('new', 'parts')} --subnet heuristic")
@@ -96,6 +100,16 @@ MISTAKES: list[tuple[str, str]] = [
     (
         f"{TRAIN.replace('--lora_r 8', '--lora_r 4')} {CONFIG}",
         f"space.json: {WIDTHS}[2]: width 8 of self_attn.q_proj.rank[0] must be from 1 to 4, the rank of the adapters",
+    ),
+    (
+        f"{TRAIN} {CONFIG.replace('space.json', 'nsga3.json')}",
+        "nsga3.json: bootstrapNAS.search: there is no algorithm 'NSGA3'; did you mean 'NSGA2'?; known are NSGA2, "
+        "RNSGA2, random",
+    ),
+    (
+        f"{TRAIN} {CONFIG.replace('space.json', 'f1.json')}",
+        "f1.json: bootstrapNAS.search.eval_metric_name: task commonsense has no metric 'eval_f1'; it has: accuracy, "
+        "accuracy_norm, average",
     ),
     (f"{SPACE} --ranks 16,8", "--ranks must be whole numbers from 1 to --lora_r 8, not 16,8"),
     (f"{SPACE} --ranks 8,0", "--ranks must be whole numbers from 1 to --lora_r 8, not 8,0"),

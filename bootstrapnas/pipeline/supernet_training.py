@@ -16,13 +16,22 @@ from bootstrapnas.nncf_config.schema import COMMAND_LINE
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import check_evaluations, evaluate_model
+from bootstrapnas.pipeline.search.objectives import metric_of
+from bootstrapnas.pipeline.search.settings import configured_search
 from bootstrapnas.pipeline.stages import preferred, steps_of_epoch
 from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.progress import warn
 from bootstrapnas.sampling import Sampling, sampling_of, step_random, with_largest
 from bootstrapnas.schedule import StageSchedule, build_schedule
 from bootstrapnas.supernet import Supernet
+from bootstrapnas.tasks import TaskSpec
 from bootstrapnas.training import StageTrainer
+
+
+def check_search(config: NNCFConfig, spec: TaskSpec) -> None:
+    """Raise `UserError` if the search that a config asks for would be refused once the supernet is trained."""
+    configured_search(config)
+    metric_of(config, spec, {})
 
 
 def settle_schedule(

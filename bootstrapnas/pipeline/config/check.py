@@ -23,7 +23,6 @@ from bootstrapnas.nncf_config import (
     build_space,
     listed_space,
     read_config,
-    search_settings,
     sequence_length,
 )
 from bootstrapnas.nncf_config.implied import (
@@ -51,7 +50,8 @@ from bootstrapnas.pipeline.config.facts import (
     StageFacts,
     SubnetCosts,
 )
-from bootstrapnas.search import SearchSettings, named_algorithm
+from bootstrapnas.pipeline.search.settings import configured_search
+from bootstrapnas.search import SearchSettings
 from bootstrapnas.space import Gene, SearchSpace
 
 
@@ -334,11 +334,7 @@ class _Explainer:
     # -- search and importance -----------------------------------------------------------------------------------------
 
     def _search(self, space: SearchSpace | None) -> SearchFacts:
-        try:
-            settings = SearchSettings(**search_settings(self.config))
-            named_algorithm(settings.algorithm)
-        except UserError as error:
-            raise UserError(f"{self.config.path}: bootstrapNAS.{error}") from None
+        settings = configured_search(self.config)
         floor = None
         if settings.ref_acc not in (None, -1):
             assert settings.ref_acc is not None

@@ -40,6 +40,7 @@ from bootstrapnas.pipeline.search.objectives import (
     check_divergence,
     describe,
     described,
+    metric_of,
     objectives_of,
 )
 from bootstrapnas.pipeline.search.problem import Problem, build_problem, canonical_of, first_genomes
@@ -154,7 +155,7 @@ def run(
     check_elastic(search.supernet_dir)
     spec = resolve_task(task_args, search.supernet_dir)
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
-    spec = replace(spec, metric=metric_of(search, config, spec, typed))
+    spec = replace(spec, metric=metric_of(config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
     by_latency = LATENCY in bounded_costs(bounds) or any(goal.name == LATENCY for goal in objectives)
     check_timing(typed, by_latency=by_latency, measured=finalists.measure_finalists > 0)
@@ -215,17 +216,6 @@ def run(
         f"{best.values[metric.name]:.4f} at {problem.cost.shown(best.values[problem.cost.name])}"
     )
     return stage.directory
-
-
-def metric_of(search: SearchArguments, config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
-    """Return the metric that the flags, the config or the task name."""
-    key = "bootstrapNAS.search.eval_metric_name"
-    name = preferred(typed, "eval_metric_name", None, key, config.search.eval_metric_name)
-    try:
-        return spec.metric if name is None else spec.metric_named(name)
-    except UserError as error:
-        where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
-        raise UserError(f"{where}: {error}") from None
 
 
 def check_timing(typed: Mapping[str, Any], *, by_latency: bool, measured: bool) -> None:

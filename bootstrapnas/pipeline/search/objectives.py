@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from bootstrapnas.costs import COSTS, Cost
 from bootstrapnas.errors import UserError, near_miss
+from bootstrapnas.nncf_config import NNCFConfig
 from bootstrapnas.pipeline.arguments import flag
+from bootstrapnas.pipeline.stages import preferred
 from bootstrapnas.search import Constraint, Objective
 from bootstrapnas.tasks import TaskSpec
 
@@ -18,6 +20,17 @@ from bootstrapnas.tasks import TaskSpec
 METRIC, DIVERGENCE = "metric", "divergence"
 """What ``--objectives`` calls the task's metric, whatever its name, and how far outputs are from a reference's."""
 QUALITIES = (METRIC, DIVERGENCE)
+
+
+def metric_of(config: NNCFConfig, spec: TaskSpec, typed: Mapping[str, Any]) -> str:
+    """Return the metric that the flags, the config or the task name."""
+    key = "bootstrapNAS.search.eval_metric_name"
+    name = preferred(typed, "eval_metric_name", None, key, config.search.eval_metric_name)
+    try:
+        return spec.metric if name is None else spec.metric_named(name)
+    except UserError as error:
+        where = "--eval_metric_name" if "eval_metric_name" in typed else f"{config.path}: {key}"
+        raise UserError(f"{where}: {error}") from None
 
 
 def objectives_of(text: str, metric: str, maximise: bool = True) -> tuple[Objective, ...]:
