@@ -279,6 +279,32 @@ def test_a_recipe_runs(
         assert all(KNOWN[published.task].metrics[0] in found for found in metrics)
 
 
+@pytest.mark.parametrize(
+    ("files", "evaluated"),
+    [
+        (["mnli/validation_matched.jsonl"], False),
+        (["mnli/validation_mismatched.jsonl.gz"], True),
+        (["validation_mismatched.csv"], True),
+        (None, True),
+    ],
+    ids=["none", "below", "beside", "hub"],
+)
+def test_mismatched_rows_that_are_not_there_are_left_out(
+    stand_in: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], files: list[str] | None, evaluated: bool
+) -> None:
+    published = next(space for space in SPACES if space.task == "mnli")
+    data = tmp_path / "my data"
+    for name in files or ():
+        (data / name).parent.mkdir(parents=True, exist_ok=True)
+        (data / name).touch()
+    variables = {} if files is None else {"DATASET_DIR": data}
+    calls = calls_of(generate.recipe_path(published), stand_in, tmp_path, **variables)
+    splits = [call[-1] for call in calls if call[0] == "evaluate"]
+    assert splits == ["validation", *(["validation_mismatched"] if evaluated else [])]
+    warning = f"warning: not evaluated on the mismatched rows: {data} holds no validation_mismatched.jsonl\n"
+    assert capfd.readouterr().err == ("" if evaluated else warning)
+
+
 @pytest.mark.timeout(600)  # seven times an interpreter with all libraries
 def test_a_recipe_runs_as_a_program(tiny: dict[str, Path], tiny_data: Path, tmp_path: Path) -> None:
     published = next(space for space in SPACES if space.name == "s2_bert_medium/sst2")

@@ -255,6 +255,14 @@ eftnas export --model_dir "$subnet" --output_dir "$OUTPUT_DIR/ir"
 """)
 
 
+MISMATCHED = """\
+found() { compgen -G "$DATASET_DIR/$1validation_mismatched.*" >/dev/null; }
+if [[ -n ${DATASET_DIR:-} ]] && ! found mnli/ && ! found ""; then
+    echo "warning: not evaluated on the mismatched rows: $DATASET_DIR holds no validation_mismatched.jsonl" >&2
+else
+"""
+
+
 def recipe_path(space: PublishedSpace) -> Path:
     return RECIPE_DIR / f"{space.model.partition('_')[0]}_{space.task}.sh"
 
@@ -266,7 +274,7 @@ def recipe(space: PublishedSpace) -> str:
         flags += " --doc_stride 128"
     evaluate = 'eftnas evaluate --ir_dir "$OUTPUT_DIR/ir"'
     if space.task == "mnli":
-        evaluate += f" --split validation # matched\n{evaluate} --split validation_mismatched"
+        evaluate += f" --split validation # matched\n{MISMATCHED}    {evaluate} --split validation_mismatched\nfi"
     start, end = space.warmup
     smallest, largest = space.mmacs
     return RECIPE.substitute(
