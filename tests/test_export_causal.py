@@ -275,6 +275,29 @@ def test_weights_of_any_width_are_compressed(
     assert len(load_causal_ir(tmp_path / "ir").generate_greedy(ids, max_new_tokens=3)[0]) == 3
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("all_layers", [False, True])
+def test_what_would_be_int8_anyway_is_not_complained_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], all_layers: bool, tied: bool
+) -> None:
+    """Rows of 80 weights, in all layers but two, have no groups of 32: those of the embeddings and the last layer."""
+    model = build_causal("qwen2", num_hidden_layers=1, tie_word_embeddings=tied, **{**ODD, "hidden_size": 80})
+    export_openvino(
+        model,
+        None,
+        tmp_path / "ir",
+        weight_format="int4",
+        compression=WeightCompression(all_layers=all_layers),
+        example_batches=[batch_of(TEXTS)],
+    )
+    told = [line for line in capsys.readouterr().err.splitlines() if "are no groups of 128" in line]
+    of_80 = next(line for line in told if "rows of 80 weights" in line)
+    outer = 1 if tied else 2  # beside q, k, v, gate and up
+    assert f" and {4 + outer if all_layers else 4} more stay int8: " in of_80
+    assert not any("lm_head" in line or "embed_tokens" in line for line in told) or all_layers
+    assert len(told) == 3
+
+
 def test_a_perplexity_that_grows_too_much_leaves_nothing(odd_qwen: torch.nn.Module, tmp_path: Path) -> None:
     metric = TaskMetric("perplexity", "texts", 3, 4.0, (), lambda ir: 4.2, greater_is_better=False)
     assert metric.drop(4.2) == pytest.approx(0.05)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ PREFIX = "self.model."
 """What conversion puts before the name of a parameter."""
 TYPES = {"u4": "int4_asym", "i4": "int4_sym", "u8": "int8_asym", "i8": "int8_sym"}
 PER_CHANNEL = -1
+_DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape")
 SMALLEST_GROUP = 32  # nncf's, for rows that the group size does not divide
 
 
@@ -167,10 +168,46 @@ def compressed_weights(ir: Any) -> tuple[CompressedWeights, ...]:
     return tuple(sorted(groups, key=lambda group: -group.parameters))
 
 
-def warn_of_widths(groups: Sequence[CompressedWeights], settings: WeightCompression) -> None:
-    """Say which matrices of an int4 model have smaller groups or stayed int8: the group size does not fit the rows."""
+def outer_layers(ir: Any) -> set[str]:
+    """Return the names of the embeddings and of the last layer of a compressed `openvino.Model`."""
+    found, last = set(), ""
+    names = {
+        reader.get_friendly_name(): (reader.get_type_name(), operation.get_friendly_name().removeprefix(PREFIX))
+        for operation in ir.get_ops()
+        if operation.get_type_name() == "Constant" and operation.get_element_type().to_string() in TYPES
+        for reader in _readers(operation)
+    }
+    for operation in ir.get_ordered_ops():
+        kind, name = names.get(operation.get_friendly_name(), ("", ""))
+        if kind == "Gather":
+            found.add(name)
+        elif kind:
+            last = name
+    return found | {last}
+
+
+def _readers(weights: Any) -> Iterator[Any]:
+    """Yield what computes with compressed weights, beyond what makes numbers of them."""
+    for each in weights.output(0).get_target_inputs():
+        reader = each.get_node()
+        if reader.get_type_name() in ("MatMul", "Gather"):
+            yield reader
+        elif reader.get_type_name() in _DECOMPRESSION:
+            yield from _readers(reader)
+
+
+def warn_of_widths(
+    groups: Sequence[CompressedWeights], settings: WeightCompression, outer: Collection[str] = ()
+) -> None:
+    """Say which matrices of an int4 model have smaller groups or stayed int8: the group size does not fit the rows.
+
+    Those of the `outer_layers` are int8 whatever their width, unless all layers were to be int4.
+    """
     if settings.group_size == PER_CHANNEL:
         return
+    if not settings.all_layers:
+        inner = (replace(group, layers=tuple(name for name in group.layers if name not in outer)) for group in groups)
+        groups = [group for group in inner if group.layers]
     for group in groups:
         if group.row % settings.group_size:
             power = group.row & -group.row

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from bootstrapnas.artefacts import FORMAT, read_json, replacing_directory, versions, write_json, writing
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.causal import CausalConversion
-from bootstrapnas.export.compression import COMPRESSED, WeightCompression, compress, compressed_weights, warn_of_widths
+from bootstrapnas.export.compression import (
+    COMPRESSED,
+    WeightCompression,
+    compress,
+    compressed_weights,
+    outer_layers,
+    warn_of_widths,
+)
 from bootstrapnas.export.conversion import Conversion, EncoderConversion
 from bootstrapnas.export.quantisation import (
     QUANTISED,
@@ -187,7 +194,7 @@ def export_openvino(
             ir = compress(ir, name, weight_format, compression, items)
             weights = compressed_weights(ir)
             if weight_format == "int4":
-                warn_of_widths(weights, compression)
+                warn_of_widths(weights, compression, outer_layers(ir))
             stored = [asdict(group) for group in weights]
             how["compression"] = {**asdict(compression), "calibration_rows": len(items), "weights": stored}
         seconds += time.perf_counter() - started
