@@ -370,6 +370,14 @@ def test_a_step_may_draw_a_subnet_without_any_adapter(world: Path, tmp_path: Pat
     assert read_json(tmp_path / "super" / "eval_results.json").keys() == {"accuracy_max", "accuracy_min"}
 
 
+def test_rows_are_tokenised_once_for_order_and_training(world: Path, tmp_path: Path) -> None:
+    """What is wrong with them is told once."""
+    train = f"{TRAIN} {CONFIG} --reorder wanda --save_strategy no".replace("new", f"{tmp_path}/super")
+    outcome = call(shlex.split(train.replace("--max_seq_length 128", "--max_seq_length 80")), "lonas")
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.count("the responses of 8 of 8 rows are cut") == 1
+
+
 def test_an_interrupted_merge_is_no_model_and_is_resumed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merge = f"{EXTRACT} --subnet heuristic --merge True"
     lonas(merge.replace("new", "whole"))

@@ -205,6 +205,7 @@ class Rows:
         self.data: TaskData = load_task(spec, max_test_samples)
         self.collator: Collator = build_collator(tokenizer, spec)
         self._features: dict[str, Dataset] = {}
+        self._learnt: dict[str, Dataset] = {}
 
     def rows(self, name: str) -> Dataset:
         """Return the rows of a split: ``train``, ``validation``, ``validation_mismatched`` or ``test``."""
@@ -214,9 +215,11 @@ class Rows:
         return rows
 
     def split(self, name: str) -> Dataset:
-        """Return a tokenized split to train on."""
-        features = tokenize(self.rows(name), self.tokenizer, self.spec)
-        return features.select_columns(training_columns(features, self.collator))
+        """Return a tokenized split to train on; kept, as a criterion of importance looks at it first."""
+        if name not in self._learnt:
+            features = tokenize(self.rows(name), self.tokenizer, self.spec)
+            self._learnt[name] = features.select_columns(training_columns(features, self.collator))
+        return self._learnt[name]
 
     def features(self, name: str) -> Dataset:
         """Return a tokenized split with all that decoding needs; kept, as a search measures it many times."""
