@@ -294,6 +294,36 @@ def test_finalists_are_exported_and_measured_side_by_side(
     assert not (directory / "finalists" / "ir").exists()
 
 
+def test_a_front_is_written_before_its_finalists_are_measured(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure that nobody has foreseen costs the measuring alone: a rerun evaluates nothing again."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a layer of another kind")
+
+    monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
+    directory = tmp_path / "search"
+    flags = {"supernet_dir": trained.root / "supernet", "output_dir": directory, "measure_finalists": 1}
+    flags |= {"algorithm": "NSGA2", "num_evals": POPULATION}
+    with monkeypatch.context() as patch:
+        patch.setattr(finalists_module, "export_openvino", fail)
+        with pytest.raises(RuntimeError, match="a layer of another kind"):
+            eftnas("search", **flags)
+    front = (directory / "pareto.json").read_bytes()
+    assert (directory / "search_progression.png").is_file()
+    assert read_json(directory / "stage.json")["status"] == "running"
+
+    def evaluate(*_: Any) -> None:
+        raise AssertionError("evaluated again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_stage, "outputs_of", evaluate)
+        succeed("search", **flags)
+    assert (directory / "pareto.json").read_bytes() == front
+    assert (directory / "finalists.json").is_file()
+
+
 def test_finalists_are_quantised_where_int8_is_deployed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,6 +198,8 @@ def run(
     if search.early_stop is not None:
         notice(saved(result.candidates))
     best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
+    files.write(result.candidates, best)
+    write_front(stage.directory, result, best, problem, supernet, length, table)  # whatever becomes of the finalists
     if finalists.measure_finalists:
         left_out = without_attention([*result.front, best], supernet) if spec.kind.causal else ()
         chosen = choose_finalists(result.front, best, finalists.measure_finalists, left_out)
@@ -207,8 +209,8 @@ def run(
         )
         if problem.cost.name == LATENCY and chosen:
             best = best_as_measured(result, found, metric, settings.ref_acc, settings.acc_delta)
-    files.write(result.candidates, best)
-    write_front(stage.directory, result, best, problem, supernet, length, table)
+            files.write(result.candidates, best)
+            write_front(stage.directory, result, best, problem, supernet, length, table)
     spec.save(stage.directory / "task.json")
     stage.complete(metric=metric.name, evaluations=len(log), best=dict(best.values))
     notice(
