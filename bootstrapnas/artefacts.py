@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError
+from bootstrapnas.progress import warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -233,10 +234,14 @@ def empty_directory(directory: Path, keep: Collection[str] = ()) -> None:
 
 _held: dict[Path, int] = {}
 """The directories that this process holds, and the open file of each."""
+_unlocked: set[int] = set()
+"""The devices that have been told to have no locks."""
 
 
 def hold(directory: Path) -> None:
     """Keep other processes out of a directory, made where it is missing, until `release` or the end of this one.
+
+    Where its file system has no locks, it is not kept: a warning says so, once for each.
 
     Raises
     ------
@@ -258,8 +263,14 @@ def hold(directory: Path) -> None:
     except BlockingIOError:
         os.close(file)
         raise BusyError(f"another run works in {directory}: wait until it has ended, or choose another") from None
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:  # NFS, for one, locks no directories
+        device = os.fstat(file).st_dev
+        if device not in _unlocked:
+            _unlocked.add(device)
+            warn(
+                f"the file system of {directory} locks no directories ({error.strerror or error}): take care that no "
+                "two runs write the same one at once"
+            )
     _held[place] = file
 
 

@@ -507,6 +507,23 @@ def test_a_stage_holds_its_directory_until_it_is_complete(tmp_path: Path) -> Non
     assert not (tmp_path / "deep" / "other").exists()
 
 
+def test_a_file_system_without_locks_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(artefacts.fcntl, "flock", flock)
+    monkeypatch.setattr(artefacts, "_unlocked", set())
+    for name in ("first", "second"):
+        open_stage(tmp_path / name, "search", {}, {}).complete()
+        assert read_stage(tmp_path / name, "search")
+    assert capsys.readouterr().err == (
+        f"warning: the file system of {tmp_path / 'first'} locks no directories (No locks available): take care that "
+        "no two runs write the same one at once\n"
+    )
+
+
 def test_a_damaged_stage(tmp_path: Path) -> None:
     out = tmp_path / "out"
     stage = open_stage(out, "search", {}, {})
