@@ -47,6 +47,8 @@ class Row:
         4 for float32, 2 for float16.
     latency
         By precision.
+    predicted_ms
+        The latency that a search predicted; None where none did.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Row:
     metrics: Mapping[str, float] = field(default_factory=dict)
     bytes_per_param: float = 4
     latency: Mapping[str, Latency] = field(default_factory=dict)
+    predicted_ms: float | None = None
 
     @property
     def size_mb(self) -> float:
@@ -154,6 +157,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "size_without_embeddings_mb": row.size_without_embeddings_mb,
             "latency": {precision: latency.to_json() for precision, latency in row.latency.items()},
             "speed_up": _speed_ups(report, row),
+            "predicted_latency_ms": row.predicted_ms,
         }
         for row in report.rows
     ]
@@ -287,7 +291,7 @@ def _cells(report: Report) -> list[list[str]]:
     """Return the table as text, the header first."""
     metrics = list(dict.fromkeys(name for row in report.rows for name in row.metrics))
     precisions = list(dict.fromkeys(precision for row in report.rows for precision in row.latency))
-    reference = report.rows[0]
+    reference, predicted = report.rows[0], any(row.predicted_ms is not None for row in report.rows)
     header = [
         "model",
         *(f"{name} (%)" if report.percent else name for name in metrics),
@@ -297,6 +301,7 @@ def _cells(report: Report) -> list[list[str]]:
         "size (MB)",
         "size (MB) without embeddings",
         *(f"{precision} latency (ms)" for precision in precisions),
+        *(["predicted latency (ms)"] if predicted else []),
     ]
     cells = [header]
     for row in report.rows:
@@ -311,6 +316,7 @@ def _cells(report: Report) -> list[list[str]]:
                 _figure(row.size_mb),
                 _figure(row.size_without_embeddings_mb),
                 *(_milliseconds(row, faster, precision) for precision in precisions),
+                *([_predicted(row, reference)] if predicted else []),
             ]
         )
     return cells
@@ -327,6 +333,13 @@ def _milliseconds(row: Row, faster: Mapping[str, float], precision: str) -> str:
         return MISSING
     ratio = f" ({faster[precision]:.2f}×)" if precision in faster else ""
     return f"{_figure(row.latency[precision].median_ms, 3)}{ratio}"
+
+
+def _predicted(row: Row, reference: Row) -> str:
+    if row.predicted_ms is None:
+        return MISSING
+    ratio = "" if reference.predicted_ms is None else f" ({reference.predicted_ms / row.predicted_ms:.2f}×)"
+    return f"{_figure(row.predicted_ms, 3)}{ratio}"
 
 
 def _figure(value: float, digits: int = 4) -> str:

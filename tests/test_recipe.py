@@ -154,12 +154,15 @@ def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task
     }
 
 
-def test_subnets_may_be_fine_tuned(tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles) -> None:
-    """Without an NNCF config, too."""
-    changes = {"subnets": {"least": {"subnet": "min"}}, "nncf_config": None, "quantise": {}}
+def test_subnets_may_be_fine_tuned(
+    tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles, macs_as_ms: object
+) -> None:
+    """Without an NNCF config, too. The report says what a search by latency predicted of them."""
+    changes = {"subnets": {"least": {"subnet": "0"}}, "nncf_config": None, "quantise": {}}
     recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **changes)
     plain = yaml.safe_load(recipe.read_text())
     plain["stages"]["finetune-subnet"] = {**BRIEF, "num_train_epochs": 1}
+    plain["stages"]["search"]["objectives"] = "divergence,latency"
     recipe.write_text(yaml.safe_dump(plain))
     said, run = succeed("run", config=recipe).err, tmp_path / "run"
     assert said.count("teacher outputs written to") == 1  # importance, train and this stage share them
@@ -170,7 +173,13 @@ def test_subnets_may_be_fine_tuned(tmp_path: Path, tiny_bert_dir: Path, tiny_tas
     assert "Measurements" in (run / "subnets" / "least" / "README.md").read_text()
     ir = read_json(run / "ir" / "least" / "stage.json")
     assert Path(ir["inputs"]["model"]["path"]) == run / "subnets" / "least"
-    assert [row["name"] for row in read_json(run / "report" / "report.json")["rows"]] == ["full", "least"]
+    rows = read_json(run / "report" / "report.json")["rows"]
+    assert [row["name"] for row in rows] == ["full", "least"]
+    assert rows[1]["predicted_latency_ms"] == read_json(run / "search" / "pareto.json")["front"][0]["values"]["latency"]
+    assert rows[0]["predicted_latency_ms"] > rows[1]["predicted_latency_ms"]
+    text = (run / "report" / "report.md").read_text()
+    assert "| predicted latency (ms) |" in text
+    assert "- Predicted latencies are the search's, by its latency table: fp32 weights, f32, batch 1, " in text
 
 
 def test_a_model_may_lie_in_a_package() -> None:

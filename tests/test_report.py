@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,16 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.export import Latency, LatencySettings, export_openvino
 from bootstrapnas.extraction import save_subnet
 from bootstrapnas.pipeline.card import write_first_card
-from bootstrapnas.report import Row, build_report, html_page, markdown_table, model_card, terminal_table, write_report
+from bootstrapnas.report import (
+    Row,
+    build_report,
+    html_page,
+    markdown_table,
+    model_card,
+    report_json,
+    terminal_table,
+    write_report,
+)
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
 
@@ -55,6 +65,15 @@ def test_markdown_table_has_every_figure() -> None:
         "| subnet <1\\|2> | 91.97 | 50.00 | 5,700 (51%) | 66 | 42.16 | 264 | 168.7 | 50 (2.00×) |",
         "| half | – | – | 5,700 (51%) | 66 | 42.16 | 132 | 84.33 | – |",
     ]
+
+
+def test_predicted_latencies_are_shown_where_a_search_has_them() -> None:
+    full, small, half = build_rows()
+    rows = [replace(full, predicted_ms=80.0), replace(small, predicted_ms=32.0), half]
+    header, _, *cells = markdown_table(build_report(rows, title="t")).splitlines()
+    assert header.endswith("| f32 latency (ms) | predicted latency (ms) |")
+    assert [line.split("|")[-2].strip() for line in cells] == ["80 (1.00×)", "32 (2.50×)", "–"]
+    assert [row["predicted_latency_ms"] for row in report_json(build_report(rows, title="t"))["rows"]] == [80, 32, None]
 
 
 def test_metrics_that_are_no_fractions_are_shown_as_they_are() -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich
 
 from bootstrapnas.artefacts import open_stage, read_json
 from bootstrapnas.costs import Costs
 from bootstrapnas.export import EXPORT_FILE, available_precisions, load_ir, measure_latency
+from bootstrapnas.export.runtime import INT8
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.pipeline.card import write_card
 from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.latency_table import LATENCY
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of_ir
+from bootstrapnas.pipeline.search.command import EVALUATIONS, PARETO
 from bootstrapnas.progress import notice
 from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report
 from bootstrapnas.tasks import TaskSpec, tfidf_baseline
@@ -77,6 +82,8 @@ def write_run_report(
         for precision in PRECISIONS
         if precision in available_precisions()
     }
+    table = read_json(search_dir / PARETO).get("latency_table")
+    predicted = {} if table is None else predicted_latencies(entries, subnets, search_dir, table)
     report = build_report(
         [
             Row(
@@ -85,12 +92,13 @@ def write_run_report(
                 {spec.metric: metrics[entry.name][spec.metric]},
                 bytes_per_param=_bytes_per_param(entry, costs[entry.model]),
                 latency={precision: found[entry.name] for precision, found in latency.items()},
+                predicted_ms=predicted.get(entry.name),
             )
             for entry in entries
         ],
         title=f"{spec.task_name}: the full model and its subnets",
         percent=spec.maximise,
-        notes=notes(spec, rows_of_task, split) + quantised_notes(entries),
+        notes=notes(spec, rows_of_task, split) + quantised_notes(entries) + prediction_notes(predicted, table),
     )
     stage = open_stage(directory, "report", {}, {}, overwrite=True)
     write_report(report, directory, picture=search_dir / "search_progression.png")
@@ -118,6 +126,39 @@ def quantised_notes(entries: Sequence[Entry]) -> list[str]:
     return [
         f"{', '.join(names)}: the same networks with int8 weights, and products in int8 where the export says so; the "
         "precision of a latency is that of all else."
+    ]
+
+
+def predicted_latencies(
+    entries: Sequence[Entry], subnets: Mapping[Path, Mapping[str, Any]], search_dir: Path, table: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return by entry the milliseconds that the search predicted by its latency table.
+
+    They are of the largest subnet for the full model, and of the quantised entries if the table is of int8, else of the
+    others. A subnet that was not chosen by the search has none.
+    """
+    lines = (search_dir / EVALUATIONS).read_text(encoding="utf-8").splitlines()[1:]
+    largest: Mapping[str, float] = next(
+        (entry["values"] for entry in map(json.loads, lines) if not any(entry["genome"])), {}
+    )
+    known = {entry.model: largest for entry in entries[:1]}
+    known |= {model: found["search_values"] or {} for model, found in subnets.items()}
+    quantised = table["precision"] in INT8
+    return {
+        entry.name: known[entry.model][LATENCY]
+        for entry in entries
+        if entry.quantised == quantised and LATENCY in known[entry.model]
+    }
+
+
+def prediction_notes(predicted: Mapping[str, float], table: Mapping[str, Any] | None) -> list[str]:
+    """Return what a reader should know of predicted latencies."""
+    if not predicted or table is None:
+        return []
+    return [
+        f"Predicted latencies are the search's, by its latency table: {table['weight_format']} weights, "
+        f"{table['precision']}, batch {table['batch']}, {table['length']} tokens, {table['threads']} threads of "
+        f"{table['device']}; the full model's is that of the largest subnet."
     ]
 
 
