@@ -27,6 +27,7 @@ OUTPUTS = {
     "AutoModelForCausalLM": ("tokens", "[batch, length]"),
     "AutoModelForQuestionAnswering": ("start_logits", "[batch, length]"),
     "AutoModelForSequenceClassification": ("logits", "[batch, labels]"),
+    "AutoModelForTokenClassification": ("logits", "[batch, length, labels]"),
 }
 """Per auto class, the output that a model card shows, and its shape; of a causal language model, what it generates."""
 

@@ -75,14 +75,14 @@ class TaskArguments:
         "builtin-arithmetic.",
     )
     dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
-    train_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
+    train_file: Optional[str] = flag(None, "JSON lines, CSV, tagged words (.conll) or a text of your own.")
     validation_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
     test_file: Optional[str] = flag(None, "JSON lines, CSV or a text of your own.")
     val_set_size: Optional[int] = flag(
         None, "Training rows held out to validate, where no others are there for that; 0 trains on all of them."
     )
     text_columns: Optional[str] = flag(None, "One or two column names, separated by a comma.")
-    label_column: Optional[str] = flag(None, "Column of the label.")
+    label_column: Optional[str] = flag(None, "Column of the label, or of the tags of a text's words.")
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")
     max_train_samples: Optional[int] = flag(None, "Use only so many training rows.")
     max_eval_samples: Optional[int] = flag(None, "Use only so many rows to validate on, or to evaluate on.")

@@ -116,6 +116,6 @@ def _outputs(arguments: EvaluateArguments, spec: TaskSpec, rows: Rows) -> Output
         order = class_order(load_config(arguments.ir_dir), spec, arguments.ir_dir)
         classes = [output.name for output in spec.kind.outputs if output.last == LABELS]
         found = outputs_of_ir(ir, rows, prepared, progress=True)
-        return {name: [row[order] for row in kept] if name in classes else kept for name, kept in found.items()}
+        return {name: [row[..., order] for row in kept] if name in classes else kept for name, kept in found.items()}
     assert arguments.model_dir is not None
     return outputs_of(_model(arguments.model_dir, spec, arguments.precision), rows, prepared, progress=True)

@@ -12,12 +12,12 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT
 from bootstrapnas.tasks.files import Table, find_split, read_table
-from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import ALIASES, KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, is_question_answering
 from bootstrapnas.tasks.settings import AnswerSettings, ProblemType
 from bootstrapnas.tasks.spec import SETTINGS, TaskSpec
+from bootstrapnas.tasks.token_classification import TAG_COLUMNS, WORD_COLUMNS, columns_of, flat_tags
 
 StrPath = str | os.PathLike[str]
 
@@ -144,11 +144,22 @@ def build_task_spec(
         table = read_table(train_file)
         if problem_type is None and is_question_answering(table, text_columns, label_column):
             problem_type = "question_answering"
+        tagged = columns_of(table, text_columns, label_column)
+        if problem_type is None and tagged is not None:
+            problem_type = "token_classification"
         if problem_type == "question_answering":
             columns, label_names = tuple(text_columns or COLUMNS), ()
             label_column, length = label_column or LABEL_COLUMN, _ANSWERS_MAX_SEQ_LENGTH
             settings["answers"] = AnswerSettings()
             read_table(train_file, [*columns, label_column])
+        elif problem_type == "token_classification":
+            columns, label_column = tagged or (
+                tuple(text_columns or WORD_COLUMNS[:1]),
+                label_column or _tag_column(table, train_file),
+            )
+            where = f"{train_file}, column {label_column!r}"
+            values = read_table(train_file, [*columns, label_column])[label_column]
+            label_names = infer_labels(flat_tags(values, where), where, "single_label_classification")[1]
         else:
             label_column = label_column or "label"
             columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
@@ -161,7 +172,7 @@ def build_task_spec(
         text_columns=columns,
         label_names=label_names,
         problem_type=problem_type,
-        metric="" if settings["instructions"] else _usual_metric(task_name, problem_type),
+        metric=KNOWN[task_name].metrics[0] if task_name in KNOWN and not settings["instructions"] else "",
         max_seq_length=length if max_seq_length is None else max_seq_length,
         label_column=label_column,
         dataset_dir=_absolute(dataset_dir),
@@ -175,10 +186,6 @@ def build_task_spec(
         **settings,
     )
     return spec if metric is None else replace(spec, metric=spec.metric_named(metric))
-
-
-def _usual_metric(task_name: str, problem_type: ProblemType) -> str:
-    return (KNOWN[task_name].metrics if task_name in KNOWN else KINDS[problem_type].usual_metrics)[0]
 
 
 def changed_settings(
@@ -214,6 +221,17 @@ def _builtin_labels(dataset_dir: StrPath | None) -> tuple[str, ...]:
     if path is None:
         raise UserError(f"dataset_dir {dataset_dir} holds no train.jsonl of the task {BUILTIN_TEXT}")
     return infer_labels(read_table(path, ["text", "label"])["label"], str(path))[1]
+
+
+def _tag_column(table: Table, path: StrPath) -> str:
+    for column in TAG_COLUMNS:
+        if column in table:
+            return column
+    close = next((hint for column in table if (hint := near_miss(column, TAG_COLUMNS))), "")
+    raise UserError(
+        f"{path} has no column of tags ({listed(TAG_COLUMNS)}); name yours by --label_column; "
+        f"found: {', '.join(table)}{close}"
+    )
 
 
 def _find_text_columns(table: Table, path: StrPath) -> tuple[str, ...]:

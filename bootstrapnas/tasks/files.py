@@ -1,4 +1,4 @@
-"""Reading of data files: JSON lines, JSON arrays, CSV and texts, plain or gzipped."""
+"""Reading of data files: JSON lines, JSON arrays, CSV, texts and tagged words, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any
 from bootstrapnas.errors import UserError, near_miss
 
 Table = dict[str, list[Any]]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz", ".conll", ".conll.gz")
 TEXT = "text"
 """The one column of a text file."""
+WORDS, TAGS = "tokens", "tags"
+"""The columns of a file of tagged words."""
 ROW = "#row"
 """A column for messages: which row of its file a row is, where only some were taken."""
 
@@ -30,7 +32,8 @@ def read_table(
     ----------
     path
         JSON lines (``.jsonl``, ``.json``), one JSON array of objects (``.json``), CSV with a header (``.csv``), or a
-        text whose rows are parted by blank lines (``.txt``); UTF-8, each optionally with ``.gz``.
+        text whose rows are parted by blank lines (``.txt``), or of tagged words (``.conll``: a word a line, its tag the
+        last field, blank lines between the texts); UTF-8, each optionally with ``.gz``.
     columns
         The columns wanted; None reads those of the first row.
     optional
@@ -146,7 +149,27 @@ def _csv_rows(path: Path) -> Rows:
     return rows
 
 
-_READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".txt": _text_rows}
+def _tagged_rows(path: Path) -> Rows:
+    """Read words and tags as CoNLL's shared tasks have them; lines that only part documents are left out."""
+    rows: Rows = []
+    begun = False
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            fields = line.split()
+            if not fields or fields[0] == "-DOCSTART-":
+                begun = False
+                continue
+            if len(fields) < 2:
+                raise UserError(f"{path}, line {number}: expected a word and its tag, found {line.strip()[:60]!r}")
+            if not begun:
+                rows.append((f"line {number}", {WORDS: [], TAGS: []}))
+                begun = True
+            rows[-1][1][WORDS].append(fields[0])
+            rows[-1][1][TAGS].append(fields[-1])
+    return rows
+
+
+_READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".txt": _text_rows, ".conll": _tagged_rows}
 
 
 def _open(path: Path) -> Any:

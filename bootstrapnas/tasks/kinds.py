@@ -7,10 +7,12 @@ from bootstrapnas.tasks.kind import Kind
 from bootstrapnas.tasks.language_modelling import LANGUAGE_MODELLING
 from bootstrapnas.tasks.question_answering import QUESTION_ANSWERING
 from bootstrapnas.tasks.sequence import CLASSIFICATION, REGRESSION
+from bootstrapnas.tasks.token_classification import TOKEN_CLASSIFICATION
 
 KINDS: dict[str, Kind] = {
     "single_label_classification": CLASSIFICATION,
     "regression": REGRESSION,
+    "token_classification": TOKEN_CLASSIFICATION,
     "question_answering": QUESTION_ANSWERING,
     "language_modelling": LANGUAGE_MODELLING,
     "instructions": INSTRUCTIONS,

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 ProblemType = Literal[
-    "single_label_classification", "regression", "question_answering", "language_modelling", "instructions"
+    "single_label_classification",
+    "regression",
+    "token_classification",
+    "question_answering",
+    "language_modelling",
+    "instructions",
 ]
 """The names of the kinds, as `KINDS` has them."""
 GENERATE, SCORE, LOSS = "generate", "score", "loss"
