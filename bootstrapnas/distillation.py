@@ -39,7 +39,7 @@ class Distillation:
     end of an answer) the second term is the mean of theirs; of an output that is a value, the mean squared error. The
     KL divergence is summed over classes (or tokens, for a position) and averaged over the rows, or over the tokens of
     the batch where each has classes of its own. Padding takes no part in it, neither in the softmax nor in the mean,
-    nor does a token of a language model that is followed by none to predict.
+    nor do the logits of a language model that speak of no token to predict.
 
     Attributes
     ----------
@@ -95,8 +95,8 @@ class Distillation:
         if output.per_token:
             assert mask is not None, f"{output.name} has an axis of tokens and needs a mask"
             kept = mask.bool()
-            if output.last == VOCABULARY and targets is not None:  # a token's logits speak of the one after it
-                kept = F.pad(targets[:, 1:] != IGNORED, (0, 1)) & kept
+            if output.last == VOCABULARY and targets is not None:
+                kept = F.pad(targets[:, output.ahead :] != IGNORED, (0, output.ahead)) & kept
             if output.last == TOKENS and not squared:
                 student, teacher = student.float(), teacher.float()
                 # Not -inf, whose differences are NaN, nor what a temperature below 1 makes of the lowest number.

@@ -63,14 +63,17 @@ class Output:
     axes
         Its axes after that of the batch, separated by blanks. ``labels`` are the task's classes, ``tokens`` those of
         the input. A softmax runs over the last one; ``value`` is a number that no softmax applies to; ``vocabulary``
-        are the tokens that may come next.
+        are the tokens that may stand at a place.
     reduction
         What is kept of it over a data set; None keeps it as it is.
+    ahead
+        Of a vocabulary: how many places after a token that is which its logits speak of; 1 of a causal model.
     """
 
     name: str
     axes: str = LABELS
     reduction: Reduction | None = None
+    ahead: int = 0
 
     @property
     def last(self) -> str:

@@ -25,6 +25,7 @@ MISSING = "–"
 OUTPUTS = {
     "AutoModel": ("last_hidden_state", "[batch, length, hidden]"),
     "AutoModelForCausalLM": ("tokens", "[batch, length]"),
+    "AutoModelForMaskedLM": ("logits", "[batch, length, vocabulary]"),
     "AutoModelForQuestionAnswering": ("start_logits", "[batch, length]"),
     "AutoModelForSequenceClassification": ("logits", "[batch, labels]"),
     "AutoModelForTokenClassification": ("logits", "[batch, length, labels]"),

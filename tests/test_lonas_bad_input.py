@@ -256,7 +256,7 @@ MISTAKES: list[tuple[str, str]] = [
 def test_an_encoder_writes_no_answers(world: Path, tiny_bert_dir: Path) -> None:
     refused(
         f"{TRAIN.replace('path base', f'path {tiny_bert_dir}')} --target_modules query",
-        f"{tiny_bert_dir} cannot be trained on the task commonsense, which needs AutoModelForCausalLM: of its model "
+        f"{tiny_bert_dir} is no model for the task commonsense, which needs AutoModelForCausalLM: of its model "
         "type, bert, there are BertForMaskedLM, BertForMultipleChoice, BertForQuestionAnswering, "
         "BertForSequenceClassification, BertForTokenClassification, BertModel",
         world,

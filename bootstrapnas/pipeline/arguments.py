@@ -71,8 +71,8 @@ class TaskArguments:
     task_name: Optional[str] = flag(
         None,
         "A GLUE task, squad, squad_v2, imdb, wikitext2, text (your own), or builtin-text and builtin-lm: docstrings of "
-        "installed packages, to classify and to model. Instructions: commonsense, math, sft (your own), or "
-        "builtin-arithmetic.",
+        "installed packages, to classify and to model. Masked language modelling: masked-wikitext2, masked-text (your "
+        "own), masked-builtin-lm. Instructions: commonsense, math, sft (your own), or builtin-arithmetic.",
     )
     dataset_dir: Optional[str] = flag(None, "Local directory with <task>/{train,validation}.jsonl[.gz], not the hub.")
     train_file: Optional[str] = flag(None, "JSON lines, CSV, tagged words (.conll) or a text of your own.")
@@ -95,6 +95,10 @@ class TaskArguments:
     max_answer_length: Optional[int] = flag(None, "Question answering: tokens of the longest answer; 30.")
     null_score_diff_threshold: Optional[float] = flag(
         None, "Question answering: no answer where its score is more than this above the best answer's; 0."
+    )
+    mlm_probability: Optional[float] = flag(None, "Masked language modelling: share of the tokens to tell; 0.15.")
+    mask_draws: Optional[int] = flag(
+        None, "Masked language modelling: times each text is learnt in an epoch, other tokens hidden each time; 1."
     )
     prompt_style: Optional[str] = flag(None, f"Instructions: {listed(PROMPTS)}; lonas has the published whitespace.")
     train_on_inputs: Optional[bool] = flag(None, "Instructions: learn the prompt too, not the response alone.")

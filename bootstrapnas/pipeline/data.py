@@ -89,6 +89,7 @@ def resolve_task(task: TaskArguments, *directories: str | None) -> TaskSpec:
             metric=task.metric,
             answers=settings["answers"],
             instructions=settings["instructions"],
+            masking=settings["masking"],
             **limits,
         )
         if found and holds_out(spec):

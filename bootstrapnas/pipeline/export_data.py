@@ -15,7 +15,7 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.evaluation import predict
 from bootstrapnas.export import TaskMetric, predict_ir
 from bootstrapnas.export.runtime import Runner
-from bootstrapnas.outputs import INDEX, Outputs
+from bootstrapnas.outputs import INDEX, VOCABULARY, Outputs
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import max_length, outputs_of, outputs_of_ir
 from bootstrapnas.progress import notice
@@ -28,6 +28,8 @@ from bootstrapnas.tasks.next_token import foretold, measure_foretold
 Batch = Mapping[str, Tensor]
 
 VERIFICATION_ROWS = 16
+VOCABULARY_ROWS = 4
+"""To verify on, where an encoder's outputs are a number for each token of its vocabulary."""
 EVALUATION_ROWS = 32
 CALIBRATION_ROWS = 300
 TEXT_LENGTH = 128
@@ -76,8 +78,10 @@ def task_data(
     rows = Rows(spec.greedily(), tokenizer, EVALUATION_ROWS)
     without = rows.data.validation is None and not measured
     validation = rows.batches("train" if without else "validation")
+    large = not spec.kind.causal and any(output.last == VOCABULARY for output in spec.kind.outputs)
+    count = VOCABULARY_ROWS if large else VERIFICATION_ROWS
     # The longest rows and the shortest: what verification should see of the lengths.
-    examples = [{name: tensor[:VERIFICATION_ROWS] for name, tensor in validation[at].items()} for at in (0, -1)]
+    examples = [{name: tensor[:count] for name, tensor in validation[at].items()} for at in (0, -1)]
     calibration = calibration_of(rows, calibration_rows, calibration_file) if calibration_rows else ()
     return ExportData(examples, calibration, _metric(rows, validation, model) if measured else None)
 

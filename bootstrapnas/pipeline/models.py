@@ -25,7 +25,7 @@ from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.progress import notice
-from bootstrapnas.tasks import TASK_FILE, TaskSpec, generate, generate_by_ir, load_task, train_tokenizer
+from bootstrapnas.tasks import TASK_FILE, TaskSpec, generate, generate_by_ir, load_task, tasks_for, train_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,6 +75,8 @@ def load_for_task(
     names = spec.output_names
     saved = load_config(directory_or_id)
     has_head = spec.head.is_in(saved.architectures)
+    if not has_head:
+        check_has_head(directory_or_id, spec)
     order = class_order(saved, spec, directory_or_id) if has_head else list(range(len(names)))
     check_length(saved, spec, directory_or_id)
     # Random numbers depend on what they are drawn in: those of a new head are of the checkpoint's dtype first.
@@ -212,11 +214,14 @@ def load_student(
 
 def check_has_head(source: str, spec: TaskSpec) -> None:
     """Raise `UserError` if models of a known family have no head for a task, such as an encoder for writing answers."""
-    family = FAMILIES.get(load_config(source).model_type)
+    config = load_config(source)
+    family = FAMILIES.get(config.model_type)
     if family is not None and not spec.head.is_in(list(family.architectures)):
+        others = tasks_for(config.architectures)
+        hint = f"; tasks for its {config.architectures[0]}: {listed(others)}" if others else ""
         raise UserError(
-            f"{source} cannot be trained on the task {spec.task_name}, which needs {spec.head.auto_class}: of its "
-            f"model type, {family.model_type}, there are {listed(family.architectures)}"
+            f"{source} is no model for the task {spec.task_name}, which needs {spec.head.auto_class}: of its "
+            f"model type, {family.model_type}, there are {listed(family.architectures)}{hint}"
         )
 
 

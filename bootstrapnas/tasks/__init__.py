@@ -9,7 +9,7 @@ from bootstrapnas.tasks.batching import (
     tokenize_to_measure,
     training_columns,
 )
-from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec, changed_settings
+from bootstrapnas.tasks.build import TASK_NAMES, build_task_spec, changed_settings, tasks_for
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT, BUILTINS, export_builtin
 from bootstrapnas.tasks.generation import Generation, generate, generate_by_ir
 from bootstrapnas.tasks.kind import Head, Kind
@@ -47,6 +47,7 @@ __all__ = [
     "load_file",
     "load_task",
     "predictions",
+    "tasks_for",
     "tfidf_baseline",
     "tokenize",
     "tokenize_to_measure",

@@ -12,6 +12,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.builtin import BUILTIN_TEXT
 from bootstrapnas.tasks.files import Table, find_split, read_table
+from bootstrapnas.tasks.kinds import KINDS
 from bootstrapnas.tasks.known import ALIASES, KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, is_question_answering
@@ -24,6 +25,7 @@ StrPath = str | os.PathLike[str]
 FILES = "files"
 TASK_NAMES = (*KNOWN, BUILTIN_TEXT, FILES)
 _OWN_TEXTS = "text"
+_OWNERS = {"answers": "question answering", "instructions": "instructions", "masking": "masked language modelling"}
 _MAX_SEQ_LENGTH = 128
 _ANSWERS_MAX_SEQ_LENGTH = 384
 _BUILTIN_MAX_SEQ_LENGTH = 80  # tokens; cuts 7 % of the rows with BERT's vocabulary (median 55)
@@ -57,6 +59,7 @@ def build_task_spec(
     seed: int = 0,
     answers: Mapping[str, Any] | None = None,
     instructions: Mapping[str, Any] | None = None,
+    masking: Mapping[str, Any] | None = None,
 ) -> TaskSpec:
     """Complete what the user gave of a task by what is known of it or read from its training file.
 
@@ -78,8 +81,9 @@ def build_task_spec(
         Tokens; None is 128, and 384 for question answering, 512 for imdb and texts, 80 for builtin-text.
     max_train_samples, max_validation_samples, val_set_size, seed
         As in `TaskSpec`.
-    answers, instructions
-        What is not as usual in the `AnswerSettings` of question answering, or the `InstructionSettings`.
+    answers, instructions, masking
+        What is not as usual in the `AnswerSettings` of question answering, the `InstructionSettings`, or the
+        `MaskingSettings`.
 
     Raises
     ------
@@ -166,7 +170,8 @@ def build_task_spec(
             values = read_table(train_file, [*columns, label_column])[label_column]
             where = f"{train_file}, column {label_column!r}"
             problem_type, label_names = infer_labels(values, where, problem_type)
-    settings = changed_settings(settings, {"answers": answers, "instructions": instructions}, task_name)
+    given = {"answers": answers, "instructions": instructions, "masking": masking}
+    settings = changed_settings(settings, given, task_name)
     spec = TaskSpec(
         task_name=task_name,
         text_columns=columns,
@@ -188,6 +193,12 @@ def build_task_spec(
     return spec if metric is None else replace(spec, metric=spec.metric_named(metric))
 
 
+def tasks_for(architectures: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the tasks on a user's own files that models of a config's ``architectures`` have the head for."""
+    heads = {name: KINDS[known.problem_type].head for name, known in KNOWN.items() if known.own_files}
+    return tuple(name for name, head in heads.items() if head.is_in(list(architectures or ())))
+
+
 def changed_settings(
     settings: Mapping[str, Any], given: Mapping[str, Mapping[str, Any] | None], task_name: str
 ) -> dict[str, Any]:
@@ -203,8 +214,7 @@ def changed_settings(
         if not values:
             continue
         if settings[name] is None:
-            kind = {"answers": "question answering", "instructions": "instructions"}[name]
-            raise UserError(f"--{next(iter(values))} is for {kind}, which task {task_name} is not")
+            raise UserError(f"--{next(iter(values))} is for {_OWNERS[name]}, which task {task_name} is not")
         changed[name] = replace(settings[name], **values)
     return changed
 

@@ -11,7 +11,7 @@ from bootstrapnas.artefacts import replacing_directory
 from bootstrapnas.tasks import builtin_text
 from bootstrapnas.tasks.arithmetic import word_problems
 
-BUILTIN_TEXT, BUILTIN_LM = "builtin-text", "builtin-lm"
+BUILTIN_TEXT = "builtin-text"
 
 Split = list[dict[str, str]]
 
@@ -22,7 +22,8 @@ def _docstrings() -> dict[str, Split]:
 
 BUILTINS: dict[str, Callable[[], dict[str, Split]]] = {
     BUILTIN_TEXT: _docstrings,
-    BUILTIN_LM: _docstrings,
+    "builtin-lm": _docstrings,
+    "masked-builtin-lm": _docstrings,
     "builtin-arithmetic": word_problems,
 }
 """Name of a task -> its rows by split."""

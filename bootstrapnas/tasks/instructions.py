@@ -322,10 +322,11 @@ _LOGITS = Output(
     f"{TOKENS} {VOCABULARY}",
     Reduction(
         _reduce,
-        (Output(next_token.LOSS, TOKENS), Output(next_token.HIT, TOKENS), Output(CANDIDATES, LABELS)),
+        (*next_token.KEPT, Output(CANDIDATES, LABELS)),
         (CANDIDATES, START),
         START,
     ),
+    ahead=1,
 )
 
 

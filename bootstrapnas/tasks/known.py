@@ -8,9 +8,9 @@ https://arxiv.org/abs/2304.01933.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bootstrapnas.tasks.settings import LOSS, AnswerSettings, InstructionSettings, ProblemType
+from bootstrapnas.tasks.settings import LOSS, AnswerSettings, InstructionSettings, MaskingSettings, ProblemType
 
 _GLUE, _WIKITEXT = "nyu-mll/glue", "Salesforce/wikitext"
 _ARTICLE = r" = [^=]"  # the title of an article; its sections have more signs
@@ -41,7 +41,7 @@ class KnownTask:
         Tokens to which a row is cut unless a flag says otherwise.
     held_out
         Share of the training rows that validate where the data set has no validation split of its own.
-    answers, instructions
+    answers, instructions, masking
         As in `TaskSpec`.
     document_start
         What the rows match that begin a document; None where each row is one.
@@ -61,6 +61,7 @@ class KnownTask:
     held_out: float = 0.0
     answers: AnswerSettings | None = None
     instructions: InstructionSettings | None = None
+    masking: MaskingSettings | None = None
     document_start: str | None = None
     own_files: bool = False
     parts: tuple[str, ...] = ()
@@ -79,6 +80,19 @@ def _instructions(
         max_seq_length=max_seq_length, instructions=settings, own_files=own_files, parts=parts,
     )  # fmt: skip
 
+
+_TEXTS = {
+    "wikitext2": KnownTask(
+        (_WIKITEXT, "wikitext-2-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
+        document_start=_ARTICLE,
+    ),
+    "wikitext103": KnownTask(
+        (_WIKITEXT, "wikitext-103-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
+        document_start=_ARTICLE,
+    ),
+    "builtin-lm": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 128),
+    "text": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 512, held_out=0.1, own_files=True),
+}  # fmt: skip
 
 KNOWN: dict[str, KnownTask] = {
     "cola": KnownTask(
@@ -102,16 +116,11 @@ KNOWN: dict[str, KnownTask] = {
         ("rajpurkar/squad_v2",), _QUESTIONS, (), ("f1", "exact_match"), "question_answering", "answers", 384,
         answers=AnswerSettings(version_2_with_negative=True),
     ),
-    "wikitext2": KnownTask(
-        (_WIKITEXT, "wikitext-2-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
-        document_start=_ARTICLE,
-    ),
-    "wikitext103": KnownTask(
-        (_WIKITEXT, "wikitext-103-raw-v1"), ("text",), (), _FORETOLD, "language_modelling", "", 512,
-        document_start=_ARTICLE,
-    ),
-    "builtin-lm": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 128),
-    "text": KnownTask((), ("text",), (), _FORETOLD, "language_modelling", "", 512, held_out=0.1, own_files=True),
+    **_TEXTS,
+    **{
+        f"masked-{name}": replace(text, problem_type="masked_language_modelling", masking=MaskingSettings())
+        for name, text in _TEXTS.items()
+    },
     "commonsense": _instructions(
         ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")
     ),

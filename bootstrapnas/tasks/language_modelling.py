@@ -58,14 +58,12 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     )
 
 
-def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return blocks of ``spec.max_seq_length`` tokens, the last one shorter.
+def blocks_of(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """Return the texts in blocks of ``spec.max_seq_length`` tokens, the last one shorter, int32.
 
     Every document begins and ends as the tokenizer has it begin, and with its token for the end of a text, if it has
-    one. ``labels`` are the tokens themselves, as the models shift them.
+    one.
     """
-    from datasets import Dataset, Features, List, Value
-
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     parts = []
     for part in rows.iter(batch_size=_ROWS_AT_ONCE):
@@ -78,6 +76,14 @@ def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         blocks.pop()
     if not blocks or len(blocks[0]) < _FEWEST_TOKENS:
         raise UserError(f"task {spec.task_name}: the texts have {len(tokens)} tokens in all, which is too few")
+    return blocks
+
+
+def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return the blocks; ``labels`` are the tokens themselves, as the models shift them."""
+    from datasets import Dataset, Features, List, Value
+
+    blocks = blocks_of(spec, rows, tokenizer)
     types = {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8")), "labels": List(Value("int32"))}
     columns = {
         "input_ids": blocks,

@@ -1,4 +1,4 @@
-"""What causal language models say: at every token, how likely each token is to come next."""
+"""What language models say: how likely each token is to stand at a place; of causal ones, at the one that is next."""
 
 from __future__ import annotations
 
@@ -32,18 +32,24 @@ def foretell(logits: Tensor, tokens: Tensor, starts: Sequence[int]) -> dict[str,
     float32 copies of a whole batch may not fit.
     """
     import torch
-    from torch.nn import functional as F
 
     tokens = tokens.to(logits.device)
     found = {name: torch.zeros(tokens.shape, device=logits.device) for name in (LOSS, HIT)}
     for row, start in enumerate(starts):
         said, targets = logits[row, start - 1 : -1], tokens[row, start:]
-        found[LOSS][row, start:] = F.cross_entropy(said.float(), targets, reduction="none")
-        found[HIT][row, start:] = (said.argmax(dim=-1) == targets).float()
+        found[LOSS][row, start:], found[HIT][row, start:] = held_against(said, targets)
     return found
 
 
-LOGITS = Output("logits", f"{TOKENS} {VOCABULARY}", Reduction(_reduce, (Output(LOSS, TOKENS), Output(HIT, TOKENS))))
+def held_against(said: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of logits [tokens, vocabulary] and the tokens they speak of, [tokens], loss and hit, as `foretell`."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(said.float(), targets, reduction="none"), (said.argmax(dim=-1) == targets).float()
+
+
+KEPT = (Output(LOSS, TOKENS), Output(HIT, TOKENS))
+LOGITS = Output("logits", f"{TOKENS} {VOCABULARY}", Reduction(_reduce, KEPT), ahead=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +61,13 @@ class Foretold:
     tokens: int
 
 
-def foretold(outputs: Outputs, labels: Iterable[Any]) -> list[Foretold]:
-    """Return how well the tokens of each feature that have a label were foretold; its first token never counts."""
+def foretold(outputs: Outputs, labels: Iterable[Any], ahead: int = 1) -> list[Foretold]:
+    """Return how well the tokens of each feature that have a label were foretold; its first `ahead` never count."""
     found = []
     for loss, hit, targets in zip(outputs[LOSS], outputs[HIT], labels, strict=True):
-        counts = np.asarray(targets)[1:] != IGNORED
-        found.append(Foretold(float(loss[1:][counts].sum()), float(hit[1:][counts].sum()), int(counts.sum())))
+        counts = np.asarray(targets) != IGNORED
+        counts[:ahead] = False
+        found.append(Foretold(float(loss[counts].sum()), float(hit[counts].sum()), int(counts.sum())))
     return found
 
 

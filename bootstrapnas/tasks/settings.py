@@ -11,6 +11,7 @@ ProblemType = Literal[
     "token_classification",
     "question_answering",
     "language_modelling",
+    "masked_language_modelling",
     "instructions",
 ]
 """The names of the kinds, as `KINDS` has them."""
@@ -69,3 +70,19 @@ class InstructionSettings:
     evaluate_by: str = GENERATE
     max_new_tokens: int = 32
     num_beams: int = 1
+
+
+@dataclass(frozen=True)
+class MaskingSettings:
+    """Which tokens of a text are hidden.
+
+    Parameters
+    ----------
+    mlm_probability
+        The share of a block's tokens that are to be told.
+    mask_draws
+        How many times each block of the training texts is learnt in an epoch, other tokens hidden each time.
+    """
+
+    mlm_probability: float = 0.15
+    mask_draws: int = 1

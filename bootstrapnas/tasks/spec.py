@@ -12,11 +12,11 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.tasks.generation import Generation
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.kinds import KINDS
-from bootstrapnas.tasks.settings import AnswerSettings, InstructionSettings, ProblemType
+from bootstrapnas.tasks.settings import AnswerSettings, InstructionSettings, MaskingSettings, ProblemType
 from bootstrapnas.tasks.task import Task
 
 TASK_FILE = "task.json"
-SETTINGS = {"answers": AnswerSettings, "instructions": InstructionSettings}
+SETTINGS = {"answers": AnswerSettings, "instructions": InstructionSettings, "masking": MaskingSettings}
 """What only tasks of one kind have, by the field of `TaskSpec`."""
 
 
@@ -31,6 +31,8 @@ class TaskSpec(Task):
             raise UserError(f"task {self.task_name} is no question answering; it has no settings 'answers'")
         if self.instructions is not None and self.problem_type != "instructions":
             raise UserError(f"task {self.task_name} has no instructions, nor settings 'instructions'")
+        if self.masking is not None and self.problem_type != "masked_language_modelling":
+            raise UserError(f"task {self.task_name} hides no tokens; it has no settings 'masking'")
         self.kind.check(self)
         if self.label_column in self.text_columns:
             raise UserError(f"column {self.label_column!r} cannot be both text and label")

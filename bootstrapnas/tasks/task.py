@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bootstrapnas.tasks.known import KNOWN
-from bootstrapnas.tasks.settings import AnswerSettings, InstructionSettings, ProblemType
+from bootstrapnas.tasks.settings import AnswerSettings, InstructionSettings, MaskingSettings, ProblemType
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Task:
         How answers are looked for; of question answering only.
     instructions
         How instructions are put, learnt and measured; of such tasks only.
+    masking
+        Which tokens are hidden; of masked language modelling only.
     """
 
     task_name: str
@@ -61,6 +63,7 @@ class Task:
     seed: int = 0
     answers: AnswerSettings | None = None
     instructions: InstructionSettings | None = None
+    masking: MaskingSettings | None = None
 
     @property
     def is_regression(self) -> bool:

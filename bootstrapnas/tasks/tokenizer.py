@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 1024
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+_MASK = {"mask_token": "<mask>"}
 
 
 def train_tokenizer(spec: TaskSpec, rows: Dataset, most_tokens: int = MOST_TOKENS) -> PreTrainedTokenizerBase:
     """Return a byte-level BPE tokenizer of the texts of a task's `rows`; every digit is a token of its own.
 
-    It begins a text with ``<s>`` and leaves its end, ``</s>``, to the task. The same rows give the same tokenizer.
+    It begins a text with ``<s>`` and leaves its end, ``</s>``, to the task; of masked language modelling it has a token
+    for masks too. The same rows give the same tokenizer.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    special = _SPECIAL | ({} if spec.masking is None else _MASK)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -30,7 +33,7 @@ def train_tokenizer(spec: TaskSpec, rows: Dataset, most_tokens: int = MOST_TOKEN
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=most_tokens,
-        special_tokens=[AddedToken(token, special=True) for token in _SPECIAL.values()],
+        special_tokens=[AddedToken(token, special=True) for token in special.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -40,7 +43,7 @@ def train_tokenizer(spec: TaskSpec, rows: Dataset, most_tokens: int = MOST_TOKEN
         single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **_SPECIAL
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **special
     )
 
 
