@@ -90,6 +90,8 @@ GOOD = {"tokens": ["a", "b"], "tags": ["O", "B-x"]}
 @pytest.mark.parametrize(
     ("bad", "flags", "message"),
     [
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, {}, "row 1 has no list of tags, but \"['O', None]\""),
+        ({"tokens": ["a"], "tags": [["O"]]}, {}, "row 1 has no list of tags, but \"[['O']]\""),
         ({"tokens": ["a", "b"], "tags": ["O"]}, {}, "column 'tags': row 1 has 1 tags for 2 words"),
         ({"tokens": ["a"], "tags": ["B-y"]}, {}, "row 1 has the label 'B-y', which is none of the classes B-x, O; did"),
         ({"tokens": [], "tags": []}, {}, "row 1 has no words in column 'tokens'"),

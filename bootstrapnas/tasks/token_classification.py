@@ -48,9 +48,9 @@ def columns_of(
 
 
 def flat_tags(values: Sequence[Any], where: str) -> list[Any]:
-    """Return all tags of a column, one after the other; `UserError` if a row has no list of them."""
+    """Return all tags of a column, one after the other; `UserError` if a row has no list of names or numbers."""
     for row, value in enumerate(values):
-        if not isinstance(value, list):
+        if not isinstance(value, list) or not all(isinstance(tag, str | int) and tag != "" for tag in value):
             raise UserError(f"{where}: row {row} has no list of tags, but {str(value)[:60]!r}")
     return [tag for value in values for tag in value]
 
