@@ -114,8 +114,21 @@ def test_bad_rows(bad: Mapping[str, Any], flags: Mapping[str, Any], message: str
 
 def test_a_file_without_tags_names_the_nearest_column(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", [{"tokens": ["a"], "ner_tag": ["O"]}])
-    with pytest.raises(UserError, match=r"has no column of tags \(.*\); name yours by --label_column.*'ner_tags'"):
-        build_task_spec(train_file=path, validation_file=path, problem_type="token_classification")
+    for named in ({}, {"problem_type": "token_classification"}):
+        with pytest.raises(UserError, match=r"has no column of tags \(.*\); name yours by --label_column.*'ner_tags'"):
+            build_task_spec(train_file=path, validation_file=path, **named)  # type: ignore[arg-type]
+
+
+def test_rows_of_a_known_task_may_have_numbers_for_tags(tmp_path: Path, tiny_bert_dir: Path) -> None:
+    rows = [{"tokens": ["EU", "rejects"], "ner_tags": [3, 0]}, {"tokens": ["\u200b"], "ner_tags": ["I-MISC"]}]
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.jsonl", rows)
+    spec = build_task_spec("conll2003", dataset_dir=tmp_path)
+    loaded = load_task(spec).train
+    assert loaded["label"] == [[3, 0], [8]]
+    assert spec.metrics == spec.reported_metrics == ("f1", "precision", "recall", "accuracy")
+    with pytest.raises(UserError, match=r"makes no token of the words .* within --max_seq_length 128: leave such rows"):
+        tokenize(loaded, load_tokenizer(str(tiny_bert_dir)), spec)
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
@@ -149,7 +162,7 @@ def test_other_tokens_have_nothing_to_learn(tmp_path: Path, tiny_bert_dir: Path,
     names = [None if label == IGNORED else spec.label_names[label] for label in feature["labels"]]
     assert names == [None, "B-a", "O", None, None]
     assert feature["first"] == [1, 2, NONE]
-    assert "1 of 3 words have no token, as their texts are cut at --max_seq_length 5" in capsys.readouterr().err
+    assert "1 of 3 words have no token: they lie beyond --max_seq_length 5, or" in capsys.readouterr().err
     logits = np.eye(3)[[2, 0, 2, 2, 2]]
     said = TOKEN_CLASSIFICATION.decode(spec, {"logits": [logits]}, rows, features)
     assert said == [[0, 2, NONE]]

@@ -18,7 +18,7 @@ from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.question_answering import COLUMNS, LABEL_COLUMN, is_question_answering
 from bootstrapnas.tasks.settings import AnswerSettings, ProblemType
 from bootstrapnas.tasks.spec import SETTINGS, TaskSpec
-from bootstrapnas.tasks.token_classification import TAG_COLUMNS, WORD_COLUMNS, columns_of, flat_tags
+from bootstrapnas.tasks.token_classification import columns_of, flat_tags, is_token_classification
 
 StrPath = str | os.PathLike[str]
 
@@ -148,8 +148,7 @@ def build_task_spec(
         table = read_table(train_file)
         if problem_type is None and is_question_answering(table, text_columns, label_column):
             problem_type = "question_answering"
-        tagged = columns_of(table, text_columns, label_column)
-        if problem_type is None and tagged is not None:
+        if problem_type is None and is_token_classification(table, text_columns, label_column):
             problem_type = "token_classification"
         if problem_type == "question_answering":
             columns, label_names = tuple(text_columns or COLUMNS), ()
@@ -157,10 +156,7 @@ def build_task_spec(
             settings["answers"] = AnswerSettings()
             read_table(train_file, [*columns, label_column])
         elif problem_type == "token_classification":
-            columns, label_column = tagged or (
-                tuple(text_columns or WORD_COLUMNS[:1]),
-                label_column or _tag_column(table, train_file),
-            )
+            columns, label_column = columns_of(table, text_columns, label_column, str(train_file))
             where = f"{train_file}, column {label_column!r}"
             values = read_table(train_file, [*columns, label_column])[label_column]
             label_names = infer_labels(flat_tags(values, where), where, "single_label_classification")[1]
@@ -231,17 +227,6 @@ def _builtin_labels(dataset_dir: StrPath | None) -> tuple[str, ...]:
     if path is None:
         raise UserError(f"dataset_dir {dataset_dir} holds no train.jsonl of the task {BUILTIN_TEXT}")
     return infer_labels(read_table(path, ["text", "label"])["label"], str(path))[1]
-
-
-def _tag_column(table: Table, path: StrPath) -> str:
-    for column in TAG_COLUMNS:
-        if column in table:
-            return column
-    close = next((hint for column in table if (hint := near_miss(column, TAG_COLUMNS))), "")
-    raise UserError(
-        f"{path} has no column of tags ({listed(TAG_COLUMNS)}); name yours by --label_column; "
-        f"found: {', '.join(table)}{close}"
-    )
 
 
 def _find_text_columns(table: Table, path: StrPath) -> tuple[str, ...]:

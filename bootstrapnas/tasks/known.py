@@ -2,7 +2,8 @@
 
 GLUE: Wang et al. 2019, https://arxiv.org/abs/1804.07461. SQuAD: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250,
 and 2018, https://arxiv.org/abs/1806.03822. IMDB: Maas et al. 2011, https://aclanthology.org/P11-1015. WikiText: Merity
-et al. 2016, https://arxiv.org/abs/1609.07843. Common sense and mathematics: Hu et al. 2023 (LLM-Adapters),
+et al. 2016, https://arxiv.org/abs/1609.07843. CoNLL-2003: Tjong Kim Sang & De Meulder 2003,
+https://aclanthology.org/W03-0419. Common sense and mathematics: Hu et al. 2023 (LLM-Adapters),
 https://arxiv.org/abs/2304.01933.
 """
 
@@ -108,6 +109,11 @@ KNOWN: dict[str, KnownTask] = {
     "sst2": KnownTask((_GLUE, "sst2"), ("sentence",), ("negative", "positive")),
     "stsb": KnownTask((_GLUE, "stsb"), ("sentence1", "sentence2"), (), ("pearson", "spearmanr"), "regression"),
     "imdb": KnownTask(("stanfordnlp/imdb",), ("text",), ("neg", "pos"), max_seq_length=512, held_out=0.1),
+    "conll2003": KnownTask(
+        ("lhoestq/conll2003",), ("tokens",),
+        ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-MISC", "I-MISC"),
+        ("f1", "precision", "recall", "accuracy"), "token_classification", "ner_tags",
+    ),
     "squad": KnownTask(
         ("rajpurkar/squad",), _QUESTIONS, (), ("f1", "exact_match"), "question_answering", "answers", 384,
         answers=AnswerSettings(),

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from bootstrapnas.errors import UserError
+from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.outputs import IGNORED, LABELS, TOKENS, Output, Outputs
 from bootstrapnas.progress import warn
 from bootstrapnas.tasks.files import TAGS, WORDS, row_names
 from bootstrapnas.tasks.kind import Head, Kind
+from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import class_indices
 
 if TYPE_CHECKING:
@@ -36,15 +37,26 @@ _ENTITIES = ("f1", "precision", "recall", "accuracy")
 _ROWS_AT_ONCE = 1000
 
 
-def columns_of(
-    table: Table, text_columns: Sequence[str] | None, label_column: str | None
-) -> tuple[tuple[str, ...], str] | None:
-    """Return the columns of words and tags if a file is of this kind: the first of its words is a list."""
+def is_token_classification(table: Table, text_columns: Sequence[str] | None, label_column: str | None) -> bool:
+    """Tell whether a file is of this kind: it has a usual or a given column of words, and words or tags are lists."""
     words = next((name for name in text_columns or WORD_COLUMNS if name in table), None)
+    tags = [label_column] if label_column else TAG_COLUMNS
+    return words is not None and any(isinstance(table[name][0], list) for name in (words, *tags) if name in table)
+
+
+def columns_of(
+    table: Table, text_columns: Sequence[str] | None, label_column: str | None, source: str
+) -> tuple[tuple[str, ...], str]:
+    """Return the columns of words and of tags, by the names that data sets use; `UserError` if there are no tags."""
+    words = next((name for name in WORD_COLUMNS if name in table), WORDS)
     tags = label_column or next((name for name in TAG_COLUMNS if name in table), None)
-    if words is None or tags is None or len(text_columns or (words,)) != 1 or not isinstance(table[words][0], list):
-        return None
-    return (words,), tags
+    if tags is None:
+        close = next((hint for column in table if (hint := near_miss(column, TAG_COLUMNS))), "")
+        raise UserError(
+            f"{source} has no column of tags ({listed(TAG_COLUMNS)}); name yours by --label_column; "
+            f"found: {', '.join(table)}{close}"
+        )
+    return tuple(text_columns or (words,)), tags
 
 
 def flat_tags(values: Sequence[Any], where: str) -> list[Any]:
@@ -90,7 +102,7 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
         if not words:
             raise UserError(f"{source}: row {row} has no words in column {column!r}")
     of_word = [row for row, count in zip(names, lengths, strict=True) for _ in range(count)]
-    indices = class_indices(tags, spec.label_names, where, of_word, coded=False)
+    indices = class_indices(tags, spec.label_names, where, of_word, coded=spec.task_name in KNOWN)
     ends = list(accumulate(lengths))
     label = [indices[end - count : end] for end, count in zip(ends, lengths, strict=True)]
     types = Features({"words": List(Value("string")), "label": List(Value("int32"))})
@@ -123,6 +135,11 @@ def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         columns |= {"length": [len(ids) for ids in encoded["input_ids"]], "labels": [], "first": []}
         for words, tags, offsets in zip(part["words"], part["label"], encoded["offset_mapping"], strict=True):
             first = first_tokens(words, offsets)
+            if set(first) == {NONE}:  # its loss would be no number
+                raise UserError(
+                    f"the tokenizer {tokenizer.name_or_path} makes no token of the words {words[:3]} within "
+                    f"--max_seq_length {spec.max_seq_length}: leave such rows out"
+                )
             labels = [IGNORED] * len(offsets)
             for place, tag in zip(first, tags, strict=True):
                 if place != NONE:
@@ -133,8 +150,8 @@ def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         parts.append(Dataset.from_dict(columns, features=Features(types)))
     if cut:
         warn(
-            f"{cut} of {count} words have no token, as their texts are cut at --max_seq_length {spec.max_seq_length}; "
-            "where tags are measured they count as not found"
+            f"{cut} of {count} words have no token: they lie beyond --max_seq_length {spec.max_seq_length}, or the "
+            "tokenizer knows nothing of them; where tags are measured they count as not found"
         )
     return concatenate_datasets(parts)
 
