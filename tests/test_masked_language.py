@@ -15,6 +15,7 @@ import torch
 from command_line import eftnas, interrupted_at, metrics_of, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from bootstrapnas.distillation import Distillation
@@ -159,10 +160,19 @@ def test_distillation_of_masked_tokens() -> None:
     torch.testing.assert_close(found, 4 * torch.stack(expected).mean())
 
 
-def test_from_importance_to_an_ir(bert_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("criterion", "chosen"),
+    [("l1", {"subnet": "min"}), ("taylor", {"subnet": "min"}), ("movement", {"max_macs_ratio": 0.8})],
+)
+def test_from_importance_to_an_ir(criterion: str, chosen: dict[str, Any], bert_dir: Path, tmp_path: Path) -> None:
     """All stages: a subnet is smaller, its decoder is tied to its embeddings, and its IRs say what it says."""
-    common = {"model_name_or_path": bert_dir, "output_dir": tmp_path / "importance"}
-    succeed("importance", criterion="taylor", criterion_batches=2, per_device_train_batch_size=8, **common)
+    steps = {"max_steps": 2} if criterion == "movement" else {}
+    succeed(
+        "importance", model_name_or_path=bert_dir, output_dir=tmp_path / "importance", criterion=criterion,
+        criterion_batches=2, per_device_train_batch_size=8, **steps,
+    )  # fmt: skip
+    scores = load_file(tmp_path / "importance" / "importance.safetensors")
+    assert {name.rpartition(".layer.")[0] for name in scores} == {"bert.encoder"}, "the head for masks has no units"
     succeed(
         "search-space", model_name_or_path=bert_dir, importance_weight_dir=tmp_path / "importance",
         lowest_macs_ratio=0.5, target_config=tmp_path / "space.json", max_seq_length=LENGTH,
@@ -172,8 +182,10 @@ def test_from_importance_to_an_ir(bert_dir: Path, tmp_path: Path) -> None:
         importance_weight_dir=tmp_path / "importance", max_steps=2, output_dir=tmp_path / "supernet",
         per_device_train_batch_size=8,
     )  # fmt: skip
-    succeed("search", supernet_dir=tmp_path / "supernet", output_dir=tmp_path / "search", num_evals=6, population=3)
-    succeed("extract", supernet_dir=tmp_path / "supernet", subnet="min", output_dir=tmp_path / "small")
+    if "subnet" not in chosen:
+        succeed("search", supernet_dir=tmp_path / "supernet", output_dir=tmp_path / "search", num_evals=6, population=3)
+        chosen = {"search_dir": tmp_path / "search", **chosen}
+    succeed("extract", supernet_dir=tmp_path / "supernet", output_dir=tmp_path / "small", **chosen)
     small = load_model(str(tmp_path / "small"), HEAD.load_class())
     assert small.num_parameters() < load_model(str(bert_dir), HEAD.load_class()).num_parameters()
     assert small.get_output_embeddings().weight is small.get_input_embeddings().weight
