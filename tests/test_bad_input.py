@@ -212,6 +212,7 @@ MISTAKES: list[tuple[str, str]] = [
         "argument --learning_rate/--learning-rate: invalid float value: 'fast'; see eftnas finetune --help",
     ),
     (f"{FINETUNE} --num_train_epochs 0", "--num_train_epochs must be above 0, not 0"),
+    (f"{FINETUNE} --seed -1", "--seed must be at least 0 and below 2^32, not -1"),
     (f"{FINETUNE} --per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1, not 0"),
     (
         f"{FINETUNE} --save_strategy sometimes",

@@ -298,7 +298,7 @@ def test_subnets_of_each_stage_are_within_its_indicators(training: Training, mon
     step = StageTrainer.training_step
 
     def watched(self: StageTrainer, *arguments: Any, **options: Any) -> torch.Tensor:
-        seen.append(dict(self._subnets(self.state.global_step)))
+        seen.append(dict(self._subnets(self.state.global_step, 0)))
         rates.append(self.optimizer.param_groups[0]["lr"])
         return step(self, *arguments, **options)
 

@@ -161,6 +161,8 @@ class StageTrainingArguments(TrainingArguments):
                 raise UserError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.num_train_epochs <= 0:
             raise UserError(f"--num_train_epochs must be above 0, not {self.num_train_epochs:g}")
+        if not 0 <= self.seed < 1 << 32:  # numpy takes no others
+            raise UserError(f"--seed must be at least 0 and below 2^32, not {self.seed}")
         # Hugging Face takes bfloat16 without a GPU as a mistake unless the CPU is asked for.
         if not torch.cuda.is_available():
             self.use_cpu: bool = True
