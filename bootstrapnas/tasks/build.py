@@ -159,7 +159,8 @@ def build_task_spec(
             columns, label_column = columns_of(table, text_columns, label_column, str(train_file))
             where = f"{train_file}, column {label_column!r}"
             values = read_table(train_file, [*columns, label_column])[label_column]
-            label_names = infer_labels(flat_tags(values, where), where, "single_label_classification")[1]
+            tags = flat_tags(values, where, range(len(values)))
+            label_names = infer_labels(tags, where, "single_label_classification")[1]
         else:
             label_column = label_column or "label"
             columns = tuple(text_columns) if text_columns else _find_text_columns(table, train_file)
