@@ -27,6 +27,7 @@ import numpy as np
 from columns import (
     Column,
     Place,
+    Result,
     chosen,
     command_line,
     device,
@@ -54,19 +55,19 @@ from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
-LORA, TAUGHT = "lora", "taught"
+LORA, TAUGHT, SLOW, CHOSEN = "lora", "taught", "slow", "chosen"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "published": {},
     "reorder": {"reorder": "wanda"},
     "own": {"kd_own": True},
     "active": {"lora_scaling": "active"},
     "sandwich": {"sampling": "sandwich"},
-    "slow": {"learning_rate": 5e-4},
+    SLOW: {"learning_rate": 5e-4},
     "window": {"gradient_accumulation_steps": 4},
     "redrawn": {"gradient_accumulation_steps": 4, "draw_per": "batch"},
     TAUGHT: {},
 }
-"""Way of training a super-adapter -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA.
+"""Way of training -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA, `SLOW` LoRA's too.
 
 In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew.
 """
@@ -122,22 +123,22 @@ class AdapterColumn(Column):
     def run(self, methods: Sequence[str], subnets: Sequence[str]) -> None:
         """Make every cell that is missing."""
         for method in methods:
-            for subnet in (LORA,) if method == LORA else subnets:
+            for subnet in (LORA,) if is_lora(method) else subnets:
                 self.cell(partial(self.measured, method, subnet), method=method, subnet=subnet)
 
     def measured(self, method: str, subnet: str) -> tuple[dict[str, Any], float]:
         """Make a cell's model and measure it."""
-        model, costs = self.make_lora() if method == LORA else self.make_subnet(method, subnet)
+        model, costs = self.make_lora(method) if is_lora(method) else self.make_subnet(method, subnet)
         steps = self.steps(self.protocol.epochs if subnet in (LORA, TUNED, DISTILLED) else self.shared_epochs)
         return {**self.measure(model), **costs, "steps": steps}, costs["macs"] / costs["full_macs"]
 
     # -- methods -------------------------------------------------------------------------------------------------------
 
-    def make_lora(self) -> tuple[Path, dict[str, Any]]:
+    def make_lora(self, method: str = LORA) -> tuple[Path, dict[str, Any]]:
         """Train an ordinary LoRA, and merge it by peft."""
-        epochs = self.protocol.epochs
-        trained = self.train(LORA, num_train_epochs=epochs, lr_scheduler_type="cosine")
-        merged = self.directory / LORA / "merged"
+        flags = {"num_train_epochs": self.protocol.epochs, "lr_scheduler_type": "cosine"}
+        trained = self.train(method, **flags, **flags_of(method))
+        merged = self.directory / method / "merged"
         spec = inherited_task(str(trained))
         stage = open_stage(merged, "merge", {}, {"adapter": trained})
         if not stage.finished:
@@ -167,11 +168,9 @@ class AdapterColumn(Column):
                 max_seq_length=protocol.length,
                 target_config=config,
             )
-        ways: dict[str, Any] = {}
-        for way in method.split("+"):
-            ways |= WAYS[way]
         teacher = {"kd_teacher_model": self.make_lora()[0]} if TAUGHT in method.split("+") else {}
-        trained = self.train(method, num_train_epochs=self.shared_epochs, nncf_config=config, **ways, **teacher)
+        flags = {"num_train_epochs": self.shared_epochs, "nncf_config": config}
+        trained = self.train(method, **flags, **flags_of(method), **teacher)
         merged = self.directory / method / subnet
         chosen_by: dict[str, Any] = {"subnet": subnet}
         if subnet in ("searched", TUNED, DISTILLED):
@@ -248,18 +247,33 @@ class AdapterColumn(Column):
         return math.ceil(epochs * math.ceil(rows / self.protocol.batch))
 
     def measure(self, model: Path) -> dict[str, Any]:
-        """Return a merged model's metrics on the reported rows, and the selecting one on samples of these."""
+        """Return a merged model's metrics on held-out and reported rows, and one on samples of the reported ones."""
         spec, file = inherited_task(str(model)), model / "predictions.jsonl"
+        held_out = self.stage("evaluate", model_dir=model, split="validation")
         metrics = self.stage("evaluate", model_dir=model, split="test", predict=file)
         said = [json.loads(line)["prediction"] for line in file.read_text(encoding="utf-8").splitlines()]
         labels = np.asarray(Rows(spec, load_tokenizer(str(model))).rows("test")["label"])
         predictions = np.asarray(said if spec.is_regression else [spec.label_names.index(name) for name in said])
         return {
             "metric": spec.metric,
+            "validation": dict(held_out),
             "test": dict(metrics),
             "rows": len(predictions),
             "resampled": resampled(spec.metric, predictions, labels, self.task),
         }
+
+
+def is_lora(method: str) -> bool:
+    """Return whether a method is an ordinary LoRA."""
+    return method.split("+")[0] == LORA
+
+
+def flags_of(method: str) -> dict[str, Any]:
+    """Return what the ways of a method add to the flags of training."""
+    flags: dict[str, Any] = {}
+    for way in method.split("+"):
+        flags |= WAYS.get(way, {})
+    return flags
 
 
 def costs_of(costs: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,24 +303,47 @@ def load_results(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def _order(method: str, subnet: str) -> tuple[Any, ...]:
-    ways = [list(WAYS).index(way) for way in method.split("+")] if method != LORA else []
-    return (len(ways), ways, SUBNETS.index(subnet) if ways else 0)
+    known = (LORA, *WAYS, CHOSEN)
+    ways = [known.index(way) for way in method.split("+")]
+    return (not is_lora(method), len(ways), ways, 0 if is_lora(method) else SUBNETS.index(subnet))
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def at_chosen_rates(results: Sequence[Result]) -> list[Result]:
+    """Return results of each method at the rate that suits the task, out of those at LoRA's rate and of `SLOW` ones.
+
+    Per task, the rate is that at which the LoRA, or the tuned subnet, has the better metric on the held-out rows of the
+    first seed that both have; where there is none, or no LoRA to compare with, the task has no result.
+    """
+    found: list[Result] = []
+    for fast in sorted({r["method"] for r in results}):
+        slow, deciding = f"{fast}+{SLOW}", LORA if is_lora(fast) else TUNED
+        for task in sorted({r["task"] for r in results}):
+            here = [r for r in results if r["task"] == task and r["method"] in (fast, slow)]
+            held_out = {(r["seed"], r["method"]): r["validation"][r["metric"]] for r in here if r["subnet"] == deciding}
+            both = sorted({seed for seed, _ in held_out if {(seed, fast), (seed, slow)} <= held_out.keys()})
+            if both:
+                rate = max((fast, slow), key=lambda method: held_out[both[0], method])
+                found += [{**r, "method": f"{fast}+{CHOSEN}", "chosen": rate} for r in here if r["method"] == rate]
+    compared = {(r["task"], r["seed"]) for r in found if is_lora(r["method"])}
+    return [r for r in found if (r["task"], r["seed"]) in compared]
+
+
+def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row per method and subnet: metrics, means over seeds, and differences from LoRA with standard errors.
 
-    A difference is that from the LoRA of the same tasks and seeds. Standard errors are those of the reported rows; the
-    spread over seeds is not in them.
+    A difference is that from the LoRA of the same tasks and seeds, at its chosen rates if they are `CHOSEN`. Standard
+    errors are those of the reported rows; the spread over seeds is not in them.
     """
-    loras = {(r["task"], r["seed"]): r for r in results if r["method"] == LORA}
+    results = [*results, *at_chosen_rates(results)]
+    loras = {(r["method"], r["task"], r["seed"]): r for r in results if is_lora(r["method"])}
     rows = []
     for method, subnet in sorted({(r["method"], r["subnet"]) for r in results}, key=lambda key: _order(*key)):
         cells = [r for r in results if (r["method"], r["subnet"]) == (method, subnet)]
+        stock = f"{LORA}+{CHOSEN}" if CHOSEN in method.split("+") else LORA
         tasks, drawn, apart = {}, [], []
         for task in sorted({r["task"] for r in cells}):
             here = [r for r in cells if r["task"] == task]
-            baseline = [loras[task, r["seed"]] for r in here]
+            baseline = [loras[stock, task, r["seed"]] for r in here]
             draws = np.mean([r["resampled"] for r in here], axis=0)
             differences = draws - np.mean([r["resampled"] for r in baseline], axis=0)
             value, reference = (statistics.mean(r["test"][r["metric"]] for r in group) for group in (here, baseline))
@@ -314,6 +351,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "metric": here[0]["metric"],
                 "seeds": sorted(r["seed"] for r in here),
                 "steps": here[0]["steps"],
+                "trained": here[0].get("chosen", method),
                 "mean": value,
                 "error": float(np.std(draws)),
                 "difference": value - reference,
@@ -341,7 +379,7 @@ def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
     """Return the cells of the table, percentages and points; an average needs every task."""
     rows = []
     for row in summary:
-        cells = [row["method"], "" if row["method"] == LORA else row["subnet"]]
+        cells = [row["method"], "" if is_lora(row["method"]) else row["subnet"]]
         cells += [f"{row['macs_share']:.1%}", f"{row['params_share']:.1%}"]
         for task in tasks:
             entry = row["tasks"].get(task)
@@ -374,6 +412,10 @@ def write_tables(work_dir: Path, output: Path) -> None:
         "all but those of the fine-tuning. docs/results.md has the protocol and what the figures do "
         "not show.\n\n" + task_lines(results, facts)
     )
+    for row in summary:
+        if row["method"] == f"{LORA}+{CHOSEN}" or (row["method"].endswith(f"+{CHOSEN}") and row["subnet"] == TUNED):
+            trained = ", ".join(f"{task} {entry['trained']}" for task, entry in row["tasks"].items())
+            notes += f"\n- {row['method']}, by the held-out rows of the first seed: {trained}"
     machines = machines_of(results)
     write_table(
         output / "adapters_quality.md",
@@ -398,7 +440,7 @@ def run(arguments: argparse.Namespace) -> None:
     protocol = read_protocol(arguments, Protocol)
     methods = arguments.methods.split(",")
     for method in methods:
-        if method != LORA:
+        if method not in (LORA, f"{LORA}+{SLOW}"):
             chosen("methods", method.replace("+", ","), WAYS)
     subnets = chosen("subnets", arguments.subnets, SUBNETS)
     for place in places(arguments):
@@ -412,7 +454,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser, of_run, _ = command_line(__doc__, Protocol, tasks="rte,mrpc,cola,stsb", seeds="0")
-    ways = f"{LORA}, or of {', '.join(WAYS)}, joined by +"
+    ways = f"{LORA}, {LORA}+{SLOW}, or of {', '.join(WAYS)}, joined by +"
     of_run.add_argument("--methods", default=f"{LORA},reorder+own+slow", help=ways)
     of_run.add_argument("--subnets", default=",".join(SUBNETS))
     return obey("adapters_quality", parser.parse_args(argv), run, table)

@@ -308,6 +308,40 @@ def test_standard_errors_are_those_of_the_rows_and_of_paired_differences(adapter
     assert adapters.markdown_rows([searched], ["mrpc"])[0][:4] == ["published", "searched", "72.0%", "80.0%"]
 
 
+def test_rates_are_chosen_by_held_out_rows_of_the_first_seed(adapters: ModuleType) -> None:
+    def cell(method: str, subnet: str, task: str, seed: int, held_out: float, reported: float) -> dict[str, Any]:
+        return {
+            "task": task, "seed": seed, "method": method, "subnet": subnet, "metric": "accuracy", "steps": 9,
+            "validation": {"accuracy": held_out}, "test": {"accuracy": reported}, "resampled": [reported, reported],
+            "macs": 72, "full_macs": 100, "params": 8, "full_params": 10,
+        }  # fmt: skip
+
+    cells = [
+        cell("lora", "lora", "mrpc", 0, 0.8, 0.7), cell("lora+slow", "lora", "mrpc", 0, 0.7, 0.9),
+        cell("lora", "lora", "mrpc", 1, 0.1, 0.5), cell("lora+slow", "lora", "mrpc", 1, 0.9, 0.9),
+        cell("lora", "lora", "rte", 0, 0.5, 0.5), cell("lora+slow", "lora", "rte", 0, 0.6, 0.4),
+        cell("own", "tuned", "mrpc", 0, 0.5, 0.9), cell("own+slow", "tuned", "mrpc", 0, 0.6, 0.8),
+        cell("own", "max", "mrpc", 0, 0.9, 0.6), cell("own+slow", "max", "mrpc", 0, 0.1, 0.5),
+        cell("own+slow", "tuned", "mrpc", 1, 0.1, 0.6), cell("own", "tuned", "rte", 0, 0.7, 0.6),
+        cell("lora", "lora", "cola", 0, 0.5, 0.5), cell("own", "tuned", "cola", 0, 0.5, 0.5),
+        cell("own+slow", "tuned", "cola", 0, 0.6, 0.5),
+    ]  # fmt: skip
+    found = {(row["method"], row["subnet"]): row for row in adapters.summarise(cells)}
+    values = {
+        key: {task: (entry["trained"], entry["seeds"], round(entry["mean"], 3)) for task, entry in row["tasks"].items()}
+        for key, row in found.items()
+        if "chosen" in key[0]
+    }
+    assert values == {
+        ("lora+chosen", "lora"): {"mrpc": ("lora", [0, 1], 0.6), "rte": ("lora+slow", [0], 0.4)},
+        # The largest subnet has the rate of the tuned one; RTE has one rate only, CoLA one LoRA.
+        ("own+chosen", "tuned"): {"mrpc": ("own+slow", [0, 1], 0.7)},
+        ("own+chosen", "max"): {"mrpc": ("own+slow", [0], 0.5)},
+    }
+    assert found["own+chosen", "tuned"]["difference"] == pytest.approx(0.1)
+    assert found["own", "tuned"]["tasks"]["rte"]["difference"] == pytest.approx(0.1)  # from the LoRA at its own rate
+
+
 def test_subnets_of_super_adapters_are_held_against_lora(
     adapters: ModuleType, tmp_path: Path, tiny_bert_dir: Path, capsys: Any
 ) -> None:
