@@ -5,12 +5,15 @@ python benchmarks/latency_search.py --columns DIR... --work_dir DIR [--precision
 A column is a directory of benchmarks/quality.py, such as WORK/stsb/seed0: a teacher and the supernet that learnt from
 it. Two `eftnas search`es propose as many subnets by the divergence from the teacher on held-out rows and by MACs, or by
 latency as a table predicts it. At divergences that both fronts reach, the cheapest subnet of each front is then
-measured, all side by side. A rerun finds searches and table again.
+measured, all side by side; and, as searches differ by luck, too, so are the cheapest by either cost of all subnets that
+both proposed. A rerun finds searches and table again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 from common import write_table
 
-from bootstrapnas.artefacts import read_json
+from bootstrapnas.artefacts import read_json, replacing_directory, write_json
 from bootstrapnas.costs import count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.export.latency_build import Measure, circumstances_of, openvino_timer
@@ -29,10 +32,11 @@ from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.latency_table import table_at
-from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
-from bootstrapnas.pipeline.search.command import PARETO
+from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
+from bootstrapnas.pipeline.search.command import EVALUATIONS, PARETO
 from bootstrapnas.pipeline.search.objectives import DIVERGENCE
 from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.progress import notice
 from bootstrapnas.search import Genome
 from bootstrapnas.supernet import Supernet
 from eftnas.commands import COMMANDS
@@ -41,16 +45,30 @@ COSTS = ("macs", "latency")
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 """Quantiles of the divergences on both fronts that subnets are compared at."""
 
+FRONTS, POOLED = "each search's", "both searches'"
+"""Of which subnets the cheapest ones are compared: the front that each search found by its cost, or all proposed."""
+
 Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The cheapest subnets by each of `COSTS` whose divergence is at most a level."""
+    """The cheapest subnets by each of `COSTS` whose divergence is at most a level, of the subnets of `FRONTS` or so."""
 
     seed: int
+    of: str
     level: float
     entries: tuple[Entry, Entry]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A column's supernet, the latency table of its space, and what is to be compared."""
+
+    name: str
+    directory: Path
+    table: LatencyTable
+    pairs: tuple[Pair, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,92 +93,138 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(arguments: argparse.Namespace) -> None:
     """Search every column by each cost, measure what is compared, and write the table."""
-    lines, saved, errors = [], {}, []
-    for column in arguments.columns:
-        spec = inherited_task(str(column / "supernet"))
-        supernet, _ = load_supernet(str(column / "supernet"), spec)
-        circumstances = circumstances_of(
-            supernet.model,
-            supernet.blueprint,
-            precision=arguments.precision,
-            batch=arguments.batch,
-            length=arguments.length,
-        )
-        directory = arguments.work_dir / column.parent.name / column.name
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{arguments.precision}_batch{arguments.batch}_{arguments.length}.json"
-        table = table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
-        rows = Rows(spec, load_tokenizer(str(column / "supernet")))
-        pairs = []
-        for seed in map(int, arguments.seeds.split(",")):
-            fronts = [search(arguments, column, directory, path, seed, cost) for cost in COSTS]
-            pairs += pairs_of(seed, *fronts)
-        with openvino_timer(supernet.model, supernet.blueprint, circumstances) as measure:
-            shares = []
-            for pair in pairs:
-                times = time_pair(measure, table, supernet, pair)
-                shares.append(times[1] / times[0])
+    every = [search_column(arguments, column) for column in arguments.columns]
+    notice("latency_search: measuring; nothing else should run on this machine now")
+    lines, errors = [], []
+    saved: dict[str, dict[str, list[float]]] = {FRONTS: {}, POOLED: {}}
+    for searched in every:
+        spec = inherited_task(str(searched.directory))
+        supernet, _ = load_supernet(str(searched.directory), spec)
+        rows = Rows(spec, load_tokenizer(str(searched.directory)))
+        with openvino_timer(supernet.model, supernet.blueprint, searched.table.circumstances) as measure:
+            for pair in searched.pairs:
+                times = time_pair(measure, searched.table, supernet, pair)
+                saved[pair.of].setdefault(searched.name, []).append(times[1] / times[0])
                 errors += [
-                    abs(
-                        table.predict(supernet.blueprint.complete(supernet.space.subnet(tuple(entry["genome"])))) / time
-                        - 1
-                    )
+                    abs(with_latency(entry, searched.table, supernet)["values"]["latency"] / time - 1)
                     for entry, time in zip(pair.entries, times, strict=True)
                 ]
-                lines.append(line_of(column.parent.name, pair, times, supernet, rows, arguments.length))
-        saved[f"{column.parent.name} {column.name}"] = shares
-    every = [share for shares in saved.values() for share in shares]
-    by_task = ", ".join(f"{name} {1 - geometric_mean(shares):.1%}" for name, shares in saved.items())
+                lines.append(line_of(searched.name.split()[0], pair, times, supernet, rows, arguments.length))
+    told = []
+    for of, shares in saved.items():
+        pooled = [share for each in shares.values() for share in each]
+        by_task = ", ".join(f"{name} {1 - geometric_mean(each):.1%}" for name, each in shares.items())
+        told.append(
+            f"Saved, of {of} subnets: {by_task}; all {1 - geometric_mean(pooled):.1%} (geometric means), from "
+            f"{1 - max(pooled):.1%} to {1 - min(pooled):.1%}."
+        )
     write_table(
-        arguments.output / f"latency_search_{arguments.precision}_batch{arguments.batch}.md",
+        arguments.output / f"latency_search_{setting_of(arguments)}.md",
         "Searching by latency and by MACs, on real data",
-        "task|search seed|divergence at most|MACs of best by MACs|by latency|metric of best by MACs|by latency|"
+        "task|search seed|subnets|divergence at most|MACs of best by MACs|by latency|metric of best by MACs|by latency|"
         "ms of best by MACs|by latency|saved".split("|"),
         lines,
         f"Trained supernets of a BERT of 6 layers x 384 (benchmarks/quality.py), {arguments.precision}, batch "
-        f"{arguments.batch}, {arguments.length} tokens. Each search proposes {arguments.num_evals} subnets, "
-        f"{arguments.population} a generation, by divergence from the teacher on held-out rows and one cost. Of both "
-        "fronts the cheapest subnet with at most a divergence, which are the "
-        f"{', '.join(f'{level:.0%}' for level in LEVELS)} quantiles of those on both fronts; the metric is of the "
+        f"{arguments.batch}; time and MACs of {arguments.length} tokens. Each search proposes {arguments.num_evals} "
+        f"subnets, {arguments.population} a generation, by divergence from the teacher on held-out rows and one cost. "
+        "Compared are the cheapest subnets with at most a divergence, of each search's front by its own cost, or by "
+        "either cost of all subnets that both searches proposed; divergences are the "
+        f"{', '.join(f'{level:.0%}' for level in LEVELS)} quantiles of those on both fronts. The metric is of the "
         "official validation rows, in percent, before quantisation; times are measured side by side. Predictions of "
-        f"these subnets were off by {statistics.mean(errors):.1%} on average.\n\n"
-        f"Saved: {by_task}; all {1 - geometric_mean(every):.1%} (geometric means), from {1 - max(every):.1%} to "
-        f"{1 - min(every):.1%}.",
+        f"these subnets were off by {statistics.mean(errors):.1%} on average.\n\n" + "\n\n".join(told),
     )
 
 
+def search_column(arguments: argparse.Namespace, column: Path) -> Searched:
+    """Measure the latency table of a column's space, search it by each cost, and return what is to be compared."""
+    directory = arguments.work_dir / column.parent.name / column.name
+    directory.mkdir(parents=True, exist_ok=True)
+    trained = of_length(column / "supernet", directory / f"supernet_{arguments.length}", arguments.length)
+    supernet, _ = load_supernet(str(trained), inherited_task(str(trained)))
+    deployed = {name: getattr(arguments, name) for name in ("precision", "batch", "length")}
+    circumstances = circumstances_of(supernet.model, supernet.blueprint, **deployed)
+    path = directory / f"{setting_of(arguments)}.json"
+    table = table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
+    pairs: list[Pair] = []
+    for seed in map(int, arguments.seeds.split(",")):
+        found = [search(arguments, column, directory, trained, path, seed, cost) for cost in COSTS]
+        fronts = [list(read_json(each / PARETO)["front"]) for each in found]
+        pairs += pairs_of(seed, FRONTS, *fronts)
+        proposed = [with_latency(entry, table, supernet) for each in found for entry in evaluated(each)]
+        pairs += pairs_of(seed, POOLED, *(front_of(proposed, cost) for cost in COSTS))
+    return Searched(f"{column.parent.name} {column.name}", trained, table, tuple(pairs))
+
+
+def setting_of(arguments: argparse.Namespace) -> str:
+    """Return what latencies are of, for names of files."""
+    return f"{arguments.precision}_batch{arguments.batch}_{arguments.length}"
+
+
+def of_length(trained: Path, directory: Path, length: int) -> Path:
+    """Return a copy of a supernet whose config says that sequences have so many tokens, as costs go by it."""
+    if not directory.is_dir():
+        with replacing_directory(directory) as temporary:
+            shutil.copytree(trained, temporary, dirs_exist_ok=True)
+            config = read_json(temporary / SPACE_FILE)
+            for entry in config["input_info"]:
+                entry["sample_size"][1] = length
+            write_json(temporary / SPACE_FILE, config)
+    return directory
+
+
 def search(
-    arguments: argparse.Namespace, column: Path, directory: Path, table: Path, seed: int, cost: str
-) -> list[Entry]:
-    """Run `eftnas search` on a column's supernet by divergence and a cost; return the front."""
+    arguments: argparse.Namespace, column: Path, directory: Path, trained: Path, table: Path, seed: int, cost: str
+) -> Path:
+    """Run `eftnas search` on a column's supernet by divergence and a cost; return its directory."""
     by_latency = {
         "latency_table": table,
         "latency_precision": arguments.precision,
         "latency_batch": arguments.batch,
         "latency_length": arguments.length,
     }
-    name = f"{table.stem}-{cost}" if cost == "latency" else cost
+    name = table.stem if cost == "latency" else str(arguments.length)
     found = execute(
         "eftnas",
         COMMANDS,
         "search",
         to_arguments(
             {
-                "supernet_dir": column / "supernet",
+                "supernet_dir": trained,
                 "kd_teacher_model": column / "teacher",
                 "objectives": f"{DIVERGENCE},{cost}",
                 "num_evals": arguments.num_evals,
                 "population": arguments.population,
                 "search_seed": seed,
-                "output_dir": directory / f"{name}-seed{seed}",
+                "output_dir": directory / f"{name}-{cost}-seed{seed}",
                 **(by_latency if cost == "latency" else {}),
             }
         ),
     )
-    return list(read_json(Path(found) / PARETO)["front"])
+    return Path(found)
 
 
-def pairs_of(seed: int, by_macs: Sequence[Entry], by_latency: Sequence[Entry]) -> list[Pair]:
+def evaluated(found: Path) -> list[Entry]:
+    """Return all subnets that a search proposed."""
+    lines = (found / EVALUATIONS).read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if "genome" in entry]
+
+
+def with_latency(entry: Entry, table: LatencyTable, supernet: Supernet) -> Entry:
+    """Return what a search says of a subnet with its predicted latency."""
+    latency = table.predict(supernet.space.subnet(tuple(entry["genome"])))
+    return {**entry, "values": {**entry["values"], "latency": latency}}
+
+
+def front_of(entries: Sequence[Entry], cost: str) -> list[Entry]:
+    """Return the subnets that no other one beats by divergence and a cost."""
+    front: list[Entry] = []
+    for entry in sorted(entries, key=lambda entry: (divergence(entry), entry["values"][cost])):
+        if not front or entry["values"][cost] < front[-1]["values"][cost]:
+            front.append(entry)
+    return front
+
+
+def pairs_of(seed: int, of: str, by_macs: Sequence[Entry], by_latency: Sequence[Entry]) -> list[Pair]:
     """Return what is compared of two fronts: a pair for each of `LEVELS`, at divergences that both reach."""
     fronts = (by_macs, by_latency)
     reached = max(min(map(divergence, front)) for front in fronts)
@@ -172,7 +236,7 @@ def pairs_of(seed: int, by_macs: Sequence[Entry], by_latency: Sequence[Entry]) -
             for front, cost in zip(fronts, COSTS, strict=True)
         ]
         if not pairs or pairs[-1].entries != tuple(cheapest):
-            pairs.append(Pair(seed, level, (cheapest[0], cheapest[1])))
+            pairs.append(Pair(seed, of, level, (cheapest[0], cheapest[1])))
     return pairs
 
 
@@ -208,6 +272,7 @@ def line_of(
     return [
         task,
         str(pair.seed),
+        pair.of,
         f"{pair.level:.4f}",
         *(f"{share:.1%}" for share in shares),
         *(f"{100 * metric:.1f}" for metric in metrics),

@@ -248,13 +248,15 @@ def test_a_column_runs_is_found_again_and_refuses_another_protocol(
     monkeypatch.setattr(latency_search, "openvino_timer", macs_as_ms)
     flags = {
         "columns": tmp_path / "work" / "mnli" / "seed0", "work_dir": tmp_path / "searches", "output": tmp_path,
-        "precision": "f32", "length": 32, "num_evals": 6, "population": 3, "seeds": 0,
+        "precision": "f32", "length": 16, "num_evals": 6, "population": 3, "seeds": 0,
     }  # fmt: skip
     assert latency_search.main([str(part) for name, value in flags.items() for part in (f"--{name}", value)]) == 0
-    table = (tmp_path / "latency_search_f32_batch1.md").read_text()
-    assert "Saved: mnli seed0 0.0%; all 0.0%" in table
+    table = (tmp_path / "latency_search_f32_batch1_16.md").read_text()
+    for of in ("each search's", "both searches'"):
+        assert f"Saved, of {of} subnets: mnli seed0 0.0%; all 0.0%" in table
     assert "off by 0.0% on average" in table
-    assert re.search(r"\| mnli \| 0 \| 0\.\d+ \| (\S+) \| \1 \| (\S+) \| \2 \| (\S+) \| \3 \| 0\.0% \|", table)
+    line = r"\| mnli \| 0 \| both searches' \| 0\.\d+ \| (\S+) \| \1 \| (\S+) \| \2 \| (\S+) \| \3 \| 0\.0% \|"
+    assert re.search(line, table)
 
 
 def test_fronts_are_compared_at_divergences_that_both_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,13 +266,22 @@ def test_fronts_are_compared_at_divergences_that_both_reach(monkeypatch: pytest.
         [{"values": {"divergence": apart, cost: value}} for apart, value in front]
         for cost, front in (("macs", [(0.1, 90), (0.3, 60), (0.6, 30)]), ("latency", [(0.2, 8.0), (0.5, 5.0)]))
     )
-    pairs = latency_search.pairs_of(7, by_macs, by_latency)
+    pairs = latency_search.pairs_of(7, latency_search.FRONTS, by_macs, by_latency)
     found = [(pair.seed, round(pair.level, 2), *(entry["values"] for entry in pair.entries)) for pair in pairs]
     assert found == [
         (7, 0.2, {"divergence": 0.1, "macs": 90}, {"divergence": 0.2, "latency": 8.0}),  # 0.2 is the least of both
         (7, 0.38, {"divergence": 0.3, "macs": 60}, {"divergence": 0.2, "latency": 8.0}),
         (7, 0.52, {"divergence": 0.3, "macs": 60}, {"divergence": 0.5, "latency": 5.0}),
     ]
+
+
+def test_a_front_of_all_proposed_subnets_has_no_subnet_that_another_one_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    latency_search = importlib.import_module("latency_search")
+    values = [(0.3, 70, 5.0), (0.1, 90, 9.0), (0.2, 80, 9.0), (0.2, 85, 6.0), (0.1, 95, 8.0), (0.4, 75, 4.0)]
+    entries = [{"values": {"divergence": apart, "macs": macs, "latency": ms}} for apart, macs, ms in values]
+    for cost, front in (("macs", [1, 2, 0]), ("latency", [4, 3, 0, 5])):
+        assert latency_search.front_of(entries, cost) == [entries[index] for index in front]
 
 
 def test_half_of_the_macs_is_what_the_deployment_benchmark_cuts_out(monkeypatch: pytest.MonkeyPatch) -> None:
