@@ -157,9 +157,13 @@ def test_variants_change_a_recipe(tmp_path: Path, tiny_bert_dir: Path, tiny_task
 def test_subnets_may_be_fine_tuned(
     tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: TaskFiles, macs_as_ms: object
 ) -> None:
-    """Without an NNCF config, too. The report says what a search by latency predicted of them."""
+    """Without an NNCF config, too. The report says what a search by latency predicted of them, and of which rows it is.
+
+    There are none of the split that the recipe names.
+    """
     changes = {"subnets": {"least": {"subnet": "0"}}, "nncf_config": None, "quantise": {}}
-    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **changes)
+    split = {"split": "validation_mismatched", "repeats": 2}
+    recipe = write_recipe(tmp_path, tiny_bert_dir, tiny_task_files, **changes, report=split)
     plain = yaml.safe_load(recipe.read_text())
     plain["stages"]["finetune-subnet"] = {**BRIEF, "num_train_epochs": 1}
     plain["stages"]["search"]["objectives"] = "divergence,latency"
@@ -177,7 +181,12 @@ def test_subnets_may_be_fine_tuned(
     assert [row["name"] for row in rows] == ["full", "least"]
     assert rows[1]["predicted_latency_ms"] == read_json(run / "search" / "pareto.json")["front"][0]["values"]["latency"]
     assert rows[0]["predicted_latency_ms"] > rows[1]["predicted_latency_ms"]
+    assert (
+        "warning: report.split validation_mismatched: task files has no labelled split 'validation_mismatched'; the "
+        "report is of the validation rows\n"
+    ) in said
     text = (run / "report" / "report.md").read_text()
+    assert "- accuracy on the 48 rows of the validation split, by the IR computed in float32." in text
     assert "| predicted latency (ms) |" in text
     assert "- Predicted latencies are the search's, by its latency table: fp32 weights, f32, batch 1, " in text
 

@@ -20,9 +20,9 @@ from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.latency_table import LATENCY
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of_ir
 from bootstrapnas.pipeline.search.command import EVALUATIONS, PARETO
-from bootstrapnas.progress import notice
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.report import Report, Row, build_report, terminal_table, write_report
-from bootstrapnas.tasks import TaskSpec, tfidf_baseline
+from bootstrapnas.tasks import TaskSpec, tfidf_baseline, why_no_rows
 
 PRECISIONS = ("f32", "bf16")
 SECONDS_A_PRECISION = 20.0
@@ -53,8 +53,9 @@ def write_run_report(
 ) -> Report:
     """Measure every entry, write ``report.{json,md,html}`` and the subnets' model cards, and print the table.
 
-    The first entry is the full model, quantised ones come last. Metrics are those of the IR at float32 on `split`;
-    latencies are measured together, at float32 and, where the CPU has it, at bfloat16. Measured anew at every call.
+    The first entry is the full model, quantised ones come last. Metrics are those of the IR at float32 on `split`, or
+    on the validation rows, with a warning, where there are none of it; latencies are measured together, at float32 and,
+    where the CPU has it, at bfloat16. Measured anew at every call.
     """
     spec = inherited_task(str(entries[0].model)).greedily()
     models = [entry for entry in entries if not entry.quantised]
@@ -62,7 +63,9 @@ def write_run_report(
     full = Costs(**next(iter(subnets.values()))["full_costs"])
     costs = {entries[0].model: full, **{model: Costs(**found["costs"]) for model, found in subnets.items()}}
     rows_of_task = Rows(spec, load_tokenizer(str(entries[0].model)), 32)
-    split = split if getattr(rows_of_task.data, split) is not None else "validation"
+    if split != "validation" and getattr(rows_of_task.data, split) is None:
+        warn(f"report.split {split}: {why_no_rows(spec, split)}; the report is of the validation rows")
+        split = "validation"
     prepared = rows_of_task.batches(split)
     metrics = {}
     for entry in entries:
