@@ -26,9 +26,10 @@ from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.export_data import task_data
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer, outputs_of, save_artefact
 from bootstrapnas.supernet import Supernet
-from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, predictions, tokenize
+from bootstrapnas.tasks import TaskSpec, build_task_spec, load_task, predictions, tokenize, tokenize_to_measure
 from bootstrapnas.tasks.answers import RULES, Choice, Number, rule_of
 from bootstrapnas.tasks.arithmetic import word_problems
+from bootstrapnas.tasks.files import row_names
 from bootstrapnas.tasks.generation import TEXT, text_of
 from bootstrapnas.tasks.prompts import PROMPTS
 
@@ -254,6 +255,8 @@ def test_rows_of_a_group_of_data_sets(files: Path) -> None:
     assert data.test is not None
     assert data.test["source"][-5:] == ["openbookqa", *["hellaswag"] * 4]
     assert data.test["answer"][-1] == "ending4"
+    places = [f"8 of {files / 'test.json'}", f"0 of {files / 'hellaswag' / 'validation.jsonl'}"]
+    assert row_names(data.test)[8:10] == places
     assert data.test["instruction"][-1] == (
         "Please choose the correct ending to complete the given sentence: He runs 3\n\nEnding1: a Ending2: b "
         "Ending3: c Ending4: d\n\nAnswer format: ending1/ending2/ending3/ending4"
@@ -291,6 +294,37 @@ def test_what_is_learnt(adapted_dir: Path) -> None:
     assert max(tokenize(rows.rows("validation"), tokenizer, cut)["length"]) == cut.max_seq_length
     with pytest.raises(UserError, match="4 of 4 rows have a prompt of 20 tokens or more; raise --max_seq_length"):
         tokenize(rows.rows("validation"), tokenizer, replace(spec, max_seq_length=20))
+
+
+def test_predictions_are_of_the_rows_whose_prompts_fit(adapted_dir: Path) -> None:
+    """Measured by the loss of the responses: the others have nothing to foretell."""
+    spec, _, tokenizer = load(adapted_dir)
+    assert spec.instructions is not None
+    data = load_task(spec).train
+    lengths = tokenize_to_measure(data, tokenizer, spec)["length"]
+    loss = replace(
+        spec, max_seq_length=max(lengths), instructions=replace(spec.instructions, evaluate_by="loss"), metric=""
+    )
+    features = tokenize_to_measure(data, tokenizer, loss)
+    ones = [np.ones(length) for length in features["length"]]
+    said = predictions(loss, {"loss": ones, "hit": ones}, data, features)
+    fit = [name for name, length in zip(row_names(data), lengths, strict=True) if length < loss.max_seq_length]
+    assert [entry["index"] for entry in said] == fit
+    assert 0 < len(fit) < len(data)
+
+
+def test_scoring_names_rows_as_their_file_does(adapted_dir: Path, tmp_path: Path) -> None:
+    """Also where only some rows of it were taken."""
+    rows = [
+        {"instruction": "i", "input": "", "output": "o", "answer": str(number), "source": "gsm8k"}
+        for number in range(40)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    spec = build_task_spec(
+        "math", dataset_dir=tmp_path, val_set_size=20, max_validation_samples=1, instructions={"evaluate_by": "score"}
+    )
+    with pytest.raises(UserError, match=r"task math: row ([1-9]\d*) asks for .\1., which is no choice"):
+        Rows(spec, load_tokenizer(str(adapted_dir))).features("validation")
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -394,7 +428,11 @@ def test_the_command_measures_each_way(adapted_dir: Path, tmp_path: Path) -> Non
     assert list(scored)[:3] == ["accuracy", "average", "accuracy_norm"]
     few = {"split": "test", "evaluate_by": "score", "max_eval_samples": 4, "predict": path}
     eftnas("evaluate", model_dir=adapted_dir, **few)
-    assert len(path.read_text().splitlines()) == 4 < len(entries)
+    fewer = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(fewer) == 4 < len(entries)
+    answers = {entry["index"]: (entry["source"], entry["answer"]) for entry in entries}
+    assert len(answers) == len(entries)
+    assert all(answers[entry["index"]] == (entry["source"], entry["answer"]) for entry in fewer)
     loss = json.loads(eftnas("evaluate", model_dir=adapted_dir, evaluate_by="loss").out)
     assert list(loss) == ["perplexity", "loss", "token_accuracy"]
 

@@ -24,7 +24,8 @@ from bootstrapnas.extraction import load_model
 from bootstrapnas.outputs import IGNORED
 from bootstrapnas.pipeline.data import Rows
 from bootstrapnas.pipeline.models import evaluate_model, load_for_task, load_tokenizer
-from bootstrapnas.tasks import TaskSpec, build_task_spec, tokenize, tokenize_to_measure
+from bootstrapnas.tasks import TaskSpec, build_task_spec, predictions, tokenize, tokenize_to_measure
+from bootstrapnas.tasks.language_modelling import blocks_of
 from bootstrapnas.tasks.masked_language_modelling import HEAD, LOGITS, Masking
 
 if TYPE_CHECKING:
@@ -140,6 +141,24 @@ def test_draws_are_for_training_alone(bert_dir: Path, tokenizer: PreTrainedToken
         return [seen if label == IGNORED else label for seen, label in pairs]
 
     assert [whole(to_learn, count + i) for i in range(count)] == [whole(to_measure, i) for i in range(count)]
+
+
+def test_blocks_keep_their_numbers_where_others_hold_nothing_to_hide(
+    bert_dir: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    from datasets import Dataset
+
+    spec = TaskSpec.load(bert_dir / "task.json")
+    rows = Dataset.from_dict({"text": [" ".join(WORDS), "<s>" * 3 * LENGTH, " ".join(WORDS)]})
+    features = tokenize_to_measure(rows, tokenizer, spec)
+    ones = [np.ones(length) for length in features["length"]]
+    numbers = [entry["index"] for entry in predictions(spec, {"loss": ones, "hit": ones}, rows, features)]
+    blocks = blocks_of(spec, rows, tokenizer)
+    special = set(tokenizer.all_special_ids)
+    assert numbers == [number for number, block in enumerate(blocks) if not set(block) <= special]
+    assert 0 in numbers
+    assert len(blocks) - 1 in numbers
+    assert len(numbers) < len(blocks)
 
 
 def test_distillation_of_masked_tokens() -> None:

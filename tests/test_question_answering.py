@@ -29,6 +29,7 @@ from bootstrapnas.tasks import (
     tokenize,
     write_predictions,
 )
+from bootstrapnas.tasks.files import ROW, row_names
 from bootstrapnas.tasks.question_answering import exact_and_f1
 
 Answers = dict[str, list[Any]]
@@ -77,7 +78,7 @@ def test_squad_reads_hugging_faces_columns(name: str, negative: bool, tmp_path: 
     assert spec.answers.stride(384) == 128
     data = load_task(spec)
     assert data.train[0] == {
-        "id": "x1", "question": "who", "context": "a red dog", "answers": ["red"], "start": 2, "end": 5
+        "id": "x1", "question": "who", "context": "a red dog", "answers": ["red"], "start": 2, "end": 5, ROW: 0,
     }  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def test_a_wrong_answer_start_is_mended_or_the_row_is_left_out(
     rows.append({"question": "q", "context": context, "answers": {"text": ["blue", " cat "], "answer_start": [0, 12]}})
     data = load_task(spec_of(tmp_path, rows))
     assert list(data.train["start"]) == [0, 9, 9, 0, 0, 9, 0, 13]
+    assert row_names(data.train) == [*range(7), 8]
     assert data.train["end"][7] == 16
     assert len(data.validation) == 9  # of which only the texts are compared
     said = capsys.readouterr().err

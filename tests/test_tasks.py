@@ -30,9 +30,12 @@ from bootstrapnas.tasks import (
     why_no_rows,
     write_predictions,
 )
+from bootstrapnas.tasks.files import ROW, row_names
+from bootstrapnas.tasks.instructions import Answered
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import infer_labels
 from bootstrapnas.tasks.metrics import METRICS
+from bootstrapnas.tasks.next_token import Foretold
 
 GLUE = [name for name, known in KNOWN.items() if known.hub[:1] == ("nyu-mll/glue",)]
 
@@ -93,7 +96,7 @@ def test_glue_task_loads_from_a_directory(task_name: str, below: bool, tmp_path:
     assert spec.metric == glue.metrics[0]
     assert spec.max_seq_length == 128
     assert spec.num_labels == (len(glue.label_names) or 1)
-    assert data.train.column_names == ["text_a", "text_b", "label"][:: 1 if len(glue.text_columns) == 2 else 2]
+    assert data.train.column_names == [*["text_a", "text_b"][: len(glue.text_columns)], "label", ROW]
     assert list(data.train["label"]) == labels
     assert list(data.validation["label"]) == labels[::-1]
     assert data.train[1]["text_a"] == f"{glue.text_columns[0]} 1"
@@ -128,6 +131,8 @@ def test_imdb_holds_a_tenth_of_its_training_rows_out(tmp_path: Path) -> None:
     train, validation = (list(split["text_a"]) for split in (data.train, data.validation))
     assert len(validation) == 4
     assert sorted(train + validation) == sorted(f"train {row}" for row in range(40))
+    for split in (data.train, data.validation):
+        assert [f"train {row}" for row in row_names(split)] == list(split["text_a"])
     assert data.test is not None
     assert list(data.test["text_a"]) == ["test 0", "test 1", "test 2"]
     other = load_task(build_task_spec("imdb", dataset_dir=tmp_path, max_train_samples=5))
@@ -158,6 +163,32 @@ def test_a_message_numbers_rows_as_their_file_does(
         load_task(spec)
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "label", "column", "said"),
+    [
+        ("sst2", {"sentence": "{}"}, 1, "text_a", 1),
+        ("stsb", {"sentence1": "{}", "sentence2": "t"}, 0.5, "text_a", 0.5),
+        ("conll2003", {"tokens": ["{}"]}, ["O"], "words", [0]),
+        ("squad", {"question": "{}", "context": "c"}, {"text": ["c"], "answer_start": [0]}, "question", "c"),
+        ("math", {"instruction": "{}", "output": "o", "source": "gsm8k"}, "4", "instruction", Answered("4")),
+        ("sft", {"instruction": "{}", "output": "o"}, None, "instruction", Foretold(1.0, 1.0, 1)),
+    ],
+)
+def test_predictions_number_rows_as_their_file_does(
+    task: str, row: dict[str, Any], label: Any, column: str, said: Any, tmp_path: Path
+) -> None:
+    """Also where only some rows of it were taken."""
+    text = json.dumps({**row, KNOWN[task].label_column: label})
+    for split in ("train", "validation"):
+        write_rows(tmp_path / f"{split}.jsonl", [json.loads(text.replace("{}", str(number))) for number in range(40)])
+    spec = build_task_spec(task, dataset_dir=tmp_path, max_validation_samples=5)
+    rows = load_task(spec).validation
+    assert rows is not None
+    texts = [value if isinstance(value, str) else value[0] for value in rows[column]]
+    entries = spec.kind.show(spec, [said] * 5, rows)
+    assert [str(entry["index"]) for entry in entries] == texts != [str(number) for number in range(5)]
+
+
 def test_a_message_names_the_file_of_a_part(tmp_path: Path) -> None:
     rows = [{"instruction": "i", "input": "", "output": "o", "answer": str(number)} for number in range(3)]
     write_rows(tmp_path / "train.jsonl", rows)
@@ -175,6 +206,7 @@ def test_labels_may_be_names_and_unlabelled_test_rows_are_dropped(tmp_path: Path
     assert list(data.train["label"]) == [1, 0]
     assert data.test is not None
     assert list(data.test["text_a"]) == ["kept"]
+    assert row_names(data.test) == [1]
 
     write_rows(tmp_path / "test.jsonl", [{"sentence": "s", "label": -1}])
     assert load_task(build_task_spec("sst2", dataset_dir=tmp_path)).test is None
@@ -221,7 +253,7 @@ def test_files_of_jsonl_and_csv_give_the_same_rows(tmp_path: Path) -> None:
         assert spec.label_names == ("9", "10", "100")
         loaded.append(load_task(spec).train.to_list())
     assert loaded[0] == loaded[1]
-    assert loaded[0][0] == {"text_a": "a, b", "text_b": "c 0", "label": 1}
+    assert loaded[0][0] == {"text_a": "a, b", "text_b": "c 0", "label": 1, ROW: 0}
 
 
 @pytest.mark.parametrize(

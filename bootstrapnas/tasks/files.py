@@ -9,9 +9,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bootstrapnas.errors import UserError, near_miss
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Table = dict[str, list[Any]]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".txt", ".txt.gz", ".conll", ".conll.gz")
@@ -20,7 +23,7 @@ TEXT = "text"
 WORDS, TAGS = "tokens", "tags"
 """The columns of a file of tagged words."""
 ROW = "#row"
-"""A column for messages: which row of its file a row is, where only some were taken."""
+"""A column for messages and predictions: which row of its file a row is, where only some were taken."""
 
 
 def read_table(
@@ -79,9 +82,10 @@ def texts(table: Table, column: str, source: str) -> list[str]:
     return table[column]
 
 
-def row_names(table: Table) -> Sequence[Any]:
-    """Return what to call each row in messages: its number in the file."""
-    return table.get(ROW) or range(len(next(iter(table.values()))))
+def row_names(rows: Table | Dataset) -> list[Any]:
+    """Return what to call each row in messages and predictions: its number in the file."""
+    columns = rows if isinstance(rows, dict) else rows.column_names
+    return list(rows[ROW] if ROW in columns else range(len(rows[next(iter(columns))])))
 
 
 def find_split(directory: str | os.PathLike[str], task_name: str, *names: str) -> Path | None:

@@ -19,10 +19,10 @@ from bootstrapnas.outputs import GROUP, IGNORED, LABELS, TOKENS, VOCABULARY, Out
 from bootstrapnas.progress import warn
 from bootstrapnas.tasks import next_token
 from bootstrapnas.tasks.answers import Choice, Letter, Rule, rule_of
-from bootstrapnas.tasks.files import read_table, row_names, texts
+from bootstrapnas.tasks.files import ROW, read_table, row_names, texts
 from bootstrapnas.tasks.generation import TEXT, Generation, text_of
 from bootstrapnas.tasks.kind import Kind
-from bootstrapnas.tasks.next_token import Foretold, foretold, measure_foretold
+from bootstrapnas.tasks.next_token import Foretold, foretold, measure_foretold, show_foretold
 from bootstrapnas.tasks.prompts import prompting, response_of
 from bootstrapnas.tasks.settings import GENERATE, LOSS, SCORE, WAYS, InstructionSettings
 
@@ -126,24 +126,24 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     """
     from datasets import Dataset, Features, Value
 
-    count = len(table[spec.text_columns[0]])
-    names = ("instruction", "input", "output", "answer", "source")
+    names = row_names(table)
     given = {"instruction": spec.text_columns[0], "output": spec.text_columns[1]}
     columns = {name: texts(table, column, source) for name, column in given.items()}
     for name in ("input", "source"):
-        columns[name] = ["" if value is None else str(value) for value in table.get(name, [""] * count)]
-    answers = table.get(spec.label_column or LABEL_COLUMN, [""] * count)
+        columns[name] = ["" if value is None else str(value) for value in table.get(name, [""] * len(names))]
+    answers = table.get(spec.label_column or LABEL_COLUMN, [""] * len(names))
     columns["answer"] = ["" if value is None else str(value).strip() for value in answers]
     if split != "train" and settings_of(spec).evaluate_by != LOSS:
-        for row, name, answer in zip(row_names(table), columns["source"], columns["answer"], strict=True):
+        for row, name, answer in zip(names, columns["source"], columns["answer"], strict=True):
             if rule_of(name, answer) is None:
                 raise UserError(
                     f"{source}: row {row} has the answer {answer!r}, which "
                     + (f"is none of the data set {name}" if answer else "says nothing; --evaluate_by loss needs none")
                 )
-    return Dataset.from_dict(
-        {name: columns[name] for name in names}, features=Features(dict.fromkeys(names, Value("string")))
-    )
+    types = dict.fromkeys(("instruction", "input", "output", "answer", "source"), Value("string"))
+    types[ROW] = Value("int64" if all(isinstance(name, int) for name in names) else "string")
+    columns[ROW] = names
+    return Dataset.from_dict({name: columns[name] for name in types}, features=Features(types))
 
 
 def _rules(rows: Dataset) -> list[Rule]:
@@ -190,9 +190,9 @@ def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
 def _learnt(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, measuring: bool) -> Dataset:
     writer = _Writer(spec, tokenizer, measuring=measuring)
     on_inputs = settings_of(spec).train_on_inputs and not measuring
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], **({START: []} if measuring else {})}
+    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], **({START: [], "row": []} if measuring else {})}
     dropped = cut = 0
-    for row in rows:
+    for index, row in enumerate(rows):
         text, prompt = writer.prompt(row)
         response = writer.response(text, prompt, row["output"])
         response += [] if writer.end is None else [writer.end]
@@ -206,6 +206,7 @@ def _learnt(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, me
         columns["labels"].append(labels)
         if measuring:
             columns[START].append(max(len(prompt), 1))
+            columns["row"].append(index)
     if dropped:
         where = f"task {spec.task_name}: {dropped} of {len(rows)} rows"
         if dropped == len(rows):
@@ -264,7 +265,7 @@ def _scored(spec: Task, rows: Dataset, writer: _Writer, row_groups: Sequence[int
         names = rule.choices(row["instruction"])
         if not names:
             raise UserError(
-                f"task {spec.task_name}: row {index} asks for {row['answer']!r}, which is no choice; "
+                f"task {spec.task_name}: row {row_names(rows)[index]} asks for {row['answer']!r}, which is no choice; "
                 "use --evaluate_by generate or loss"
             )
         text, prompt = writer.prompt(row)
@@ -355,7 +356,7 @@ class Answered:
 def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> Sequence[Answered | Foretold]:
     way = settings_of(spec).evaluate_by
     if way == LOSS:
-        return foretold(outputs, features["labels"])
+        return foretold(outputs, features["labels"], places=features["row"])
     if way == SCORE:
         return _likeliest(outputs, rows, features)
     said = [text_of(array) for array in outputs[TEXT]]
@@ -401,15 +402,15 @@ def _right(predictions: Sequence[Answered], rows: Dataset, answers: Sequence[str
 
 
 def _show(spec: Task, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
+    names = row_names(rows)
     if settings_of(spec).evaluate_by == LOSS:
-        return [
-            {"index": index, "tokens": each.tokens, "prediction": measure_foretold([each])["perplexity"]}
-            for index, each in enumerate(predictions)
-        ]
+        return show_foretold(predictions, names)
     right = _right(predictions, rows, [each.answer for each in predictions])
     entries = []
-    for index, (each, source, answer) in enumerate(zip(predictions, rows["source"], rows["answer"], strict=True)):
-        entry = {"index": index, "prediction": each.answer, "answer": answer, "right": bool(right[index])}
+    for name, each, source, answer, is_right in zip(
+        names, predictions, rows["source"], rows["answer"], right.tolist(), strict=True
+    ):
+        entry = {"index": name, "prediction": each.answer, "answer": answer, "right": is_right}
         entry |= {"source": source} if source else {}
         entries.append(entry | ({} if each.text is None else {"text": each.text}))
     return entries

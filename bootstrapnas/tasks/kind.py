@@ -70,7 +70,7 @@ class Kind:
     usual_metrics
         Those that are reported of a task that says nothing else; the first one selects.
     rows
-        ``(spec, table, split, source)`` to the rows of a split; `source` is for messages.
+        ``(spec, table, split, source)`` to the rows of a split, with the column `ROW`; `source` is for messages.
     is_labelled
         ``(spec, label)``: whether a test row has what a prediction can be held against.
     features
@@ -82,7 +82,8 @@ class Kind:
     measure
         ``(spec, predictions, rows)`` to every metric.
     show
-        ``(spec, predictions, rows)`` to what is written about each row: an object of JSON.
+        ``(spec, predictions, rows)`` to what is written about each row: an object of JSON, whose ``index`` is the name
+        of the row (of texts in a row: the number of the block).
     optional_columns
         Columns of a table that rows are made with where they are there, besides the texts' and the label's.
     arrange

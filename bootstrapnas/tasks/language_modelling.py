@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,16 @@ from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.tasks.files import TEXT, texts
 from bootstrapnas.tasks.kind import Kind
-from bootstrapnas.tasks.next_token import HEAD, LESS_IS_BETTER, LOGITS, METRICS, Foretold, foretold, measure_foretold
+from bootstrapnas.tasks.next_token import (
+    HEAD,
+    LESS_IS_BETTER,
+    LOGITS,
+    METRICS,
+    Foretold,
+    foretold,
+    measure_foretold,
+    show_foretold,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,12 +109,7 @@ def _measure(spec: Task, predictions: Sequence[Foretold], rows: Dataset) -> dict
 
 
 def _show(spec: Task, predictions: Sequence[Foretold], rows: Dataset) -> list[dict[str, Any]]:
-    """Return of each block its tokens and its perplexity."""
-    return [
-        {"index": index, "tokens": block.tokens, "prediction": measure_foretold([block])["perplexity"]}
-        for index, block in enumerate(predictions)
-        if block.tokens
-    ]
+    return show_foretold(predictions, count())
 
 
 def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Foretold]:

@@ -151,19 +151,27 @@ def _part_files(spec: TaskSpec) -> dict[str, Path]:
 
 
 def _add_parts(spec: TaskSpec, tables: dict[str, Table], sources: dict[str, str], files: Mapping[str, Path]) -> None:
-    """Add the rows of data sets that the test split has none of yet."""
+    """Add the rows of data sets that the test split has none of yet; all rows are called by their files then, too."""
     there = set(tables.get("test", {}).get("source", ()))
-    for name, path in files.items():
-        split, _, part = name.partition(PART)
-        if part in there:
-            continue
-        table = _read(spec, path)
-        count = len(table[spec.columns[0]])
-        rows = [f"{row} of {path}" for row in table[ROW]]
-        table = {"input": [""] * count, **table, "source": [part] * count, ROW: rows}
+    missing = [
+        (split, part, path)
+        for name, path in files.items()
+        for split, _, part in [name.partition(PART)]
+        if part not in there
+    ]
+    for split in tables.keys() & {split for split, _, _ in missing}:
+        tables[split] = _of_file(tables[split], sources[split])
+    for split, part, path in missing:
+        table = _of_file(_read(spec, path), path)
+        count = len(table[ROW])
+        table = {"input": [""] * count, **table, "source": [part] * count}
         before = tables.get(split, {column: [] for column in table})
         tables[split] = {column: [*values, *table[column]] for column, values in before.items()}
         sources[split] = f"{sources[split]}, {path}" if split in sources else str(path)
+
+
+def _of_file(table: Table, path: str | Path) -> Table:
+    return {**table, ROW: [f"{row} of {path}" for row in table[ROW]]}
 
 
 def why_no_rows(spec: TaskSpec, split: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bootstrapnas.tasks.task import Task
 
 HEAD = Head("AutoModelForMaskedLM", "ForMaskedLM")
-TARGETS = "labels"
+TARGETS, BLOCK = "labels", "block"
 _MASKED, _REPLACED = 0.8, 0.1
 """Shares of the tokens that are to be told which become the mask, and another token; the others stay."""
 
@@ -100,27 +100,28 @@ def _features(spec: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, 
     """Return the blocks, once for each of `draws`, without those that hold special tokens alone.
 
     What is hidden follows from the task's seed, the draw and the number of the block. ``labels`` are the tokens that
-    are to be told, -100 at all other places.
+    are to be told, -100 at all other places; ``block`` is the number of the block.
     """
     from datasets import Dataset, Features, List, Value
 
     masking, blocks = Masking.of(spec, tokenizer), blocks_of(spec, rows, tokenizer)
-    hidden = [
-        masking.hide(block, np.random.default_rng((spec.seed, draw, index)))
+    found = [
+        (number, *hidden)
         for draw in range(draws)
-        for index, block in enumerate(blocks)
+        for number, block in enumerate(blocks)
+        if (hidden := masking.hide(block, np.random.default_rng((spec.seed, draw, number)))) is not None
     ]
-    found = [each for each in hidden if each is not None]
     if not found:
         raise UserError(f"task {spec.task_name}: the texts hold special tokens alone, and nothing to hide")
-    columns: dict[str, list[Any]] = {"input_ids": [seen for seen, _ in found]}
+    columns: dict[str, list[Any]] = {"input_ids": [seen for _, seen, _ in found]}
     types = {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8"))}
-    columns["attention_mask"] = [np.ones(len(seen), np.int8) for seen, _ in found]
+    columns["attention_mask"] = [np.ones(len(seen), np.int8) for _, seen, _ in found]
     if "token_type_ids" in tokenizer.model_input_names:
         types["token_type_ids"] = List(Value("int8"))
-        columns["token_type_ids"] = [np.zeros(len(seen), np.int8) for seen, _ in found]
-    columns |= {TARGETS: [labels for _, labels in found], "length": [len(seen) for seen, _ in found]}
-    types |= {TARGETS: List(Value("int32")), "length": Value("int32")}
+        columns["token_type_ids"] = [np.zeros(len(seen), np.int8) for _, seen, _ in found]
+    columns |= {TARGETS: [labels for _, _, labels in found], "length": [len(seen) for _, seen, _ in found]}
+    columns[BLOCK] = [number for number, _, _ in found]
+    types |= {TARGETS: List(Value("int32")), "length": Value("int32"), BLOCK: Value("int32")}
     return Dataset.from_dict(columns, features=Features(types))
 
 
@@ -142,7 +143,7 @@ def _reduce(logits: Tensor, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _decode(spec: Task, outputs: Outputs, rows: Dataset, features: Dataset) -> list[Foretold]:
-    return foretold(outputs, features[TARGETS], ahead=0)
+    return foretold(outputs, features[TARGETS], ahead=0, places=features[BLOCK])
 
 
 LOGITS = Output("logits", f"{TOKENS} {VOCABULARY}", Reduction(_reduce, KEPT, (TARGETS,)))

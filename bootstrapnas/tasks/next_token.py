@@ -61,14 +61,22 @@ class Foretold:
     tokens: int
 
 
-def foretold(outputs: Outputs, labels: Iterable[Any], ahead: int = 1) -> list[Foretold]:
-    """Return how well the tokens of each feature that have a label were foretold; its first `ahead` never count."""
+def foretold(
+    outputs: Outputs, labels: Iterable[Any], ahead: int = 1, places: Iterable[int] | None = None
+) -> list[Foretold]:
+    """Return how well the tokens of each feature that have a label were foretold; its first `ahead` never count.
+
+    `places` are where in the result the features stand, if some were left out: there, no token counts.
+    """
     found = []
     for loss, hit, targets in zip(outputs[LOSS], outputs[HIT], labels, strict=True):
         counts = np.asarray(targets) != IGNORED
         counts[:ahead] = False
         found.append(Foretold(float(loss[counts].sum()), float(hit[counts].sum()), int(counts.sum())))
-    return found
+    if places is None:
+        return found
+    at = dict(zip(places, found, strict=True))
+    return [at.get(place, Foretold(0.0, 0.0, 0)) for place in range(max(at) + 1)]
 
 
 def measure_foretold(found: Iterable[Foretold]) -> dict[str, float]:
@@ -89,3 +97,12 @@ def measure_foretold(found: Iterable[Foretold]) -> dict[str, float]:
         "loss": loss,
         "token_accuracy": sum(each.hits for each in found) / tokens,
     }
+
+
+def show_foretold(found: Iterable[Foretold], names: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return of each that has tokens its name, their number and their perplexity."""
+    return [
+        {"index": name, "tokens": each.tokens, "prediction": measure_foretold([each])["perplexity"]}
+        for name, each in zip(names, found, strict=False)
+        if each.tokens
+    ]

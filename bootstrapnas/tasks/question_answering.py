@@ -18,7 +18,7 @@ import numpy as np
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import TOKENS, Output, Outputs
 from bootstrapnas.progress import warn
-from bootstrapnas.tasks.files import row_names, texts
+from bootstrapnas.tasks.files import ROW, row_names, texts
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.settings import AnswerSettings
 
@@ -85,23 +85,23 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     if not settings_of(spec).version_2_with_negative and not all(answers):
         row = rows[answers.index([])]
         raise UserError(f"{where}: row {row} has no answer; pass --version_2_with_negative if questions may have none")
-    ids = [str(name) for name in table.get("id", range(len(question)))]
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", *COLUMNS, "answers", "start", "end")}
+    ids = [str(name) for name in table.get("id", rows)]
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", *COLUMNS, "answers", "start", "end", ROW)}
     dropped = 0
-    for entry in zip(ids, question, context, answers, strict=True):
-        start, end = _locate(entry[2], entry[3])
-        if entry[3] and start == NONE and split == "train":
+    for name, asked, text, given, row in zip(ids, question, context, answers, rows, strict=True):
+        start, end = _locate(text, given)
+        if given and start == NONE and split == "train":
             dropped += 1
             continue
-        values = (*entry[:3], [text for text, _ in entry[3]], start, end)
-        for name, value in zip(columns, values, strict=True):
-            columns[name].append(value)
+        values = (name, asked, text, [answer for answer, _ in given], start, end, row)
+        for column, value in zip(columns.values(), values, strict=True):
+            column.append(value)
     if dropped:
         warn(f"{where}: {dropped} of {len(ids)} rows are left out, as their text does not hold their answer")
         if dropped == len(ids):
             raise UserError(f"{where}: no text holds its answer")
     types: dict[str, Any] = dict.fromkeys(columns, Value("string"))
-    types |= {"answers": List(Value("string")), "start": Value("int32"), "end": Value("int32")}
+    types |= {"answers": List(Value("string")), "start": Value("int32"), "end": Value("int32"), ROW: Value("int64")}
     return Dataset.from_dict(columns, features=Features(types))
 
 
@@ -318,8 +318,8 @@ def _measure(spec: Task, predictions: Sequence[str], rows: Dataset) -> dict[str,
 
 
 def _show(spec: Task, predictions: Sequence[str], rows: Dataset) -> list[dict[str, Any]]:
-    pairs = enumerate(zip(rows["id"], predictions, strict=True))
-    return [{"index": index, "id": name, "prediction": text} for index, (name, text) in pairs]
+    triples = zip(row_names(rows), rows["id"], predictions, strict=True)
+    return [{"index": row, "id": name, "prediction": text} for row, name, text in triples]
 
 
 QUESTION_ANSWERING = Kind(

@@ -53,7 +53,7 @@ def write_predictions(
     """Write the predictions, atomically: JSON lines ``{"index": row, "prediction": …}`` at least.
 
     A file that is called ``.json`` gets one object instead, the prediction by the row's id (of questions, as SQuAD's
-    own program reads it) or index.
+    own program reads it) or index. Rows are called what they are in messages: by their numbers in the file.
     """
     entries = predictions(spec, outputs, rows, features)
     if str(path).endswith(".json"):

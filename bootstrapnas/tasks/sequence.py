@@ -9,7 +9,7 @@ import numpy as np
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.outputs import LABELS, VALUE, Output, Outputs
-from bootstrapnas.tasks.files import row_names, texts
+from bootstrapnas.tasks.files import ROW, row_names, texts
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import class_indices, is_unlabelled, regression_targets
@@ -53,19 +53,18 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     from datasets import Dataset, Features, Value
 
     columns: dict[str, list[Any]] = {}
+    names = row_names(table)
     for name, column in zip(TEXT_COLUMNS, spec.text_columns, strict=False):
         columns[name] = texts(table, column, source)
     where = f"{source}, column {spec.label_column!r}"
     values = table[spec.label_column]
     if spec.is_regression:
-        columns["label"] = regression_targets(values, where, row_names(table))
+        columns["label"] = regression_targets(values, where, names)
     else:
-        columns["label"] = class_indices(
-            values, spec.label_names, where, row_names(table), coded=spec.task_name in KNOWN
-        )
+        columns["label"] = class_indices(values, spec.label_names, where, names, coded=spec.task_name in KNOWN)
     types = {name: Value("string") for name in columns}
-    types["label"] = Value("float32" if spec.is_regression else "int64")
-    return Dataset.from_dict(columns, features=Features(types))
+    types |= {"label": Value("float32" if spec.is_regression else "int64"), ROW: Value("int64")}
+    return Dataset.from_dict({**columns, ROW: names}, features=Features(types))
 
 
 def _is_labelled(spec: Task, value: Any) -> bool:
@@ -116,8 +115,8 @@ def _measure(spec: Task, predictions: Sequence[Any], rows: Dataset) -> dict[str,
 
 def _show(spec: Task, predictions: Sequence[Any], rows: Dataset) -> list[dict[str, Any]]:
     return [
-        {"index": index, "prediction": float(value) if spec.is_regression else spec.label_names[int(value)]}
-        for index, value in enumerate(predictions)
+        {"index": name, "prediction": float(value) if spec.is_regression else spec.label_names[int(value)]}
+        for name, value in zip(row_names(rows), predictions, strict=True)
     ]
 
 

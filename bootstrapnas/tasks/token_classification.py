@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.outputs import IGNORED, LABELS, TOKENS, Output, Outputs
 from bootstrapnas.progress import warn
-from bootstrapnas.tasks.files import TAGS, WORDS, row_names
+from bootstrapnas.tasks.files import ROW, TAGS, WORDS, row_names
 from bootstrapnas.tasks.kind import Head, Kind
 from bootstrapnas.tasks.known import KNOWN
 from bootstrapnas.tasks.labels import class_indices
@@ -111,8 +111,8 @@ def _rows(spec: Task, table: Table, split: str, source: str) -> Dataset:
     indices = class_indices(tags, spec.label_names, where, of_word, coded=spec.task_name in KNOWN)
     ends = list(accumulate(lengths))
     label = [indices[end - count : end] for end, count in zip(ends, lengths, strict=True)]
-    types = Features({"words": List(Value("string")), "label": List(Value("int32"))})
-    return Dataset.from_dict({"words": table[column], "label": label}, features=types)
+    types = Features({"words": List(Value("string")), "label": List(Value("int32")), ROW: Value("int64")})
+    return Dataset.from_dict({"words": table[column], "label": label, ROW: names}, features=types)
 
 
 def _is_labelled(spec: Task, value: Any) -> bool:
@@ -246,8 +246,8 @@ def _measure(spec: Task, predictions: Sequence[Sequence[int]], rows: Dataset) ->
 def _show(spec: Task, predictions: Sequence[Sequence[int]], rows: Dataset) -> list[dict[str, Any]]:
     """Return the tag of each word; nothing of one that was cut off."""
     return [
-        {"index": index, "prediction": [None if tag == NONE else spec.label_names[tag] for tag in classes]}
-        for index, classes in enumerate(predictions)
+        {"index": name, "prediction": [None if tag == NONE else spec.label_names[tag] for tag in classes]}
+        for name, classes in zip(row_names(rows), predictions, strict=True)
     ]
 
 
