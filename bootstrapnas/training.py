@@ -125,6 +125,10 @@ class StageTrainer(Trainer):
         self._said: dict[str, Tensor] = {}
         if teacher is not None:
             teacher.model.to(args.device)
+        if distillation is not None:
+            for module in model.modules():  # ModernBERT may give logits of hidden tokens alone, a teacher does of all
+                if getattr(module, "sparse_prediction", False):
+                    module.sparse_prediction = False  # type: ignore[assignment]
         self._step_learning_rate, self._score_learning_rate = learning_rate, score_learning_rate
         self._before_step, self._orders, self._measure = before_step, orders, measure
         # Every loss here is a mean over the batch, which the Trainer must divide by the accumulation steps; it leaves

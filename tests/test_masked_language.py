@@ -179,6 +179,29 @@ def test_distillation_of_masked_tokens() -> None:
     torch.testing.assert_close(found, 4 * torch.stack(expected).mean())
 
 
+def test_a_student_that_tells_hidden_tokens_alone_follows_a_teacher(
+    bert_dir: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """ModernBERT's `sparse_prediction` is off while it learns; one that is its own teacher has nothing to learn."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    ids = {f"{name}_token_id": tokenizer.pad_token_id for name in ("pad", "bos", "eos", "cls", "sep")}
+    config = ModernBertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        sparse_prediction=True, **ids,
+    )  # fmt: skip
+    ModernBertForMaskedLM(config).save_pretrained(tmp_path / "sparse")
+    tokenizer.save_pretrained(tmp_path / "sparse")
+    outcome = succeed(
+        "finetune", model_name_or_path=tmp_path / "sparse", kd_teacher_model=tmp_path / "sparse",
+        output_dir=tmp_path / "student", task_name="masked-text", train_file=bert_dir.parent / "train.txt",
+        validation_file=bert_dir.parent / "validation.txt", max_seq_length=LENGTH, max_steps=2, logging_steps=1,
+        kd_task_weight=0.0, kd_teacher_weight=1.0,
+    )  # fmt: skip
+    assert "loss 0.0000" in " ".join(outcome.err.split())
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["sparse_prediction"]
+
+
 @pytest.mark.parametrize(
     ("criterion", "chosen"),
     [("l1", {"subnet": "min"}), ("taylor", {"subnet": "min"}), ("movement", {"max_macs_ratio": 0.8})],
