@@ -72,13 +72,19 @@ def test_a_file_of_tagged_words_is_known_by_its_columns(tmp_path: Path) -> None:
 def test_files_of_conll(tmp_path: Path) -> None:
     path = tmp_path / "train.conll"
     path.write_text("-DOCSTART- -X- O\n\nEU NNP B-ORG\nrejects VBZ O\n\nPeter NNP B-PER\nBlackburn NNP I-PER\n")
-    table = read_table(path)
-    assert table == {
-        "tokens": [["EU", "rejects"], ["Peter", "Blackburn"]],
-        "tags": [["B-ORG", "O"], ["B-PER", "I-PER"]],
-    }
+    words, tags = [["EU", "rejects"], ["Peter", "Blackburn"]], [["B-ORG", "O"], ["B-PER", "I-PER"]]
+    parts = [["NNP", "VBZ"], ["NNP", "NNP"]]
+    assert read_table(path) == {"tokens": words, "tags": tags, "1": words, "2": parts, "3": tags}
     spec = build_task_spec(train_file=path, validation_file=path)
     assert spec.label_names == ("B-ORG", "B-PER", "I-PER", "O")
+    spec = build_task_spec(train_file=path, validation_file=path, label_column="2")
+    assert (spec.label_names, spec.metrics) == (("NNP", "VBZ"), ("accuracy",))
+    assert load_task(spec).validation["label"] == [[0, 1], [0, 0]]
+    path.write_text("1 EU NNP B-ORG\n2 rejects VBZ\n")
+    spec = build_task_spec(train_file=path, validation_file=path, text_columns=["2"], label_column="3")
+    assert load_task(spec).train["words"] == [["EU", "rejects"]]
+    with pytest.raises(UserError, match=r"has no column .4. \(line 1\); found: tokens, tags, 1, 2, 3"):
+        build_task_spec(train_file=path, validation_file=path, label_column="4")
     path.write_text("EU B-ORG\nrejects\n")
     with pytest.raises(UserError, match="line 2: expected a word and its tag, found 'rejects'"):
         read_table(path)

@@ -82,7 +82,9 @@ class TaskArguments:
         None, "Training rows held out to validate, where no others are there for that; 0 trains on all of them."
     )
     text_columns: Optional[str] = flag(None, "One or two column names, separated by a comma.")
-    label_column: Optional[str] = flag(None, "Column of the label, or of the tags of a text's words.")
+    label_column: Optional[str] = flag(
+        None, "Column of the label, or of the tags of a text's words; in .conll files a number from 1, else the last."
+    )
     max_seq_length: Optional[int] = flag(None, "Texts are cut to this many tokens.")
     max_train_samples: Optional[int] = flag(None, "Use only so many training rows.")
     max_eval_samples: Optional[int] = flag(None, "Use only so many rows to validate on, or to evaluate on.")

@@ -36,7 +36,8 @@ def read_table(
     path
         JSON lines (``.jsonl``, ``.json``), one JSON array of objects (``.json``), CSV with a header (``.csv``), or a
         text whose rows are parted by blank lines (``.txt``), or of tagged words (``.conll``: a word a line, its tag the
-        last field, blank lines between the texts); UTF-8, each optionally with ``.gz``.
+        last field, the others by their number from 1, blank lines between the texts); UTF-8, each optionally with
+        ``.gz``.
     columns
         The columns wanted; None reads those of the first row.
     optional
@@ -154,8 +155,12 @@ def _csv_rows(path: Path) -> Rows:
 
 
 def _tagged_rows(path: Path) -> Rows:
-    """Read words and tags as CoNLL's shared tasks have them; lines that only part documents are left out."""
-    rows: Rows = []
+    """Read words and tags as CoNLL's shared tasks have them; lines that only part documents are left out.
+
+    Besides the first and the last field, the words and their tags, every field that all lines have is a column, which
+    is called by its number from 1.
+    """
+    found: list[tuple[int, list[list[str]]]] = []
     begun = False
     with _open(path) as file:
         for number, line in enumerate(file, start=1):
@@ -166,11 +171,15 @@ def _tagged_rows(path: Path) -> Rows:
             if len(fields) < 2:
                 raise UserError(f"{path}, line {number}: expected a word and its tag, found {line.strip()[:60]!r}")
             if not begun:
-                rows.append((f"line {number}", {WORDS: [], TAGS: []}))
+                found.append((number, []))
                 begun = True
-            rows[-1][1][WORDS].append(fields[0])
-            rows[-1][1][TAGS].append(fields[-1])
-    return rows
+            found[-1][1].append(fields)
+    width = min((len(fields) for _, lines in found for fields in lines), default=0)
+    places = {WORDS: 0, TAGS: -1, **{str(place + 1): place for place in range(width)}}
+    return [
+        (f"line {number}", {name: [fields[place] for fields in lines] for name, place in places.items()})
+        for number, lines in found
+    ]
 
 
 _READERS = {".jsonl": _json_rows, ".json": _json_rows, ".csv": _csv_rows, ".txt": _text_rows, ".conll": _tagged_rows}
