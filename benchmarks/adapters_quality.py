@@ -56,6 +56,7 @@ from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
 LORA, TAUGHT, SLOW, CHOSEN = "lora", "taught", "slow", "chosen"
+NEAR = "near"
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "published": {},
     "reorder": {"reorder": "wanda"},
@@ -66,11 +67,14 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "window": {"gradient_accumulation_steps": 4},
     "redrawn": {"gradient_accumulation_steps": 4, "draw_per": "batch"},
     TAUGHT: {},
+    NEAR: {},
 }
 """Way of training -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA, `SLOW` LoRA's too.
 
-In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew.
+In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew. `NEAR` trains as without it.
 """
+NEARBY: Mapping[str, Any] = {"min_macs_ratio": 0.66, "num_evals": 120, "population": 20, "merge_adapters": True}
+"""What `NEAR` adds to the flags of ``lonas search``: all subnets that it proposes are about as large as one may be."""
 TUNED, DISTILLED = "tuned", "distilled"
 SUBNETS = ("max", "searched", TUNED, DISTILLED, "heuristic", "min")
 RESAMPLES = 400
@@ -180,12 +184,15 @@ class AdapterColumn(Column):
                 supernet_dir=trained,
                 objectives=f"{protocol.quality},macs",
                 kd_teacher_model=self.make_lora()[0] if protocol.quality == DIVERGENCE else None,
-                num_evals=protocol.num_evals,
-                population=protocol.population,
                 search_seed=self.seed,
-                macs_ratios=protocol.macs_ratio,
-                max_macs_ratio=protocol.macs_ratio,
                 output_dir=search,
+                **{
+                    "macs_ratios": protocol.macs_ratio,
+                    "max_macs_ratio": protocol.macs_ratio,
+                    "num_evals": protocol.num_evals,
+                    "population": protocol.population,
+                    **(NEARBY if NEAR in method.split("+") else {}),
+                },
             )
             chosen_by = {"search_dir": search, "max_macs_ratio": protocol.macs_ratio}
         if subnet in (TUNED, DISTILLED):
@@ -238,7 +245,7 @@ class AdapterColumn(Column):
 
     def trained(self, method: str) -> Path:
         """Return where the adapters of a method are."""
-        return self.directory / method / "adapter"
+        return self.directory / "+".join(way for way in method.split("+") if way != NEAR) / "adapter"
 
     def steps(self, epochs: float) -> int:
         """Return the training steps of so many epochs."""
@@ -309,56 +316,46 @@ def _order(method: str, subnet: str) -> tuple[Any, ...]:
 
 
 def at_chosen_rates(results: Sequence[Result]) -> list[Result]:
-    """Return results of each method at the rate that suits the task, out of those at LoRA's rate and of `SLOW` ones.
+    """Return results of LoRA at the rate that suits the task, out of both at which it was trained.
 
-    Per task, the rate is that at which the LoRA, or the tuned subnet, has the better metric on the held-out rows of the
-    first seed that both have; where there is none, or no LoRA to compare with, the task has no result.
+    That is the rate at which it has the better metric on the held-out rows of the first seed that both have; a task
+    where there is none has no result.
     """
     found: list[Result] = []
-    for fast in sorted({r["method"] for r in results}):
-        slow, deciding = f"{fast}+{SLOW}", LORA if is_lora(fast) else TUNED
-        for task in sorted({r["task"] for r in results}):
-            here = [r for r in results if r["task"] == task and r["method"] in (fast, slow)]
-            held_out = {(r["seed"], r["method"]): r["validation"][r["metric"]] for r in here if r["subnet"] == deciding}
-            both = sorted({seed for seed, _ in held_out if {(seed, fast), (seed, slow)} <= held_out.keys()})
-            if both:
-                rate = max((fast, slow), key=lambda method: held_out[both[0], method])
-                found += [{**r, "method": f"{fast}+{CHOSEN}", "chosen": rate} for r in here if r["method"] == rate]
-    compared = {(r["task"], r["seed"]) for r in found if is_lora(r["method"])}
-    return [r for r in found if (r["task"], r["seed"]) in compared]
+    for task in sorted({r["task"] for r in results}):
+        here = [r for r in results if r["task"] == task and is_lora(r["method"])]
+        held_out = {(r["seed"], r["method"]): r["validation"][r["metric"]] for r in here}
+        rates = sorted({r["method"] for r in here})
+        both = sorted({seed for seed, _ in held_out if all((seed, rate) in held_out for rate in rates)})
+        if both and len(rates) == 2:
+            best = max(rates, key=lambda rate: held_out[both[0], rate])
+            found += [{**r, "method": f"{LORA}+{CHOSEN}", "trained": best} for r in here if r["method"] == best]
+    return found
 
 
 def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row per method and subnet: metrics, means over seeds, and differences from LoRA with standard errors.
 
-    A difference is that from the LoRA of the same tasks and seeds, at its chosen rates if they are `CHOSEN`. Standard
-    errors are those of the reported rows; the spread over seeds is not in them.
+    Differences are those from the LoRA of the same tasks and seeds, at its one rate and at chosen ones; the latter is
+    None if some were not run. Standard errors are those of the reported rows; the spread over seeds is not in them.
     """
     results = [*results, *at_chosen_rates(results)]
-    loras = {(r["method"], r["task"], r["seed"]): r for r in results if is_lora(r["method"])}
     rows = []
     for method, subnet in sorted({(r["method"], r["subnet"]) for r in results}, key=lambda key: _order(*key)):
         cells = [r for r in results if (r["method"], r["subnet"]) == (method, subnet)]
-        stock = f"{LORA}+{CHOSEN}" if CHOSEN in method.split("+") else LORA
-        tasks, drawn, apart = {}, [], []
+        tasks: dict[str, Any] = {}
+        draws = []
         for task in sorted({r["task"] for r in cells}):
             here = [r for r in cells if r["task"] == task]
-            baseline = [loras[stock, task, r["seed"]] for r in here]
-            draws = np.mean([r["resampled"] for r in here], axis=0)
-            differences = draws - np.mean([r["resampled"] for r in baseline], axis=0)
-            value, reference = (statistics.mean(r["test"][r["metric"]] for r in group) for group in (here, baseline))
+            draws.append(np.mean([r["resampled"] for r in here], axis=0))
             tasks[task] = {
                 "metric": here[0]["metric"],
                 "seeds": sorted(r["seed"] for r in here),
                 "steps": here[0]["steps"],
-                "trained": here[0].get("chosen", method),
-                "mean": value,
-                "error": float(np.std(draws)),
-                "difference": value - reference,
-                "difference_error": float(np.std(differences)),
+                "trained": here[0].get("trained", method),
+                "mean": statistics.mean(r["test"][r["metric"]] for r in here),
+                "error": float(np.std(draws[-1])),
             }
-            drawn.append(draws)
-            apart.append(differences)
         rows.append(
             {
                 "method": method,
@@ -367,12 +364,27 @@ def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "macs_share": statistics.mean(r["macs"] / r["full_macs"] for r in cells),
                 "params_share": statistics.mean(r["params"] / r["full_params"] for r in cells),
                 "average": statistics.mean(entry["mean"] for entry in tasks.values()),
-                "error": float(np.std(np.mean(drawn, axis=0))),
-                "difference": statistics.mean(entry["difference"] for entry in tasks.values()),
-                "difference_error": float(np.std(np.mean(apart, axis=0))),
+                "error": float(np.std(np.mean(draws, axis=0))),
+                "from_lora": difference(cells, results, LORA),
+                "from_chosen": difference(cells, results, f"{LORA}+{CHOSEN}"),
             }
         )
     return rows
+
+
+def difference(cells: Sequence[Result], results: Sequence[Result], baseline: str) -> dict[str, Any] | None:
+    """Return by how much cells differ from a baseline of the same tasks and seeds, or None if some are missing."""
+    known = {(r["task"], r["seed"]): r for r in results if r["method"] == baseline}
+    if any((r["task"], r["seed"]) not in known for r in cells):
+        return None
+    tasks, draws = {}, []
+    for task in sorted({r["task"] for r in cells}):
+        pairs = [(r, known[task, r["seed"]]) for r in cells if r["task"] == task]
+        apart = [r["test"][r["metric"]] - other["test"][r["metric"]] for r, other in pairs]
+        draws.append(np.mean([np.subtract(r["resampled"], other["resampled"]) for r, other in pairs], axis=0))
+        tasks[task] = {"mean": statistics.mean(apart), "error": float(np.std(draws[-1]))}
+    average = statistics.mean(entry["mean"] for entry in tasks.values())
+    return {"tasks": tasks, "average": average, "error": float(np.std(np.mean(draws, axis=0)))}
 
 
 def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[list[str]]:
@@ -386,8 +398,9 @@ def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
             cells.append("" if entry is None else f"{100 * entry['mean']:.1f} ± {100 * entry['error']:.1f}")
         whole = set(row["tasks"]) == set(tasks)
         cells.append(f"{100 * row['average']:.1f} ± {100 * row['error']:.1f}" if whole else "")
-        apart = f"{100 * row['difference']:+.1f} ± {100 * row['difference_error']:.1f}"
-        cells.append(apart if whole and row["method"] != LORA else "")
+        for apart in (row["from_lora"], row["from_chosen"]):
+            told = apart is not None and whole and not is_lora(row["method"])
+            cells.append(f"{100 * apart['average']:+.1f} ± {100 * apart['error']:.1f}" if told else "")
         rows.append(cells)
     return rows
 
@@ -413,14 +426,14 @@ def write_tables(work_dir: Path, output: Path) -> None:
         "not show.\n\n" + task_lines(results, facts)
     )
     for row in summary:
-        if row["method"] == f"{LORA}+{CHOSEN}" or (row["method"].endswith(f"+{CHOSEN}") and row["subnet"] == TUNED):
+        if row["method"] == f"{LORA}+{CHOSEN}":
             trained = ", ".join(f"{task} {entry['trained']}" for task, entry in row["tasks"].items())
-            notes += f"\n- {row['method']}, by the held-out rows of the first seed: {trained}"
+            notes += f"\n\nLoRA at the rate with the better metric on the held-out rows of the first seed: {trained}."
     machines = machines_of(results)
     write_table(
         output / "adapters_quality.md",
         "Super-adapters on real data",
-        ["method", "subnet", "MACs", "parameters", *tasks, "average", "from LoRA"],
+        ["method", "subnet", "MACs", "parameters", *tasks, "average", "from LoRA", "at chosen rates"],
         markdown_rows(summary, tasks),
         notes,
         "; ".join(machines),
