@@ -73,7 +73,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
 
 In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew. `NEAR` trains as without it.
 """
-NEARBY: Mapping[str, Any] = {"min_macs_ratio": 0.66, "num_evals": 120, "population": 20, "merge_adapters": True}
+NEARBY: Mapping[str, Any] = {"min_macs_ratio": 0.66, "num_evals": 80, "population": 20, "merge_adapters": True}
 """What `NEAR` adds to the flags of ``lonas search``: all subnets that it proposes are about as large as one may be."""
 TUNED, DISTILLED = "tuned", "distilled"
 SUBNETS = ("max", "searched", TUNED, DISTILLED, "heuristic", "min")
