@@ -63,12 +63,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class Searched:
-    """A column's supernet, the latency table of its space, and what is to be compared."""
+    """A column's supernet, the latency table of its space, what is to be compared, and the reported metric of each."""
 
     name: str
-    directory: Path
+    supernet: Supernet
     table: LatencyTable
     pairs: tuple[Pair, ...]
+    metrics: Mapping[Genome, float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--num_evals", type=int, default=100)
     parser.add_argument("--population", type=int, default=20)
+    parser.add_argument("--eval_rows", type=int, help="held-out rows that a divergence is measured on; default: all")
     parser.add_argument("--seeds", default="0,1,2", help="of the searches")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args(argv)
@@ -98,9 +100,7 @@ def compare(arguments: argparse.Namespace) -> None:
     lines, errors = [], []
     saved: dict[str, dict[str, list[float]]] = {FRONTS: {}, POOLED: {}}
     for searched in every:
-        spec = inherited_task(str(searched.directory))
-        supernet, _ = load_supernet(str(searched.directory), spec)
-        rows = Rows(spec, load_tokenizer(str(searched.directory)))
+        supernet = searched.supernet
         with openvino_timer(supernet.model, supernet.blueprint, searched.table.circumstances) as measure:
             for pair in searched.pairs:
                 times = time_pair(measure, searched.table, supernet, pair)
@@ -109,7 +109,7 @@ def compare(arguments: argparse.Namespace) -> None:
                     abs(with_latency(entry, searched.table, supernet)["values"]["latency"] / time - 1)
                     for entry, time in zip(pair.entries, times, strict=True)
                 ]
-                lines.append(line_of(searched.name.split()[0], pair, times, supernet, rows, arguments.length))
+                lines.append(line_of(searched, pair, times, arguments.length))
     told = []
     for of, shares in saved.items():
         pooled = [share for each in shares.values() for share in each]
@@ -126,7 +126,8 @@ def compare(arguments: argparse.Namespace) -> None:
         lines,
         f"Trained supernets of a BERT of 6 layers x 384 (benchmarks/quality.py), {arguments.precision}, batch "
         f"{arguments.batch}; time and MACs of {arguments.length} tokens. Each search proposes {arguments.num_evals} "
-        f"subnets, {arguments.population} a generation, by divergence from the teacher on held-out rows and one cost. "
+        f"subnets, {arguments.population} a generation, by divergence from the teacher on "
+        f"{arguments.eval_rows or 'the'} held-out rows and one cost. "
         "Compared are the cheapest subnets with at most a divergence, of each search's front by its own cost, or by "
         "either cost of all subnets that both searches proposed; divergences are the "
         f"{', '.join(f'{level:.0%}' for level in LEVELS)} quantiles of those on both fronts. The metric is of the "
@@ -140,7 +141,8 @@ def search_column(arguments: argparse.Namespace, column: Path) -> Searched:
     directory = arguments.work_dir / column.parent.name / column.name
     directory.mkdir(parents=True, exist_ok=True)
     trained = of_length(column / "supernet", directory / f"supernet_{arguments.length}", arguments.length)
-    supernet, _ = load_supernet(str(trained), inherited_task(str(trained)))
+    spec = inherited_task(str(trained))
+    supernet, _ = load_supernet(str(trained), spec)
     deployed = {name: getattr(arguments, name) for name in ("precision", "batch", "length")}
     circumstances = circumstances_of(supernet.model, supernet.blueprint, **deployed)
     path = directory / f"{setting_of(arguments)}.json"
@@ -152,7 +154,10 @@ def search_column(arguments: argparse.Namespace, column: Path) -> Searched:
         pairs += pairs_of(seed, FRONTS, *fronts)
         proposed = [with_latency(entry, table, supernet) for each in found for entry in evaluated(each)]
         pairs += pairs_of(seed, POOLED, *(front_of(proposed, cost) for cost in COSTS))
-    return Searched(f"{column.parent.name} {column.name}", trained, table, tuple(pairs))
+    rows = Rows(spec, load_tokenizer(str(trained)))
+    genomes = dict.fromkeys(tuple(entry["genome"]) for pair in pairs for entry in pair.entries)
+    metrics = {genome: reported(supernet, genome, rows) for genome in genomes}
+    return Searched(f"{column.parent.name} {column.name}", supernet, table, tuple(pairs), metrics)
 
 
 def setting_of(arguments: argparse.Namespace) -> str:
@@ -194,6 +199,7 @@ def search(
                 "objectives": f"{DIVERGENCE},{cost}",
                 "num_evals": arguments.num_evals,
                 "population": arguments.population,
+                "max_eval_samples": arguments.eval_rows,
                 "search_seed": seed,
                 "output_dir": directory / f"{name}-{cost}-seed{seed}",
                 **(by_latency if cost == "latency" else {}),
@@ -245,37 +251,39 @@ def divergence(entry: Entry) -> float:
     return float(entry["values"][DIVERGENCE])
 
 
+def reported(supernet: Supernet, genome: Genome, rows: Rows) -> float:
+    """Return the task's metric of a subnet on the official validation rows."""
+    with supernet.activate(supernet.space.subnet(genome)):
+        outputs = outputs_of(supernet.model, rows, rows.batches("test", tail=True))
+    return rows.measure("test", outputs)[rows.spec.metric]
+
+
 def time_pair(measure: Measure, table: LatencyTable, supernet: Supernet, pair: Pair) -> tuple[float, float]:
-    """Return the milliseconds of both subnets: their ratios to the table's reference, times its time there."""
+    """Return the milliseconds of both subnets: their ratios to the table's reference, times its time there.
+
+    Where both are one subnet, it is measured once.
+    """
     blueprint, space = supernet.blueprint, supernet.space
-    subnets = [blueprint.complete(space.subnet(tuple(entry["genome"]))) for entry in pair.entries]
+    genomes = dict.fromkeys(tuple(entry["genome"]) for entry in pair.entries)
+    subnets = [blueprint.complete(space.subnet(genome)) for genome in genomes]
     wide = table.wide(subnets[0])
     base, *others = measure([table.middle(wide), *subnets])
-    first, second = (
-        statistics.median(table.base_ms[wide]) * float(np.median(np.divide(samples, base))) for samples in others
-    )
-    return first, second
+    times = [statistics.median(table.base_ms[wide]) * float(np.median(np.divide(samples, base))) for samples in others]
+    return times[0], times[-1]
 
 
-def line_of(
-    task: str, pair: Pair, times: tuple[float, float], supernet: Supernet, rows: Rows, length: int
-) -> list[str]:
+def line_of(searched: Searched, pair: Pair, times: tuple[float, float], length: int) -> list[str]:
     """Return a pair's line of the table."""
-    full = count_macs(supernet.blueprint, length=length)
+    blueprint, space = searched.supernet.blueprint, searched.supernet.space
+    full = count_macs(blueprint, length=length)
     genomes: list[Genome] = [tuple(entry["genome"]) for entry in pair.entries]
-    shares = [count_macs(supernet.blueprint, supernet.space.subnet(g), length=length) / full for g in genomes]
-    metrics = []
-    for genome in genomes:
-        with supernet.activate(supernet.space.subnet(genome)):
-            outputs = outputs_of(supernet.model, rows, rows.batches("test", tail=True))
-        metrics.append(rows.measure("test", outputs)[rows.spec.metric])
     return [
-        task,
+        searched.name.split()[0],
         str(pair.seed),
         pair.of,
         f"{pair.level:.4f}",
-        *(f"{share:.1%}" for share in shares),
-        *(f"{100 * metric:.1f}" for metric in metrics),
+        *(f"{count_macs(blueprint, space.subnet(genome), length=length) / full:.1%}" for genome in genomes),
+        *(f"{100 * searched.metrics[genome]:.1f}" for genome in genomes),
         *(f"{time:.2f}" for time in times),
         f"{1 - times[1] / times[0]:.1%}",
     ]
