@@ -213,6 +213,10 @@ def test_the_metric_is_measured_and_bounds_what_quantisation_may_lose(tmp_path: 
             {"quantisation": Quantisation(max_drop=0.1), "calibration": [build_batch(1, 3)]},
             "needs a task and its validation rows",
         ),
+        (
+            {"quantisation": Quantisation(ignored=("attention",)), "calibration": [build_batch(1, 3)]},
+            "'attention' matches the beginning of no operation's name, such as __module",
+        ),
     ],
 )
 def test_quantisation_refuses(settings: dict[str, object], message: str, tmp_path: Path) -> None:

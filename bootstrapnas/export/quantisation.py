@@ -112,10 +112,13 @@ def quantise(
     ------
     ExportError
         If nncf fails.
+    UserError
+        If one of ``settings.ignored`` matches no operation.
     """
     import nncf
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
+    _check_ignored(settings.ignored, ir)
     items = [{each: np.asarray(batch[each], dtype=np.int64) for each in inputs} for batch in calibration]
     with quiet_nncf(f"nncf cannot quantise {name}"):
         quantised = nncf.quantize(
@@ -136,6 +139,17 @@ def quantise(
         return quantised
     assert metric is not None
     return restore(quantised, metric, settings.max_drop)
+
+
+def _check_ignored(patterns: Sequence[str], ir: Any) -> None:
+    """Raise `UserError` if a pattern matches no name of an operation from its start on, as nncf matches them."""
+    operations = [each for each in ir.get_ordered_ops() if each.get_type_name() not in ("Parameter", "Constant")]
+    for pattern in patterns:
+        if not any(re.match(pattern, operation.get_friendly_name()) for operation in operations):
+            example = next(filter(_is_product, operations)).get_friendly_name()
+            raise UserError(
+                f"ignored operations: {pattern!r} matches the beginning of no operation's name, such as {example}"
+            )
 
 
 def quantise_for_speed(ir: Any, name: str, vocabulary: int) -> Any:
@@ -192,8 +206,12 @@ def count_operations(ir: Any) -> dict[str, int]:
     """Return by type how many operations of a quantised IR read int8 values, and how many products do not."""
     found = {"quantised": 0, "products_in_float": 0}
     for operation in ir.get_ops():
-        if operation.get_type_name() != "MatMul":
+        if not _is_product(operation):
             continue
         sources = [port.get_source_output().get_node().get_type_name() for port in operation.inputs()]
         found["quantised" if "FakeQuantize" in sources else "products_in_float"] += 1
     return found
+
+
+def _is_product(operation: Any) -> bool:
+    return bool(operation.get_type_name() == "MatMul")

@@ -58,7 +58,7 @@ class ExportArguments:
         SMOOTH_QUANT_ALPHA, "Of quant_mode: how much of activations' ranges moves into weights, 0 to 1; -1: none."
     )
     ignored_operations: Optional[str] = flag(
-        None, "Of quant_mode: a regular expression; operations of the IR whose name it matches stay in float."
+        None, "Of quant_mode: a regular expression; operations of the IR whose name begins with it stay in float."
     )
     max_metric_drop: Optional[float] = flag(
         None,
