@@ -29,6 +29,7 @@ from bootstrapnas.export import (
 from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.causal_runtime import describe_cache, pad_left
 from bootstrapnas.outputs import INDEX, TOKENS, VOCABULARY, Output
+from bootstrapnas.pipeline.export_data import text_data
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import Generation, generate, generate_by_ir
 from bootstrapnas.tasks import generation as generation_module
@@ -330,3 +331,24 @@ def test_the_command_exports_a_language_model_without_a_task(
     assert found["metric"]["rows"] == 3  # those that are not for calibration
     assert found["metric"]["ir"] != found["metric"]["torch"] > 1
     assert (tmp_path / "ir/openvino_detokenizer.xml").is_file()
+
+
+def test_exports_with_and_without_calibration_are_measured_on_the_same_texts(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(f"{text} {number}" for number in range(8) for text in TEXTS), encoding="utf-8")
+    metrics = []
+    for rows in (0, 3, 8):
+        data = text_data(
+            build_causal("llama", num_hidden_layers=1),
+            TOKENIZER,
+            length=None,
+            calibration_rows=rows,
+            calibration_file=str(file),
+            measured=True,
+        )
+        assert len(data.calibration) == rows
+        metrics.append(data.metric)
+    assert [metric.rows for metric in metrics] == [32, 32, 32]
+    assert len({metric.torch for metric in metrics}) == 1
+    read = [{tuple(batch["input_ids"][0].tolist()) for batch in metric.batches} for metric in metrics]
+    assert read[0].isdisjoint(tuple(batch["input_ids"][0].tolist()) for batch in data.calibration)

@@ -97,7 +97,8 @@ def text_data(
 ) -> ExportData:
     """Return texts of a file, or of installed packages, for a model without a task.
 
-    If `measured`, the metric is the perplexity of those that are not for calibration: of a causal language model.
+    If `measured`, the metric is the perplexity of those that are not for calibration: of a causal language model. They
+    are the last ones, which are the same however many are for calibration, as long as there are enough.
     """
     found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
     found = random.Random(0).sample(found, len(found))
@@ -117,7 +118,7 @@ def text_data(
     rows = 1 if tokenizer.pad_token_id is None else VERIFICATION_ROWS
     examples = [batch(by_length[:rows]), batch(by_length[-rows:])]
     calibration, rest = found[:calibration_rows], found[calibration_rows:] or found
-    metric = _perplexity(model, [batch([text]) for text in rest[:EVALUATION_ROWS]]) if measured else None
+    metric = _perplexity(model, [batch([text]) for text in rest[-EVALUATION_ROWS:]]) if measured else None
     return ExportData(examples, [batch([text]) for text in calibration], metric)
 
 
