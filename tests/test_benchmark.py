@@ -170,7 +170,7 @@ def test_tables_hold_every_figure_and_both_speed_ups() -> None:
     assert cells(benchmark, beside) == [
         ["model", "precision", "accuracy", "MB", "ms", "p90", "spread", "×", "×=", "seq/s", "×", "×="],
         ["full", "f32", "0.9123", "4.00", "8.00", "9.28", "10%", "1.00", "1.00", "1,000", "1.00", "1.00"],
-        ["full", "int8", "0.9123", "1.00", "4.00", "4.64", "10%", "2.00", "1.00", "2,000", "2.00", "1.00"],
+        ["full", "int8", "–", "1.00", "4.00", "4.64", "10%", "2.00", "1.00", "2,000", "2.00", "1.00"],
         ["half", "f32", "–", "4.00", "5.00", "5.80", "10%", "1.60", "1.60", "1,600", "1.60", "1.60"],
         ["half", "int8", "–", "1.00", "2.00", "2.32", "10%", "4.00", "2.00", "4,000", "4.00", "2.00"],
     ]
@@ -248,12 +248,15 @@ def test_json_holds_settings_and_figures_and_pictures_are_drawn(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("metric", "front"),
-    [("accuracy", {"half int8", "full int8"}), ("perplexity", {"half int8"}), (None, {"half int8"})],
+    [("accuracy", {"half f32", "full f32"}), ("perplexity", {"half f32"}), (None, {"half int8"})],
 )
 def test_the_line_of_the_picture_is_the_front(
     metric: str | None, front: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of more accuracy, or less perplexity or size: ``half`` has less of everything."""
+    """Of more accuracy, or less perplexity or size: ``half`` has less of everything.
+
+    The metric of copies that were quantised on random tokens is unknown, their size is not.
+    """
     fronts: list[list[int]] = []
 
     def watch(values: Any, objectives: Any) -> list[int]:
@@ -264,7 +267,7 @@ def test_the_line_of_the_picture_is_the_front(
     known = {"full": None, "half": None} if metric is None else {"full": (metric, 0.9), "half": (metric, 0.8)}
     benchmark = made(known)
     benchmark_text.draw(benchmark, tmp_path / "picture.png")
-    variants = [each.variant for each in benchmark.measurements]
+    variants = [each.variant for each in benchmark.measurements if metric is None or not benchmark.is_copy(each)]
     assert {f"{variants[index].model} {variants[index].precision}" for index in fronts[0]} == front
 
 

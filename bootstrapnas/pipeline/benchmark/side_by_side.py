@@ -180,6 +180,20 @@ class Benchmark:
             found.setdefault((each.batch, each.length), []).append(each)
         return found
 
+    def metric(self, measurement: Measurement) -> tuple[str, float] | None:
+        """Return name and value of what is known of the quality of what was measured.
+
+        Of a copy that was quantised for the occasion there is nothing: its outputs are not the model's.
+        """
+        return None if self.is_copy(measurement) else self._model(measurement).metric
+
+    def is_copy(self, measurement: Measurement) -> bool:
+        """Return whether a copy of the model was measured that was quantised for the occasion, on random tokens."""
+        return measurement.variant.directory != self._model(measurement).directory
+
+    def _model(self, measurement: Measurement) -> Model:
+        return next(model for model in self.models if model.name == measurement.variant.model)
+
     def reference(self, measurement: Measurement, *, same_precision: bool) -> Measurement | None:
         """Return what a measurement is held against: the first model's, first of all or at the same precision."""
         beside = self.shapes[measurement.batch, measurement.length]

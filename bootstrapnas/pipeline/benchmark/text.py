@@ -109,8 +109,7 @@ def title(benchmark: Benchmark, batch: int, length: int) -> str:
 
 def cells(benchmark: Benchmark, beside: Sequence[Measurement], names: Sequence[str] | None = None) -> list[list[str]]:
     """Return a table of some figures, or of all, as text, the header first."""
-    metrics = {model.name: model.metric for model in benchmark.models}
-    kinds = {metric[0] for metric in metrics.values() if metric is not None}
+    kinds = {model.metric[0] for model in benchmark.models if model.metric is not None}
     with_weights, with_same = _with_weights(benchmark), _with_same(benchmark)
     names = _figures(beside) if names is None else names
     header = ["model", "precision"]
@@ -127,7 +126,7 @@ def cells(benchmark: Benchmark, beside: Sequence[Measurement], names: Sequence[s
         variant = each.variant
         row = [variant.model, variant.precision]
         if kinds:
-            metric = metrics[variant.model]
+            metric = benchmark.metric(each)
             kind = f"{metric[0]} " if metric is not None and len(kinds) > 1 else ""
             row.append(MISSING if metric is None else f"{kind}{metric[1]:.4g}")
         row += [variant.weight_format] if with_weights else []
@@ -187,11 +186,10 @@ def notes(benchmark: Benchmark) -> Iterator[str]:
     if len(set(rows.values())) > 1:
         told = ", ".join(f"{name} {count}" for name, count in rows.items())
         yield f"The metrics are of different numbers of rows ({told}), so they do not compare: export with the same."
-    sources = {model.name: model.directory for model in benchmark.models}
     for model in benchmark.models:
         if model.directory != model.source:
             yield f"{model.name} was converted to a float32 IR for the occasion."
-    copies = [e.variant.model for e in benchmark.measurements if e.variant.directory != sources[e.variant.model]]
+    copies = [each.variant.model for each in benchmark.measurements if benchmark.is_copy(each)]
     if copies:
         yield (
             f"Quantised for the occasion on random tokens: {', '.join(dict.fromkeys(copies))}; the speed in int8 is "
@@ -290,7 +288,8 @@ def write_benchmark(benchmark: Benchmark, directory: Path) -> None:
 def draw(benchmark: Benchmark, path: Path) -> None:
     """Draw a panel per shape: the metric of each model against its time, or its size where a metric is unknown.
 
-    The line is the Pareto front.
+    The line is the Pareto front. What is known of the metric of a copy that was quantised for the occasion is the
+    model's alone: it is drawn there, hollow, and is not part of the front.
     """
     from matplotlib.figure import Figure
 
@@ -311,15 +310,27 @@ def draw(benchmark: Benchmark, path: Path) -> None:
             }
             for each in beside
         ]
-        front = pareto_front(points, [Objective("x"), Objective("y", maximise)])
-        line = sorted((points[index]["x"], points[index]["y"]) for index in front)
+        hollow = [metric is not None and benchmark.is_copy(each) for each in beside]
+        known = [point for point, copied in zip(points, hollow, strict=True) if not copied]
+        front = pareto_front(known, [Objective("x"), Objective("y", maximise)])
+        line = sorted((known[index]["x"], known[index]["y"]) for index in front)
         if len(line) > 1:
             axes.step(
                 *zip(*line, strict=True), where="post", color="0.35", linewidth=1.2, label="Pareto front", zorder=2
             )
-        for precision in precisions:
-            found = [p for p, each in zip(points, beside, strict=True) if each.variant.precision == precision]
-            axes.scatter([p["x"] for p in found], [p["y"] for p in found], s=40, label=precision, zorder=3)
+        drawn = [(each.variant.precision, is_hollow) for each, is_hollow in zip(beside, hollow, strict=True)]
+        for precision, is_hollow in dict.fromkeys(drawn):
+            found = [point for point, how in zip(points, drawn, strict=True) if how == (precision, is_hollow)]
+            colour = f"C{precisions.index(precision)}"
+            axes.scatter(
+                [point["x"] for point in found],
+                [point["y"] for point in found],
+                s=40,
+                facecolors="none" if is_hollow else colour,
+                edgecolors=colour,
+                label=f"{precision} ({metric} of the model in float)" if is_hollow else precision,
+                zorder=3,
+            )
         fastest: dict[tuple[str, float], float] = {}  # a model's points lie on a line, and one name does for them
         for point, each in zip(points, beside, strict=True):
             key = each.variant.model, point["y"]
