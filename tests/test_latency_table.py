@@ -214,6 +214,10 @@ def test_accuracy() -> None:
     assert accuracy.rank_correlation == pytest.approx(1)
     assert Accuracy((1.0, 2.0), (1.0, 2.0)).rank_correlation is None
     assert str(accuracy) == "mean error 6.7%, rank correlation 1.000 over 3 subnets"
+    assert not accuracy.doubtful
+    assert Accuracy((1.0, 1.01, 1.02, 1.03), (1.02, 1.0, 1.03, 1.01)).doubtful  # near, but in no order
+    assert Accuracy((1.4,), (1.0,)).doubtful
+    assert str(Accuracy((1.4,), (1.0,))) == "mean error 40.0% over 1 subnet"
 
 
 @pytest.fixture

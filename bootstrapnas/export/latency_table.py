@@ -31,6 +31,9 @@ from bootstrapnas.space import SearchSpace
 KIND = "latency table"
 STEPS = ("pass", "prefill", "token")
 """What a run is: of an encoder the one pass, of a causal language model reading the prompt, or one more token."""
+DOUBTFUL_ERROR, DOUBTFUL_RANKS = 0.15, 0.8
+"""Mean error from which, and rank correlation below which, predictions are doubtful; a quiet machine has half the error
+and above 0.95."""
 State: TypeAlias = tuple[int, ...]
 """Sizes of a part's dimensions, in the order of `Part.dims`."""
 End: TypeAlias = tuple[tuple[Key, int], ...]
@@ -193,9 +196,16 @@ class Accuracy:
 
         return float(spearmanr(self.predicted_ms, self.measured_ms).statistic)
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether subnets are hardly told apart by these predictions: of a machine that did other things as well."""
+        ranks = self.rank_correlation
+        return self.mean_error > DOUBTFUL_ERROR or (ranks is not None and ranks < DOUBTFUL_RANKS)
+
     def __str__(self) -> str:
         ranks = "" if self.rank_correlation is None else f", rank correlation {self.rank_correlation:.3f}"
-        return f"mean error {self.mean_error:.1%}{ranks} over {len(self.measured_ms)} subnets"
+        count = len(self.measured_ms)
+        return f"mean error {self.mean_error:.1%}{ranks} over {count} {'subnet' if count == 1 else 'subnets'}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures and what they are made of."""

@@ -31,7 +31,7 @@ from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.models import SPACE_FILE
 from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, check_elastic, load_supernet, read_trained
-from bootstrapnas.progress import Ticker, notice
+from bootstrapnas.progress import Ticker, notice, warn
 from bootstrapnas.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -165,6 +165,11 @@ def table_at(
             with Ticker("latency table", left) as ticker, openvino_timer(model, blueprint, circumstances) as measure:
                 complete_latency_table(table, path, measure, space, ticker.update)
     notice(f"latency table: {path} ({shown}; {circumstances.device}): {table.accuracy}")
+    if table.accuracy is not None and table.accuracy.doubtful:
+        warn(
+            f"the predictions of {path} are doubtful: the machine was busy, or subnets of the space take much the same "
+            "time; measure another table when it is quiet"
+        )
     return table
 
 
