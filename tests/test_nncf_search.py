@@ -252,6 +252,14 @@ def test_a_metric_that_nothing_reaches_leaves_the_nearest(trained: Trained, tmp_
     assert {entry["values"]["macro_f1"] for entry in found["front"]} == {max(row["macro_f1"] for row in rows)}
 
 
+def test_a_search_that_runs_out_of_subnets_says_so(trained: Trained, tmp_path: Path) -> None:
+    largest = max(costs.macs for costs in costs_of(trained)[1])
+    told = search(trained, tmp_path, algorithm="NSGA2", min_macs=largest)
+    assert [row["macs"] for row in evaluations(tmp_path)] == [largest]
+    # One FFN is always skipped, so three genomes, which differ in its width alone, are this subnet.
+    assert f"search: nothing new to propose after 3 of {EVALS} proposals" in told
+
+
 def test_finalists_are_exported_and_measured_side_by_side(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

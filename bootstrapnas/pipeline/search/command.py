@@ -195,6 +195,8 @@ def run(
     title = f"Search progression ({settings.algorithm})"
     files = Progression(stage.directory, supernet, metric, title, problem.cost)
     result = explore(algorithm, problem, supernet, settings.budget, evaluate, log, files)
+    if len(result.candidates) < settings.budget:
+        notice(f"search: nothing new to propose after {len(result.candidates)} of {settings.budget} proposals")
     if search.early_stop is not None:
         notice(saved(result.candidates))
     best = choose_best(result, metric, problem.cost, settings.ref_acc, settings.acc_delta)
