@@ -429,10 +429,13 @@ def test_without_a_config_it_is_an_ordinary_lora(
     tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
 ) -> None:
     flags = ["--num_train_epochs", 1, "--learning_rate", 1e-3, "--lora", "--do_test", "True"]
+    flags += ["--evaluation_strategy", "epoch", "--warmup_ratio", 0.06]  # names that Hugging Face's flags once had
     published = ["--cache_dir", "cache", "--pad_to_max_length", "--model_revision", "main", "--max_predict_samples", 5]
     train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, *flags, *published)
     told = capsys.readouterr().err
     assert "--do_test has no effect: lonas eval measures a subnet" in told
+    settings = read_json(tmp_path / "lora" / "stage.json")["settings"]
+    assert settings.items() >= {"eval_strategy": "epoch", "warmup_steps": 0.06}.items()
     assert "--cache_dir has no effect: the environment variable HF_HOME says where" in told
     assert "--pad_to_max_length has no effect: a batch is as long as its longest row" in told
     train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, *flags)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from transformers import TrainingArguments
@@ -17,9 +17,9 @@ from bootstrapnas.tasks.prompts import PROMPTS
 # ruff: noqa: UP045
 
 
-def flag(default: Any, help: str) -> Any:
-    """Return a dataclass field with a help text."""
-    return field(default=default, metadata={"help": help})
+def flag(default: Any, help: str, *older: str) -> Any:
+    """Return a dataclass field with a help text; `older` names of the flag, with their hyphens, say the same."""
+    return field(default=default, metadata={"help": help, "aliases": list(older)})
 
 
 def required(help: str) -> Any:
@@ -150,6 +150,10 @@ class StageTrainingArguments(TrainingArguments):
     freeze_embeddings: bool = flag(False, "Do not train the embeddings.")
     per_device_train_batch_size: int = flag(32, "Rows of a batch.")
     per_device_eval_batch_size: int = flag(64, "Rows of an evaluation batch.")
+    warmup_steps: float = flag(
+        0, "Steps of a linear warm-up from 0 to the learning rate; below 1, their share of all steps.", "--warmup_ratio"
+    )
+    eval_strategy: Literal["no", "steps", "epoch"] = flag("no", "When to evaluate.", "--evaluation_strategy")
     train_sampling_strategy: str = flag("group_by_length", "random, sequential, or group_by_length (less padding).")
     save_strategy: str = flag("epoch", "When to write a checkpoint to resume from: no, epoch, steps.")
     save_total_limit: Optional[int] = flag(1, "How many checkpoints to keep while training.")

@@ -115,7 +115,7 @@ def schedule_of(
         learning_rate=training.learning_rate,
         parity=parity,
     )
-    for name in ("warmup_steps", "warmup_ratio", "lr_scheduler_type", "max_steps"):
+    for name in ("warmup_steps", "lr_scheduler_type", "max_steps"):
         if name in typed:
             warn(f"--{name} has no effect: learning rate and duration follow the schedule of {config.path}")
     where = "bootstrapNAS.training.schedule.list_stage_descriptions"
