@@ -457,7 +457,11 @@ def test_without_a_config_it_is_an_ordinary_lora(
     ("flags", "message"),
     [
         (["--target_modules", "qeury"], "target module 'qeury' is no linear layer of bert"),
-        (["--target_modules", "query"], "value.base_layer"),
+        (["--target_modules", "query"], "takes 'bert.encoder.layer.0.attention.self.value' to have an adapter, but it"),
+        (
+            ["--target_modules", "query,key,value"],
+            "takes 'bert.encoder.layer.0.attention.self.key' to have no adapter, but it has one (--target_modules)",
+        ),
         (["--modules_to_save", "poler"], "'poler' is no module outside the layers of BertForSequenceClassification"),
         (["--modules_to_save", "intermediate"], "'intermediate' is no module outside the layers"),
         (["--lora_r", "2"], "width 4 of attention.self.query.rank[0] must be from 1 to 2"),

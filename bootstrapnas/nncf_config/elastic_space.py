@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -20,6 +21,8 @@ from bootstrapnas.nncf_config.schema import WIDTH_RULE, Depth, Width
 from bootstrapnas.space import Gene, SearchSpace
 
 _ELASTICITY = "bootstrapNAS.training.elasticity"
+_ADAPTER = re.compile(r"\.(?:base_layer|lora_[AB]\.\w+)$")
+"""What the path of an adapted layer's frozen part, or of one of its adapter's matrices, ends with."""
 Warn = Callable[[str], None]
 
 
@@ -239,12 +242,29 @@ def derived_sizes(width: Width, full: int, channels_per_unit: int) -> tuple[int,
     return kept if width.max_num_widths == -1 else kept[: width.max_num_widths]
 
 
-def _group_key(blueprint: Blueprint, where: str, node: str) -> Key:
-    """Return the elastic dimension on the output of a node."""
+def _keys_of(blueprint: Blueprint, where: str, node: str) -> tuple[Key, ...]:
+    """Return the elastic dimensions on the output of the module that a node belongs to.
+
+    Raises
+    ------
+    UserError
+        If the model has no such module, or it has an adapter where the config takes it to have none, or none.
+    """
+    path = module_path(node)
+    layer = _ADAPTER.sub("", path)
+    if layer != path and f"{layer}.weight" in blueprint.uses:
+        raise UserError(f"{where}: the config takes {layer!r} to have an adapter, but it has none (--target_modules)")
+    if layer == path and f"{path}.base_layer.weight" in blueprint.uses:
+        raise UserError(f"{where}: the config takes {path!r} to have no adapter, but it has one (--target_modules)")
     try:
-        keys = blueprint.keys_of_module(module_path(node))
+        return blueprint.keys_of_module(path)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _group_key(blueprint: Blueprint, where: str, node: str) -> Key:
+    """Return the elastic dimension on the output of a node."""
+    keys = _keys_of(blueprint, where, node)
     if len(keys) != 1:
         found = " and ".join(map(str, keys)) if keys else "none"
         raise UserError(f"{where}: {node!r} must have one elastic dimension on its output, it has {found}")
@@ -277,12 +297,8 @@ def _modules(blueprint: Blueprint, key: Key, axis: int) -> list[str]:
 
 def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
     """Yield the elastic dimensions on the input of a linear layer."""
-    path = module_path(node)
-    try:
-        blueprint.keys_of_module(path)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    for product in blueprint.uses[f"{path}.weight"].axes[-1]:
+    _keys_of(blueprint, where, node)
+    for product in blueprint.uses[f"{module_path(node)}.weight"].axes[-1]:
         yield from (key for key in product if blueprint.dims[key.dim].elastic)
 
 
