@@ -146,7 +146,7 @@ def test_mistakes(extracted: Path, tmp_path: Path, capsys: Any) -> None:
         (["extract", "--supernet_dir", tuned, *out], "--merge True adds it to the base's weights"),
         (["extract", "--supernet_dir", tuned, "--subnet", "min", "--merge", "True", *out], "which has no subnets"),
         (["extract", "--supernet_dir", tuned, "--search_dir", "s", "--merge", "True", *out], "--search_dir s: "),
-        (["eval", "--supernet_dir", tuned], "is the output of the stage finetune, not of train"),
+        (["eval", "--supernet_dir", tuned], "not of train; lonas extract --merge True makes one model"),
         (
             ["extract", "--supernet_dir", tuned, "--merge", "True", *out, "--model_name_or_path",
              extracted / "merged"],

@@ -93,14 +93,18 @@ def read_trained(directory: str, *others: str) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If it is no such directory; of another program's adapter, it says how that is taken over.
+        If it is no such directory; of an adapter that another program or stage made, it says what to do with that.
     """
     try:
         return read_stage(directory, "train", *others)
     except UserError as error:
-        if (Path(directory) / ADAPTER_CONFIG).is_file() and stage_of(Path(directory)) is None:
-            raise UserError(f"{error}; lonas import-adapter takes over an adapter") from None
-        raise
+        made = stage_of(directory)
+        if not (Path(directory) / ADAPTER_CONFIG).is_file() or made not in {None, "finetune"}.difference(others):
+            raise
+        instead = "lonas import-adapter takes over an adapter"
+        if made is not None:
+            instead = "lonas extract --merge True makes one model of base and adapter, for lonas evaluate --model_dir"
+        raise UserError(f"{error}; {instead}") from None
 
 
 def check_elastic(directory: str) -> None:
