@@ -55,8 +55,10 @@ from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
-LORA, TAUGHT, SLOW, CHOSEN = "lora", "taught", "slow", "chosen"
-NEAR = "near"
+LORA, TAUGHT, SLOW, NEAR = "lora", "taught", "slow", "near"
+SLOW_LORA, CHOSEN_LORA = f"{LORA}+{SLOW}", f"{LORA}+chosen"
+BASELINES = (LORA, SLOW_LORA, CHOSEN_LORA)
+"""What subnets are held against: LoRA at its rate, at the lower one, at whichever of both suits the task better."""
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "published": {},
     "reorder": {"reorder": "wanda"},
@@ -310,7 +312,7 @@ def load_results(work_dir: Path) -> list[dict[str, Any]]:
 
 
 def _order(method: str, subnet: str) -> tuple[Any, ...]:
-    known = (LORA, *WAYS, CHOSEN)
+    known = (LORA, *WAYS, "chosen")
     ways = [known.index(way) for way in method.split("+")]
     return (not is_lora(method), len(ways), ways, 0 if is_lora(method) else SUBNETS.index(subnet))
 
@@ -329,15 +331,15 @@ def at_chosen_rates(results: Sequence[Result]) -> list[Result]:
         both = sorted({seed for seed, _ in held_out if all((seed, rate) in held_out for rate in rates)})
         if both and len(rates) == 2:
             best = max(rates, key=lambda rate: held_out[both[0], rate])
-            found += [{**r, "method": f"{LORA}+{CHOSEN}", "trained": best} for r in here if r["method"] == best]
+            found += [{**r, "method": CHOSEN_LORA, "trained": best} for r in here if r["method"] == best]
     return found
 
 
 def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return a row per method and subnet: metrics, means over seeds, and differences from LoRA with standard errors.
 
-    Differences are those from the LoRA of the same tasks and seeds, at its one rate and at chosen ones; the latter is
-    None if some were not run. Standard errors are those of the reported rows; the spread over seeds is not in them.
+    Differences are those from the `BASELINES` of the same tasks and seeds, None if some were not run. Standard errors
+    are those of the reported rows; the spread over seeds is not in them.
     """
     results = [*results, *at_chosen_rates(results)]
     rows = []
@@ -365,8 +367,7 @@ def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "params_share": statistics.mean(r["params"] / r["full_params"] for r in cells),
                 "average": statistics.mean(entry["mean"] for entry in tasks.values()),
                 "error": float(np.std(np.mean(draws, axis=0))),
-                "from_lora": difference(cells, results, LORA),
-                "from_chosen": difference(cells, results, f"{LORA}+{CHOSEN}"),
+                "from": {baseline: difference(cells, results, baseline) for baseline in BASELINES},
             }
         )
     return rows
@@ -398,7 +399,7 @@ def markdown_rows(summary: Sequence[Mapping[str, Any]], tasks: Sequence[str]) ->
             cells.append("" if entry is None else f"{100 * entry['mean']:.1f} ± {100 * entry['error']:.1f}")
         whole = set(row["tasks"]) == set(tasks)
         cells.append(f"{100 * row['average']:.1f} ± {100 * row['error']:.1f}" if whole else "")
-        for apart in (row["from_lora"], row["from_chosen"]):
+        for apart in row["from"].values():
             told = apart is not None and whole and not is_lora(row["method"])
             cells.append(f"{100 * apart['average']:+.1f} ± {100 * apart['error']:.1f}" if told else "")
         rows.append(cells)
@@ -426,14 +427,14 @@ def write_tables(work_dir: Path, output: Path) -> None:
         "not show.\n\n" + task_lines(results, facts)
     )
     for row in summary:
-        if row["method"] == f"{LORA}+{CHOSEN}":
+        if row["method"] == CHOSEN_LORA:
             trained = ", ".join(f"{task} {entry['trained']}" for task, entry in row["tasks"].items())
             notes += f"\n\nLoRA at the rate with the better metric on the held-out rows of the first seed: {trained}."
     machines = machines_of(results)
     write_table(
         output / "adapters_quality.md",
         "Super-adapters on real data",
-        ["method", "subnet", "MACs", "parameters", *tasks, "average", "from LoRA", "at chosen rates"],
+        ["method", "subnet", "MACs", "parameters", *tasks, "average", *(f"from {baseline}" for baseline in BASELINES)],
         markdown_rows(summary, tasks),
         notes,
         "; ".join(machines),
@@ -453,7 +454,7 @@ def run(arguments: argparse.Namespace) -> None:
     protocol = read_protocol(arguments, Protocol)
     methods = arguments.methods.split(",")
     for method in methods:
-        if method not in (LORA, f"{LORA}+{SLOW}"):
+        if method not in (LORA, SLOW_LORA):
             chosen("methods", method.replace("+", ","), WAYS)
     subnets = chosen("subnets", arguments.subnets, SUBNETS)
     for place in places(arguments):
@@ -467,7 +468,7 @@ def table(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser, of_run, _ = command_line(__doc__, Protocol, tasks="rte,mrpc,cola,stsb", seeds="0")
-    ways = f"{LORA}, {LORA}+{SLOW}, or of {', '.join(WAYS)}, joined by +"
+    ways = f"{LORA}, {SLOW_LORA}, or of {', '.join(WAYS)}, joined by +"
     of_run.add_argument("--methods", default=f"{LORA},reorder+own+slow", help=ways)
     of_run.add_argument("--subnets", default=",".join(SUBNETS))
     return obey("adapters_quality", parser.parse_args(argv), run, table)

@@ -312,10 +312,10 @@ def test_standard_errors_are_those_of_the_rows_and_of_paired_differences(adapter
         )
     lora, searched = adapters.summarise(cells)
     assert lora["error"] == pytest.approx((0.8 * 0.2 / 400) ** 0.5, rel=0.15)
-    assert lora["from_lora"]["average"] == lora["from_lora"]["error"] == 0
+    assert lora["from"]["lora"]["average"] == lora["from"]["lora"]["error"] == 0
     # One row of 400 is all that they disagree on: its number in a sample is a Poisson variable of mean 1.
-    assert searched["from_lora"]["average"] == pytest.approx(-1 / 400)
-    assert searched["from_lora"]["error"] == pytest.approx(1 / 400, rel=0.25)
+    assert searched["from"]["lora"]["average"] == pytest.approx(-1 / 400)
+    assert searched["from"]["lora"]["error"] == pytest.approx(1 / 400, rel=0.25)
     assert adapters.markdown_rows([searched], ["mrpc"])[0][:4] == ["published", "searched", "72.0%", "80.0%"]
 
 
@@ -340,10 +340,10 @@ def test_the_rate_of_lora_is_chosen_by_held_out_rows_of_the_first_seed(adapters:
     chosen = found["lora+chosen"]["tasks"]
     values = {task: (entry["trained"], entry["seeds"], round(entry["mean"], 3)) for task, entry in chosen.items()}
     assert values == {"mrpc": ("lora", [0, 1], 0.6), "rte": ("lora+slow", [0], 0.4)}  # CoLA has one rate only
-    assert found["own"]["from_lora"]["average"] == pytest.approx((0.2 + 0.1) / 2)
-    assert found["own"]["from_chosen"]["average"] == pytest.approx((0.2 + 0.2) / 2)
-    assert found["own+near"]["from_lora"]["average"] == pytest.approx(0.1)
-    assert found["own+near"]["from_chosen"] is None
+    assert found["own"]["from"]["lora"]["average"] == pytest.approx((0.2 + 0.1) / 2)
+    assert found["own"]["from"]["lora+chosen"]["average"] == pytest.approx((0.2 + 0.2) / 2)
+    assert found["own+near"]["from"]["lora"]["average"] == pytest.approx(0.1)
+    assert found["own+near"]["from"]["lora+chosen"] is None
 
 
 def test_subnets_of_super_adapters_are_held_against_lora(
