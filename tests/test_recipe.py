@@ -107,6 +107,7 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
 
     changed = yaml.safe_load(recipe.read_text())
     changed["stages"]["finetune"]["num_train_epochs"] = 1
+    changed |= {"subnets": {"least": {"subnet": "min"}}, "quantise": {}}
     recipe.write_text(yaml.safe_dump(changed))
     refused = eftnas("run", config=recipe)
     assert refused.status == 2
@@ -115,6 +116,7 @@ def test_a_recipe_runs_is_found_again_and_refuses_to_change(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == weights
     succeed("run", config=recipe, fresh=True)
     assert read_json(run / "teacher" / "stage.json")["settings"]["num_train_epochs"] == 1
+    assert {path.name for path in (run / "ir").iterdir()} == {"full", "least"}, "what was there is deleted"
 
 
 @pytest.mark.parametrize(
