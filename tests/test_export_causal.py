@@ -263,6 +263,7 @@ def test_weights_of_any_width_are_compressed(
     assert told == (weight_format == "int4" and settings.group_size != -1)  # int8 has no groups
     found = read_json(tmp_path / "ir/export.json")
     assert result.max_rel_difference < 1e-5  # before
+    assert ("group_size" in found["compression"]) == (weight_format == "int4")
     weights = found["compression"]["weights"]
     kinds = Counter((group["type"], group["group_size"]) for group in weights for _ in group["layers"])
     assert kinds == stored

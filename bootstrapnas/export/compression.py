@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COMPRESSED = ("int8", "int4")
 """Weight formats that are integers."""
+OF_INT8 = ("sym", "max_drop")
+"""The settings that int8 weights, which have a scale per row, know."""
 PREFIX = "self.model."
 """What conversion puts before the name of a parameter."""
 TYPES = {"u4": "int4_asym", "i4": "int4_sym", "u8": "int8_asym", "i8": "int8_sym"}

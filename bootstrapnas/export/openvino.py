@@ -20,6 +20,7 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.export.causal import CausalConversion
 from bootstrapnas.export.compression import (
     COMPRESSED,
+    OF_INT8,
     WeightCompression,
     compress,
     compressed_weights,
@@ -196,7 +197,10 @@ def export_openvino(
             if weight_format == "int4":
                 warn_of_widths(weights, compression, outer_layers(ir))
             stored = [asdict(group) for group in weights]
-            how["compression"] = {**asdict(compression), "calibration_rows": len(items), "weights": stored}
+            settings = asdict(compression)
+            if weight_format == "int8":
+                settings = {name: settings[name] for name in OF_INT8}
+            how["compression"] = {**settings, "calibration_rows": len(items), "weights": stored}
         seconds += time.perf_counter() - started
         _save(ir, temporary / MODEL_FILE, directory, half=weight_format == "fp16")
         del ir
