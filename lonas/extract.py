@@ -18,7 +18,7 @@ from bootstrapnas.integers import round_to_integers
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.adapters import ADAPTER_CONFIG, layer_linears, merge_adapter, save_adapter
 from bootstrapnas.pipeline.arguments import OutputArguments, flag
-from bootstrapnas.pipeline.card import write_first_card
+from bootstrapnas.pipeline.card import write_first_card, write_searched_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.deployed import Deployed, merge
 from bootstrapnas.pipeline.extract import ExtractArguments, begin_extraction, choose, words_of, write_subnet
@@ -120,8 +120,7 @@ def run(
     more = origin if arguments.merge else origin | apart
     write_subnet(stage, supernet.blueprint, subnet, kept, all_of_it, values, chosen_by, **more)
     if arguments.merge and config is not None:
-        measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
-        write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
+        write_searched_card(stage.directory, values, arguments.search_dir)
     notice(
         f"extract: {small.macs / whole.macs:.1%} of the base model's MACs, {small.params / whole.params:.1%} of its "
         f"parameters; adapters of {costs.params - small.params:,} parameters, of {full.params - whole.params:,}"

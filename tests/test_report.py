@@ -24,7 +24,7 @@ from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
 from bootstrapnas.export import Latency, LatencySettings, export_openvino
 from bootstrapnas.extraction import save_subnet
-from bootstrapnas.pipeline.card import write_first_card
+from bootstrapnas.pipeline.card import write_first_card, write_searched_card
 from bootstrapnas.report import (
     Row,
     build_report,
@@ -36,7 +36,7 @@ from bootstrapnas.report import (
     write_report,
 )
 from bootstrapnas.supernet import Supernet
-from bootstrapnas.tasks import TaskSpec
+from bootstrapnas.tasks import TaskSpec, build_task_spec
 
 QUIET = LatencySettings(1, 128, "f32", 2, 5, "A CPU", "2026.4")
 PNG = b"\x89PNG\r\n\x1a\n pretend"
@@ -91,6 +91,22 @@ def test_a_first_card_shows_a_perplexity_as_it_is(tmp_path: Path) -> None:
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| model | perplexity | MACs" in card
     assert "| subnet | 12.35 |" in card
+
+
+@pytest.mark.parametrize(("way", "told"), [("score", ", by --evaluate_by score."), (None, ".")])
+def test_a_card_says_how_a_search_had_instructions_answered(way: str | None, told: str, tmp_path: Path) -> None:
+    """The subnet's own task may ask another way, with another figure of the same name."""
+    write_made(tmp_path)
+    spec = TaskSpec.load(tmp_path / "task.json")
+    searched = (
+        spec
+        if way is None
+        else build_task_spec("commonsense", train_file="rows.json", instructions={"evaluate_by": way})
+    )
+    (tmp_path / "search").mkdir()
+    searched.save(tmp_path / "search" / "task.json")
+    write_searched_card(tmp_path, {"macs": 1, "perplexity": 2.0}, str(tmp_path / "search"))
+    assert f"- The metric is the search's, on the validation split{told}\n" in (tmp_path / "README.md").read_text()
 
 
 def write_made(directory: Path, **more: Any) -> None:

@@ -21,6 +21,15 @@ def write_first_card(directory: Path, measured: Mapping[str, float], note: str) 
     write_card(directory, directory.name, report)
 
 
+def write_searched_card(directory: Path, values: Mapping[str, float] | None, search_dir: str | None) -> None:
+    """Write the first card of a subnet; `values` are what the search in `search_dir` measured of it, if one did."""
+    metric = inherited_task(str(directory)).metric
+    measured = {name: value for name, value in (values or {}).items() if name == metric}
+    asked = inherited_task(str(search_dir)).instructions if measured else None  # the search may have asked another way
+    way = "" if asked is None else f", by --evaluate_by {asked.evaluate_by}"
+    write_first_card(directory, measured, f"The metric is the search's, on the validation split{way}.")
+
+
 def write_card(directory: Path, name: str, report: Report, *, ir: str | None = None) -> None:
     """Write the README.md of an extracted subnet: how it was made, a table, how to load it.
 

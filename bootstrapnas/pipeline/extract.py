@@ -15,7 +15,7 @@ from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.extraction import SUBNET_FILE
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import OutputArguments, flag, required
-from bootstrapnas.pipeline.card import write_first_card
+from bootstrapnas.pipeline.card import write_searched_card
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, save_artefact
 from bootstrapnas.pipeline.sampled import RULES
@@ -75,8 +75,7 @@ def run(
     model = supernet.extract(subnet)
     save_artefact(stage.directory, model, load_tokenizer(arguments.supernet_dir), spec)
     write_subnet(stage, supernet.blueprint, subnet, costs, full, values, chosen_by)
-    measured = {name: value for name, value in (values or {}).items() if name == spec.metric}
-    write_first_card(stage.directory, measured, "The metric is the search's, on the validation split.")
+    write_searched_card(stage.directory, values, arguments.search_dir)
     notice(
         f"extract: {costs.macs / full.macs:.1%} of the MACs, {costs.params / full.params:.1%} of the parameters "
         f"({costs.params_without_embeddings / full.params_without_embeddings:.1%} without embeddings)"
