@@ -3,10 +3,11 @@
 python benchmarks/latency_search.py --columns DIR... --work_dir DIR [--precision int8] [--batch 1] [--length 128]
 
 A column is a directory of benchmarks/quality.py, such as WORK/stsb/seed0: a teacher and the supernet that learnt from
-it. Two `eftnas search`es propose as many subnets by the divergence from the teacher on held-out rows and by MACs, or by
-latency as a table predicts it. At divergences that both fronts reach, the cheapest subnet of each front is then
-measured, all side by side; and, as searches differ by luck, too, so are the cheapest by either cost of all subnets that
-both proposed. A rerun finds searches and table again.
+it; or one with links of these names, `supernet` to a trained super-adapter and `teacher` to a merged LoRA. Two
+`eftnas search`es propose as many subnets by the divergence from the teacher on held-out rows and by MACs, or by latency
+as a table predicts it. At divergences that both fronts reach, the cheapest subnet of each front is then measured, all
+side by side; and, as searches differ by luck, too, so are the cheapest by either cost of all subnets that both
+proposed. A rerun finds searches and table again.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ from common import write_table
 
 from bootstrapnas.artefacts import read_json, replacing_directory, write_json
 from bootstrapnas.costs import count_macs
+from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
 from bootstrapnas.export.latency_build import Measure, circumstances_of, openvino_timer
 from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.pipeline.cli import execute, to_arguments
 from bootstrapnas.pipeline.data import Rows, inherited_task
+from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.latency_table import table_at
 from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
 from bootstrapnas.pipeline.search.command import EVALUATIONS, PARETO
 from bootstrapnas.pipeline.search.objectives import DIVERGENCE
-from bootstrapnas.pipeline.supernets import load_supernet
+from bootstrapnas.pipeline.supernets import SUPER_ADAPTER_FILE, load_supernet
 from bootstrapnas.progress import notice
 from bootstrapnas.search import Genome
+from bootstrapnas.space import SearchSpace
 from bootstrapnas.supernet import Supernet
 from eftnas.commands import COMMANDS
 
@@ -66,7 +70,8 @@ class Searched:
     """A column's supernet, the latency table of its space, what is to be compared, and the reported metric of each."""
 
     name: str
-    supernet: Supernet
+    deployed: Deployed
+    space: SearchSpace
     table: LatencyTable
     pairs: tuple[Pair, ...]
     metrics: Mapping[Genome, float]
@@ -100,16 +105,18 @@ def compare(arguments: argparse.Namespace) -> None:
     lines, errors = [], []
     saved: dict[str, dict[str, list[float]]] = {FRONTS: {}, POOLED: {}}
     for searched in every:
-        supernet = searched.supernet
-        with openvino_timer(supernet.model, supernet.blueprint, searched.table.circumstances) as measure:
+        deployed = searched.deployed
+        with openvino_timer(deployed.model, deployed.blueprint, searched.table.circumstances) as measure:
             for pair in searched.pairs:
-                times = time_pair(measure, searched.table, supernet, pair)
+                times = time_pair(measure, searched, pair)
                 saved[pair.of].setdefault(searched.name, []).append(times[1] / times[0])
                 errors += [
-                    abs(with_latency(entry, searched.table, supernet)["values"]["latency"] / time - 1)
+                    abs(searched.table.predict(subnet_of(entry, searched.space, deployed)) / time - 1)
                     for entry, time in zip(pair.entries, times, strict=True)
                 ]
                 lines.append(line_of(searched, pair, times, arguments.length))
+    adapters = any((column / "supernet" / SUPER_ADAPTER_FILE).is_file() for column in arguments.columns)
+    trained = "super-adapters (benchmarks/adapters_quality.py)" if adapters else "supernets (benchmarks/quality.py)"
     told = []
     for of, shares in saved.items():
         pooled = [share for each in shares.values() for share in each]
@@ -119,12 +126,12 @@ def compare(arguments: argparse.Namespace) -> None:
             f"{1 - max(pooled):.1%} to {1 - min(pooled):.1%}."
         )
     write_table(
-        arguments.output / f"latency_search_{setting_of(arguments)}.md",
+        arguments.output / f"latency_search_{'adapters_' if adapters else ''}{setting_of(arguments)}.md",
         "Searching by latency and by MACs, on real data",
         "task|search seed|subnets|divergence at most|MACs of best by MACs|by latency|metric of best by MACs|by latency|"
         "ms of best by MACs|by latency|saved".split("|"),
         lines,
-        f"Trained supernets of a BERT of 6 layers x 384 (benchmarks/quality.py), {arguments.precision}, batch "
+        f"Trained {trained} of a BERT of 6 layers x 384, {arguments.precision}, batch "
         f"{arguments.batch}; time and MACs of {arguments.length} tokens. Each search proposes {arguments.num_evals} "
         f"subnets, {arguments.population} a generation, by divergence from the teacher on "
         f"{arguments.eval_rows or 'the'} held-out rows and one cost. "
@@ -143,21 +150,26 @@ def search_column(arguments: argparse.Namespace, column: Path) -> Searched:
     trained = of_length(column / "supernet", directory / f"supernet_{arguments.length}", arguments.length)
     spec = inherited_task(str(trained))
     supernet, _ = load_supernet(str(trained), spec)
-    deployed = {name: getattr(arguments, name) for name in ("precision", "batch", "length")}
-    circumstances = circumstances_of(supernet.model, supernet.blueprint, **deployed)
+    deployed, space = Deployed(str(trained), spec, supernet), supernet.space
+    measured = {name: getattr(arguments, name) for name in ("precision", "batch", "length")}
+    circumstances = circumstances_of(deployed.model, deployed.blueprint, **measured)
     path = directory / f"{setting_of(arguments)}.json"
-    table = table_at(path, supernet.model, supernet.blueprint, supernet.space, circumstances)
+    table = table_at(path, deployed.model, deployed.blueprint, deployed.space, circumstances)
     pairs: list[Pair] = []
     for seed in map(int, arguments.seeds.split(",")):
         found = [search(arguments, column, directory, trained, path, seed, cost) for cost in COSTS]
         fronts = [list(read_json(each / PARETO)["front"]) for each in found]
         pairs += pairs_of(seed, FRONTS, *fronts)
-        proposed = [with_latency(entry, table, supernet) for each in found for entry in evaluated(each)]
+        proposed = [
+            with_latency(entry, table.predict(subnet_of(entry, space, deployed)))
+            for each in found
+            for entry in evaluated(each)
+        ]
         pairs += pairs_of(seed, POOLED, *(front_of(proposed, cost) for cost in COSTS))
     rows = Rows(spec, load_tokenizer(str(trained)))
     genomes = dict.fromkeys(tuple(entry["genome"]) for pair in pairs for entry in pair.entries)
     metrics = {genome: reported(supernet, genome, rows) for genome in genomes}
-    return Searched(f"{column.parent.name} {column.name}", supernet, table, tuple(pairs), metrics)
+    return Searched(f"{column.parent.name} {column.name}", deployed, space, table, tuple(pairs), metrics)
 
 
 def setting_of(arguments: argparse.Namespace) -> str:
@@ -215,10 +227,14 @@ def evaluated(found: Path) -> list[Entry]:
     return [entry for entry in map(json.loads, lines) if "genome" in entry]
 
 
-def with_latency(entry: Entry, table: LatencyTable, supernet: Supernet) -> Entry:
-    """Return what a search says of a subnet with its predicted latency."""
-    latency = table.predict(supernet.space.subnet(tuple(entry["genome"])))
+def with_latency(entry: Entry, latency: float) -> Entry:
+    """Return what a search says of a subnet with its latency."""
     return {**entry, "values": {**entry["values"], "latency": latency}}
+
+
+def subnet_of(entry: Entry, space: SearchSpace, deployed: Deployed) -> Subnet:
+    """Return an entry's subnet as it is deployed: without the ranks of adapters, which are merged."""
+    return deployed.part(space.subnet(tuple(entry["genome"])))
 
 
 def front_of(entries: Sequence[Entry], cost: str) -> list[Entry]:
@@ -258,32 +274,31 @@ def reported(supernet: Supernet, genome: Genome, rows: Rows) -> float:
     return rows.measure("test", outputs)[rows.spec.metric]
 
 
-def time_pair(measure: Measure, table: LatencyTable, supernet: Supernet, pair: Pair) -> tuple[float, float]:
+def time_pair(measure: Measure, searched: Searched, pair: Pair) -> tuple[float, float]:
     """Return the milliseconds of both subnets: their ratios to the table's reference, times its time there.
 
-    Where both are one subnet, it is measured once.
+    Where both are one model, it is measured once.
     """
-    blueprint, space = supernet.blueprint, supernet.space
-    genomes = dict.fromkeys(tuple(entry["genome"]) for entry in pair.entries)
-    subnets = [blueprint.complete(space.subnet(genome)) for genome in genomes]
-    wide = table.wide(subnets[0])
-    base, *others = measure([table.middle(wide), *subnets])
+    blueprint, table = searched.deployed.blueprint, searched.table
+    first, last = (blueprint.complete(subnet_of(entry, searched.space, searched.deployed)) for entry in pair.entries)
+    wide = table.wide(first)
+    base, *others = measure([table.middle(wide), first, *([] if last == first else [last])])
     times = [statistics.median(table.base_ms[wide]) * float(np.median(np.divide(samples, base))) for samples in others]
     return times[0], times[-1]
 
 
 def line_of(searched: Searched, pair: Pair, times: tuple[float, float], length: int) -> list[str]:
     """Return a pair's line of the table."""
-    blueprint, space = searched.supernet.blueprint, searched.supernet.space
+    blueprint = searched.deployed.blueprint
     full = count_macs(blueprint, length=length)
-    genomes: list[Genome] = [tuple(entry["genome"]) for entry in pair.entries]
+    subnets = [subnet_of(entry, searched.space, searched.deployed) for entry in pair.entries]
     return [
         searched.name.split()[0],
         str(pair.seed),
         pair.of,
         f"{pair.level:.4f}",
-        *(f"{count_macs(blueprint, space.subnet(genome), length=length) / full:.1%}" for genome in genomes),
-        *(f"{100 * searched.metrics[genome]:.1f}" for genome in genomes),
+        *(f"{count_macs(blueprint, subnet, length=length) / full:.1%}" for subnet in subnets),
+        *(f"{100 * searched.metrics[tuple(entry['genome'])]:.1f}" for entry in pair.entries),
         *(f"{time:.2f}" for time in times),
         f"{1 - times[1] / times[0]:.1%}",
     ]
