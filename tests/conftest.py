@@ -1,4 +1,4 @@
-"""What the tests share: no network, one thread per process, a tiny BERT and a tiny task.
+"""What the tests share: no network, no telemetry, one thread per process, a tiny BERT and a tiny task.
 
 The environment is set before anything imports torch or the Hugging Face libraries, which read it once.
 """
@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread c
 import json
 import random
 import string
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from transformers import BertConfig, BertForSequenceClassification
+
+# As in the commands. OpenVINO would start a process for each of the three dozen events of a conversion.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("untimed")
