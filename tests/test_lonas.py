@@ -626,7 +626,6 @@ def test_a_base_in_half_precision(tmp_path: Path, tiny_bert_dir: Path, tiny_task
     assert torch.cosine_similarity(*ups, dim=0) > 0.95  # from zero, along the same way
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # by its name in all of transformers 5
 def test_checkpointed_activations_give_the_same_adapter(
     tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any
 ) -> None:

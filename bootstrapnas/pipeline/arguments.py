@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
@@ -172,7 +173,9 @@ class StageTrainingArguments(TrainingArguments):
         # Hugging Face takes bfloat16 without a GPU as a mistake unless the CPU is asked for.
         if not torch.cuda.is_available():
             self.use_cpu: bool = True
-        super().__post_init__()
+        with warnings.catch_warnings():  # of a newer name for --gradient_checkpointing, not in every transformers 5
+            warnings.filterwarnings("ignore", "`gradient_checkpointing", FutureWarning)
+            super().__post_init__()
         installed = get_available_reporting_integrations()
         for name in self.report_to or ():
             if name not in INTEGRATION_TO_CALLBACK:
