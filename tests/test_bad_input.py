@@ -426,6 +426,10 @@ MISTAKES: list[tuple[str, str]] = [
         f"{SEARCH} --num_evals 4",
         "search: population (5) must not exceed num_evals (4): not one generation would be evaluated",
     ),
+    (
+        f"{SEARCH} --population 1",
+        "search: population must be at least 2, not 1: NSGA2 crosses the subnets of a generation; 20 is a usual one",
+    ),
     (f"{SEARCH} --early_stop 99", "--early_stop is a confidence from 0.5 to 1, not 99; 0.99 is a usual one"),
     (f"{SEARCH} --merge_adapters True", "supernet holds no super-adapter: it has no super_adapter.json"),
     (

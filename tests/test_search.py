@@ -44,6 +44,7 @@ from bootstrapnas.search import (
     write_progression_csv,
     write_progression_png,
 )
+from bootstrapnas.search.base import GENETIC
 
 OBJECTIVES = (Objective("macs"), Objective("accuracy", maximise=True))
 SPACES = st.lists(st.integers(1, 9), min_size=1, max_size=8)
@@ -125,8 +126,9 @@ class TestEveryAlgorithm:
         assert len(proposed) < 4000
         assert algorithm.ask() == []
 
-    def test_works_with_a_population_of_one(self, name: str) -> None:
-        algorithm = build_algorithm((5, 5, 5), SearchSettings(name, num_evals=12, population=1))
+    def test_works_with_the_least_population(self, name: str) -> None:
+        population = 2 if name in GENETIC else 1
+        algorithm = build_algorithm((5, 5, 5), SearchSettings(name, num_evals=12, population=population))
         assert len(drive(algorithm, (5, 5, 5), 12)) == 12
 
     def test_seed_changes_proposals(self, name: str) -> None:
@@ -265,6 +267,7 @@ def test_num_evals_is_rounded_down(num_evals: int, population: int, generations:
     [
         ({"num_evals": 10, "population": 20}, "population (20) must not exceed num_evals (10)"),
         ({"population": 0}, "population must be at least 1, not 0"),
+        ({"population": 1}, "population must be at least 2, not 1: NSGA2 crosses the subnets of a generation; 20 is"),
         ({"seed": -1}, "seed must not be negative"),
         ({"crossover_prob": 1.5}, "crossover_prob must lie between 0 and 1, not 1.5"),
         ({"mutation_prob": -0.1}, "mutation_prob must lie between 0 and 1"),

@@ -13,6 +13,8 @@ from bootstrapnas.space import Genome
 Values: TypeAlias = Mapping[str, float]
 """What is known of a genome, by name, for example ``{"accuracy": 0.91, "macs": 5.2e9}``."""
 TOLERANCE = 1e-9  # 0.93 - 0.01 is above 0.92 in floating point
+GENETIC = ("NSGA2", "RNSGA2")
+"""The algorithms that cross the subnets of a population."""
 
 
 class Algorithm(Protocol):
@@ -108,7 +110,7 @@ class SearchSettings:
     num_evals
         Proposals to make in all, repeats included; what does not fill a generation is left out (see `budget`).
     population
-        Proposals per generation.
+        Proposals per generation: at least 2 of a genetic algorithm.
     seed
         Seed of the algorithm's own random generator.
     crossover_prob, crossover_eta
@@ -158,6 +160,11 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.population < 1:
             raise UserError(f"search: population must be at least 1, not {self.population}")
+        if self.population < 2 and self.algorithm in GENETIC:
+            raise UserError(
+                f"search: population must be at least 2, not {self.population}: {self.algorithm} crosses the subnets "
+                "of a generation; 20 is a usual one"
+            )
         if self.population > self.num_evals:
             raise UserError(
                 f"search: population ({self.population}) must not exceed num_evals ({self.num_evals}): "

@@ -99,7 +99,7 @@ class SearchArguments:
     )
     algorithm: Optional[str] = flag(None, f"{', '.join(ALGORITHMS)}.")
     num_evals: Optional[int] = flag(None, "Subnets to propose in all.")
-    population: Optional[int] = flag(None, "Subnets of a generation.")
+    population: Optional[int] = flag(None, "Subnets of a generation: at least 2, unless the algorithm is random.")
     search_seed: Optional[int] = flag(None, "Seed of the algorithm.")
     macs_ratios: Optional[str] = flag(
         None,
