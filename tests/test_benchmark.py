@@ -406,6 +406,9 @@ MISTAKES = {
     "--models full --warmup -1": "--warmup must not be negative, not -1",
     "--models full --max_seconds 0": "--max_seconds must be above 0, not 0",
     "--models full --streams 99": "streams must lie between 1 and … on this CPU, not 99",
+    "--models full --streams 2 --throughput False": "--streams is of throughput, which --throughput False leaves out",
+    "--models language --streams 2": "--streams is for encoders, and language is of the kind language model",
+    "--models full --new_tokens 16": "--new_tokens is for language models, and full is of the kind encoder",
     "--models full half --names one": "--names has 1 names for 2 models: one",
     "--models full half --names a a": "two of --models have the name 'a'; pass --names",
     "--models full language": "full is of the kind encoder and language is of the kind language model: what is "

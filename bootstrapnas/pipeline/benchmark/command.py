@@ -16,7 +16,15 @@ from rich.console import Console
 
 from bootstrapnas.errors import UserError
 from bootstrapnas.pipeline.arguments import flag, numbers
-from bootstrapnas.pipeline.benchmark.side_by_side import Benchmark, Settings, measure, read_models
+from bootstrapnas.pipeline.benchmark.side_by_side import (
+    CAUSAL,
+    ENCODER,
+    Benchmark,
+    Model,
+    Settings,
+    measure,
+    read_models,
+)
 from bootstrapnas.pipeline.benchmark.text import benchmark_json, check_output, show, write_benchmark
 from bootstrapnas.progress import notice
 
@@ -51,13 +59,17 @@ class BenchmarkArguments:
     max_seconds: float = flag(60.0, "Each table stops after the round in which this much has passed.")
     throughput: bool = flag(True, "Encoders: measure throughput too.")
     threads: Optional[int] = flag(None, "Threads; default: OpenVINO's choice.")
-    streams: Optional[int] = flag(None, "Runs that are computed at once for throughput; default: OpenVINO's choice.")
+    streams: Optional[int] = flag(
+        None, "Encoders: runs that are computed at once for throughput; default: OpenVINO's choice."
+    )
     device: str = flag("CPU", "OpenVINO's name of the device.")
     output_dir: Optional[str] = flag(None, "Write benchmark.json, benchmark.md and benchmark.png there.")
     json: bool = flag(False, "Print one JSON document instead of tables.")
 
 
 GROUPS = (BenchmarkArguments,)
+OF_KIND = {"streams": ENCODER, "new_tokens": CAUSAL}
+"""Flags that say nothing of models of another kind."""
 
 
 def run(arguments: BenchmarkArguments, *, typed: Mapping[str, Any]) -> Benchmark:
@@ -66,7 +78,9 @@ def run(arguments: BenchmarkArguments, *, typed: Mapping[str, Any]) -> Benchmark
     if arguments.output_dir is not None:
         check_output(Path(arguments.output_dir))
     with tempfile.TemporaryDirectory(prefix="bootstrapnas.") as temporary:
-        found = measure(read_models(arguments.models, arguments.names, Path(temporary)), settings, Path(temporary))
+        models = read_models(arguments.models, arguments.names, Path(temporary))
+        check_kind(models[0], typed)
+        found = measure(models, settings, Path(temporary))
     if arguments.json:
         print(json.dumps(benchmark_json(found), indent=2, ensure_ascii=False))
     else:
@@ -75,6 +89,13 @@ def run(arguments: BenchmarkArguments, *, typed: Mapping[str, Any]) -> Benchmark
         write_benchmark(found, Path(arguments.output_dir))
         notice(f"benchmark: {arguments.output_dir}")
     return found
+
+
+def check_kind(model: Model, typed: Mapping[str, Any]) -> None:
+    """Raise `UserError` if flags are typed that are for models of another kind."""
+    for name, kind in OF_KIND.items():
+        if name in typed and model.kind != kind:
+            raise UserError(f"--{name} is for {kind}s, and {model.name} is of the kind {model.kind}")
 
 
 def _settings(arguments: BenchmarkArguments) -> Settings:
@@ -86,6 +107,8 @@ def _settings(arguments: BenchmarkArguments) -> Settings:
         raise UserError(f"--warmup must not be negative, not {arguments.warmup}")
     if arguments.max_seconds <= 0:
         raise UserError(f"--max_seconds must be above 0, not {arguments.max_seconds:g}")
+    if arguments.streams is not None and not arguments.throughput:
+        raise UserError("--streams is of throughput, which --throughput False leaves out")
     precision = arguments.precision
     return Settings(
         precisions=None if precision is None else tuple(dict.fromkeys(precision.replace(" ", "").split(","))),
