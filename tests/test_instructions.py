@@ -78,6 +78,11 @@ from bootstrapnas.tasks.prompts import PROMPTS
         ("gsm8k", "10 - 4 = 6", "6"),
         ("gsm8k", "\u22127", "-7"),
         ("gsm8k", "The answer is 3/4 of a cake", "0.75"),
+        ("gsm8k", "The answer is 2 1/2 cups", "2.5"),
+        ("gsm8k", "So it takes $-1 3/4.", "-1.75"),
+        ("gsm8k", "From 12 24/2", "12"),
+        ("gsm8k", "Divide by 2: 1.5 1/2", "0.5"),
+        ("gsm8k", "The answer is 3 1/0", "3"),
         ("gsm8k", "The answer is 48. In May she sold 24.", "48"),
         ("gsm8k", "The answer is 220 + 90 + 60 = 370. He is 9.", "370"),
         ("gsm8k", "The answer is:\n12", "12"),
@@ -113,6 +118,8 @@ def test_rules_of_rows() -> None:
     assert words.same(words.find(" Paris \n") or "", "paris")
     assert Number().same("72.0", "72")
     assert not Number().same("72.01", "72")
+    assert rule_of("", "2 1/2") == Number()
+    assert Number().same("2 1/2", "2.5")
     assert Choice(("answer1", "answer2", "answer3")).choices("…?\n\nAnswer format: answer1/answer2") == (
         "answer1",
         "answer2",

@@ -3,7 +3,7 @@
 The data sets are LLM-Adapters' (Hu et al. 2023, https://arxiv.org/abs/2304.01933). Their published rules take the first
 choice, letter or the last number that a text holds, wherever it stands. Here what follows "the answer is" (or ``####``)
 counts before the rest of the text does, a letter is none where it is a word of the sentence (after "the answer is" only
-"A" may be), and a comma belongs to a number only between thousands.
+"A" may be), a comma belongs to a number only between thousands, and a fraction to the whole number before it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _NUMBER = re.compile(
     (?:/(?P<below>\d+(?:\.\d+)?)(?![\w/]))?""",
     re.VERBOSE,
 )
+
+_MIXED = re.compile(r"(?<![\w.,/])(\d+) (\d+)/(\d+)(?![\w/]|\.\d)")
 
 
 def _after_markers(text: str) -> Iterator[str]:
@@ -108,6 +110,7 @@ class Number(Rule):
     """A number: the first one after "the answer is", past the equals signs there, else the last; equal within 0.001."""
 
     def find(self, text: str) -> str | None:
+        text = _MIXED.sub(_fraction, text)
         for part in _after_markers(text):
             sentence = _SENTENCE_END.split(part.strip(), maxsplit=1)[0]
             match = _NUMBER.search(sentence.rpartition("=")[2]) or _NUMBER.search(part)
@@ -117,8 +120,7 @@ class Number(Rule):
         return _plain(found[-1]) if found else None
 
     def fits(self, answer: str) -> bool:
-        match = _NUMBER.fullmatch(answer.strip())
-        return match is not None
+        return _NUMBER.fullmatch(_MIXED.sub(_fraction, answer.strip())) is not None
 
     def same(self, answer: str, other: str) -> bool:
         first, second = self.find(answer), self.find(other)
@@ -134,6 +136,12 @@ class Text(Rule):
 
     def fits(self, answer: str) -> bool:
         return bool(answer.strip())
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """Return a mixed number (2 1/2) as one fraction (5/2); a number beside a fraction above 1 is none, and stays."""
+    whole, above, below = map(int, match.groups())
+    return f"{whole * below + above}/{below}" if above < below else match.group()
 
 
 def _plain(match: re.Match[str]) -> str:
