@@ -13,7 +13,7 @@ from bootstrapnas.costs import count_costs
 from bootstrapnas.errors import UserError
 from bootstrapnas.nncf_config import sequence_length
 from bootstrapnas.pipeline.arguments import TaskArguments, flag, required
-from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
+from bootstrapnas.pipeline.data import Rows, check_split, check_writing, resolve_task
 from bootstrapnas.pipeline.extract import ExtractArguments, choose
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import evaluate_model, load_tokenizer
@@ -58,6 +58,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     check_split(arguments.split)
     read_trained(arguments.supernet_dir)
     spec = resolve_task(task_args, arguments.supernet_dir)
+    check_writing(task_args, spec)
     harness = None if arguments.lm_eval is None else harness_tasks(arguments.lm_eval, spec)
     config = read_space(arguments.supernet_dir)
     if config is None and "subnet" in typed:

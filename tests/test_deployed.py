@@ -76,7 +76,7 @@ def test_finalists_of_a_super_adapter_are_merged_and_measured(
 ) -> None:
     monkeypatch.setattr(finalists_module, "MAX_SECONDS", 1.0)
     directory = Path(f"search_{by}")
-    way = f"--evaluate_by {by} --max_new_tokens 3 --measure_finalists 2 --keep_finalists True"
+    way = f"--evaluate_by {by}{' --max_new_tokens 3' * (by == 'generate')} --measure_finalists 2 --keep_finalists True"
     lonas(f"{SEARCH} {way} --latency_length 16 --output_dir {directory}")
     found = read_json(directory / "finalists.json")
     spec = inherited_task(str(directory))

@@ -195,6 +195,17 @@ MISTAKES: list[tuple[str, str]] = [
         f"{TRAIN.replace('--validation_file val.json', '--val_set_size 0')} {CONFIG} --eval_strategy epoch",
         "task commonsense has no rows to validate on: --val_set_size 0 held none out; pass --validation_file",
     ),
+    # measures
+    (
+        f"{EVAL} --num_beams 4",
+        "--num_beams is for --evaluate_by generate: task commonsense is measured by score here, for which nothing is "
+        "written",
+    ),
+    (
+        "search --supernet_dir super --output_dir new --evaluate_by loss --max_new_tokens 8",
+        "--max_new_tokens is for --evaluate_by generate: task commonsense is measured by loss here, for which nothing "
+        "is written",
+    ),
     # subnets and what is made of them
     (f"{EVAL} --split tset", "--split must be one of validation, validation_mismatched, test, train, not 'tset'"),
     (f"{EVAL} --subnet 9", "choosing from a search needs --search_dir"),

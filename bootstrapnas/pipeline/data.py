@@ -20,6 +20,7 @@ from bootstrapnas.tasks import (
     SETTINGS,
     TASK_FILE,
     Collator,
+    Generation,
     TaskData,
     TaskSpec,
     batches,
@@ -157,6 +158,16 @@ def inherited_task(directory: str) -> TaskSpec:
     if not (Path(directory) / TASK_FILE).is_file():
         raise UserError(f"{directory} has no {TASK_FILE}: it was not made by this program")
     return TaskSpec.load(Path(directory) / TASK_FILE)
+
+
+def check_writing(task: TaskArguments, spec: TaskSpec) -> None:
+    """Raise `UserError` if flags say how texts are written to measure a model, and none are."""
+    for field in fields(Generation):
+        if spec.instructions is not None and spec.generation is None and getattr(task, field.name) is not None:
+            raise UserError(
+                f"--{field.name} is for --evaluate_by generate: task {spec.task_name} is measured by "
+                f"{spec.instructions.evaluate_by} here, for which nothing is written"
+            )
 
 
 def check_split(name: str) -> None:

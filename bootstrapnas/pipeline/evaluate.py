@@ -18,7 +18,7 @@ from bootstrapnas.export.runtime import check_is_ir
 from bootstrapnas.extraction import load_config
 from bootstrapnas.outputs import LABELS, Outputs
 from bootstrapnas.pipeline.arguments import TaskArguments, flag
-from bootstrapnas.pipeline.data import Rows, check_split, resolve_task
+from bootstrapnas.pipeline.data import Rows, check_split, check_writing, resolve_task
 from bootstrapnas.pipeline.harness import harness_tasks, measure_by_harness
 from bootstrapnas.pipeline.models import (
     class_order,
@@ -69,6 +69,7 @@ def run(arguments: EvaluateArguments, task_args: TaskArguments, *, typed: Mappin
     else:
         check_is_ir(directory)
     spec = fit_length(resolve_task(task_args, directory), typed, directory)
+    check_writing(task_args, spec)
     if arguments.lm_eval is not None:
         return _by_harness(arguments, task_args, spec)
     if arguments.ir_dir is not None and spec != spec.greedily():

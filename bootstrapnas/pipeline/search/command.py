@@ -18,7 +18,7 @@ from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.nncf_config import NNCFConfig, read_config, search_settings, sequence_length
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import OutputArguments, TaskArguments, flag, required
-from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings
+from bootstrapnas.pipeline.data import Rows, check_writing, data_inputs, resolve_task, task_settings
 from bootstrapnas.pipeline.deployed import Deployed
 from bootstrapnas.pipeline.latency_table import LATENCY, TABLE_FILE, LatencyArguments, check_table, searched_table
 from bootstrapnas.pipeline.models import SPACE_FILE, load_tokenizer, outputs_of
@@ -154,6 +154,7 @@ def run(
     read_trained(search.supernet_dir)
     check_elastic(search.supernet_dir)
     spec = resolve_task(task_args, search.supernet_dir)
+    check_writing(task_args, spec)
     config = read_config(Path(search.supernet_dir) / SPACE_FILE)
     spec = replace(spec, metric=metric_of(config, spec, typed))
     objectives = objectives_of(search.objectives, spec.metric, spec.maximise)
