@@ -696,6 +696,15 @@ def test_another_run_is_replaced_when_asked_for(world: Path) -> None:
     shutil.rmtree("new")
 
 
+@pytest.mark.parametrize(("chosen", "told"), [("max", True), ("lowest_loss", True), ("best", False), ("0", False)])
+def test_a_search_that_says_nothing_of_the_subnet_is_told(world: Path, chosen: str, told: bool) -> None:
+    outcome = call(shlex.split(f"{EXTRACT} --subnet {chosen} --search_dir search"))
+    assert outcome.status == 0, outcome.err
+    line = f"warning: --search_dir has no effect: --subnet {chosen} is no choice from a search"
+    assert (line in outcome.err.splitlines()) is told
+    shutil.rmtree("new")
+
+
 def write_shuffled(directory: Path) -> list[str]:
     """Write the teacher with its labels in another order; return them."""
     spec = TaskSpec.load("teacher/task.json")

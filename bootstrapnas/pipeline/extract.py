@@ -30,7 +30,7 @@ from bootstrapnas.pipeline.search.objectives import (
 )
 from bootstrapnas.pipeline.stages import begin
 from bootstrapnas.pipeline.supernets import load_supernet, read_trained
-from bootstrapnas.progress import notice
+from bootstrapnas.progress import notice, warn
 from bootstrapnas.search import Candidate, Objective, violation
 from bootstrapnas.supernet import Supernet
 
@@ -140,10 +140,6 @@ def choose(
     if name is None:
         chosen = _within(bounds, _search(arguments), supernet, Conditions(length), str(arguments.search_dir))
         return space.subnet(chosen.genome), dict(chosen.values)
-    if name in ("max", "min", "heuristic"):
-        return space.subnet(getattr(space, f"{name}_genome")), None
-    if name in RULES:
-        return space.subnet(RULES[name](arguments.supernet_dir, space)), None
     if name == "best":
         entry = _search(arguments)["best"]
         return space.subnet(entry["genome"]), entry["values"]
@@ -152,11 +148,19 @@ def choose(
         if int(name) >= len(front):
             raise UserError(f"--subnet {name}: the front of {arguments.search_dir} has indices 0 to {len(front) - 1}")
         return space.subnet(front[int(name)]["genome"]), front[int(name)]["values"]
-    if Path(name).is_file():
-        return _read_subnet(name, supernet), None
-    raise UserError(
-        f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file{near_miss(name, NAMED)}"
-    )
+    if name in ("max", "min", "heuristic"):
+        subnet = space.subnet(getattr(space, f"{name}_genome"))
+    elif name in RULES:
+        subnet = space.subnet(RULES[name](arguments.supernet_dir, space))
+    elif Path(name).is_file():
+        subnet = _read_subnet(name, supernet)
+    else:
+        raise UserError(
+            f"--subnet {name!r} is neither {', '.join(NAMED)}, nor an index, nor a file{near_miss(name, NAMED)}"
+        )
+    if arguments.search_dir is not None:
+        warn(f"--search_dir has no effect: --subnet {name} is no choice from a search")
+    return subnet, None
 
 
 def _within(
