@@ -18,7 +18,7 @@ import torch
 from command_line import LENGTH, call, eftnas, metrics_of, refused, succeed, write_config
 from conftest import TaskFiles
 
-from bootstrapnas.artefacts import write_json
+from bootstrapnas.artefacts import digest, write_json
 from bootstrapnas.errors import listed
 from bootstrapnas.families import FAMILIES
 from bootstrapnas.pipeline.arguments import StageTrainingArguments
@@ -145,6 +145,8 @@ def damage() -> None:
     cut(without_stage("importance", "cut_scores") / "importance.safetensors")
     shutil.copytree("search", "no_front")
     Path("no_front/pareto.json").unlink()
+    path = without_stage("teacher", "bereft") / "task.json"
+    path.write_text(path.read_text().replace("/train.jsonl", "/gone.jsonl"))
     unfinished("teacher", "unfinished_teacher")
     unfinished("supernet", "unfinished_supernet")
     Path("unfinished_importance").mkdir()
@@ -263,6 +265,7 @@ MISTAKES: list[tuple[str, str]] = [
         "go, stop, wait; did you mean 'stop'?",
     ),
     (FINETUNE.replace("train.jsonl", "trian.jsonl"), "trian.jsonl does not exist"),
+    ("finetune --model_name_or_path bereft --output_dir new", "{root}/gone.jsonl does not exist"),
     # models
     (FINETUNE.replace("pretrained", "pretraned"), f"cannot load a model from 'pretraned': {OFFLINE}"),
     (
@@ -507,6 +510,10 @@ MISTAKES: list[tuple[str, str]] = [
         "--max_metric_drop needs the metric that --no_metric leaves out",
     ),
     (f"{EXPORT} --quant_mode int8 --calibration_file nowhere.jsonl", "nowhere.jsonl does not exist"),
+    (
+        f"{EXPORT.replace('teacher', 'bereft')} --quant_mode int8",
+        "{root}/gone.jsonl is gone: --calibration_file names another file to calibrate by",
+    ),
     (
         f"{EXPORT} --calibration_file train.jsonl",
         "--calibration_file is for --quant_mode int8, and --awq, --scale_estimation or a --ratio below 1; nothing else "
@@ -761,3 +768,11 @@ def test_numbers_as_labels_are_the_indices_of_the_models_classes(world: Path, tm
     spec = build_task_spec(**files, max_seq_length=LENGTH)
     assert spec.label_names == ("0", "1", "2")
     assert load_for_task(str(tmp_path / "model"), spec).config.id2label == dict(enumerate(names))
+
+
+def test_what_was_trained_on_need_not_be_there_to_measure_and_quantise(world: Path, tmp_path: Path) -> None:
+    assert metrics_of(model_dir="bereft") == metrics_of(model_dir="teacher")
+    by_other = {"quant_mode": "int8", "calibration_file": "train.jsonl", "calibration_samples": 4, "no_metric": True}
+    for name in ("bereft", "teacher"):
+        succeed("export", model_dir=name, **by_other, output_dir=tmp_path / name)
+    assert len({digest(tmp_path / name / "openvino_model.bin") for name in ("bereft", "teacher")}) == 1

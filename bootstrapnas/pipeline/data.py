@@ -35,7 +35,6 @@ from bootstrapnas.tasks import (
     tokenize,
     tokenize_to_measure,
     training_columns,
-    why_no_rows,
 )
 
 disable_progress_bars()
@@ -221,10 +220,7 @@ class Rows:
 
     def rows(self, name: str) -> Dataset:
         """Return the rows of a split: ``train``, ``validation``, ``validation_mismatched`` or ``test``."""
-        rows = getattr(self.data, name)
-        if rows is None:
-            raise UserError(why_no_rows(self.spec, name))
-        return rows
+        return self.data.split(name)
 
     def split(self, name: str) -> Dataset:
         """Return a tokenized split to train on; kept, as a criterion of importance looks at it first."""

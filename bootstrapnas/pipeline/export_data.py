@@ -151,6 +151,8 @@ def builtin_texts() -> list[str]:
 def calibration_of(rows: Rows, count: int, file: str | None = None) -> list[Batch]:
     """Return training rows, or a file's, to calibrate by: a row each, not padded."""
     spec = rows.spec
+    if file is None and rows.data.train is None:
+        raise UserError(f"{spec.train_file} is gone: --calibration_file names another file to calibrate by")
     source = rows.rows("train") if file is None else load_file(spec, file)
     chosen = random.Random(spec.seed).sample(range(len(source)), min(count, len(source)))
     features = tokenize(source.select(chosen), rows.tokenizer, spec)

@@ -172,7 +172,7 @@ def student_tokenizer(arguments: ModelArguments, spec: TaskSpec) -> PreTrainedTo
     source = arguments.tokenizer_name or arguments.model_name_or_path
     if not arguments.from_scratch or has_tokenizer(source):
         return load_tokenizer(source)
-    tokenizer = train_tokenizer(spec, load_task(spec).train)
+    tokenizer = train_tokenizer(spec, load_task(spec).split("train"))
     notice(f"{source} has no tokenizer: made one of {len(tokenizer)} tokens of the texts of task {spec.task_name}")
     return tokenizer
 

@@ -29,8 +29,8 @@ def tfidf_baseline(data: TaskData, split: str = "validation") -> float:
     if not spec.is_classification:
         raise UserError(f"the TF-IDF baseline is for classes of texts, not for task {spec.task_name}")
     model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
-    model.fit(_texts(data.train), list(data.train["label"]))
-    rows = getattr(data, split)
+    train, rows = data.split("train"), data.split(split)
+    model.fit(_texts(train), list(train["label"]))
     return spec.kind.measure(spec, model.predict(_texts(rows)), rows)[spec.metric]
 
 

@@ -32,13 +32,20 @@ _HELD_OUT_SEED = 0
 
 @dataclass(frozen=True)
 class TaskData:
-    """The rows of a task by split, in the columns of its kind."""
+    """The rows of a task by split, in the columns of its kind; None where there are none."""
 
     spec: TaskSpec
-    train: Dataset
+    train: Dataset | None
     validation: Dataset | None
     test: Dataset | None = None
     validation_mismatched: Dataset | None = None
+
+    def split(self, name: str) -> Dataset:
+        """Return the rows of a split; `UserError` if there are none."""
+        rows: Dataset | None = getattr(self, name)
+        if rows is None:
+            raise UserError(why_no_rows(self.spec, name))
+        return rows
 
 
 def load_task(spec: TaskSpec, max_test_samples: int | None = None) -> TaskData:
@@ -46,7 +53,8 @@ def load_task(spec: TaskSpec, max_test_samples: int | None = None) -> TaskData:
 
     Rows of the test split that have no label (GLUE's -1) are dropped; a test split without any label is None. Of a data
     set without a validation split (IMDB), a share of the training rows validates instead, or none of them if
-    ``val_set_size`` is 0.
+    ``val_set_size`` is 0. A training file of one's own that is gone is missed where its rows are asked for, as long as
+    others validate: what a model was trained on need not be there to measure or export it.
 
     Raises
     ------
@@ -54,6 +62,8 @@ def load_task(spec: TaskSpec, max_test_samples: int | None = None) -> TaskData:
         If a source is missing or unreachable, or a row lacks a text or has a label that the task does not know.
     """
     files = data_files(spec)
+    if "validation" in files and not files["train"].exists():
+        del files["train"]
     if files:
         tables = {split: _read(spec, path) for split, path in files.items() if PART not in split}
         sources = {split: str(path) for split, path in files.items() if PART not in split}
@@ -91,7 +101,7 @@ def load_task(spec: TaskSpec, max_test_samples: int | None = None) -> TaskData:
         elif split in _REQUIRED:
             raise UserError(f"{sources[split]} holds no rows for the task {spec.task_name}")
     return TaskData(
-        spec, loaded["train"], loaded.get("validation"), loaded.get("test"), loaded.get("validation_mismatched")
+        spec, loaded.get("train"), loaded.get("validation"), loaded.get("test"), loaded.get("validation_mismatched")
     )
 
 
@@ -176,6 +186,8 @@ def _of_file(table: Table, path: str | Path) -> Table:
 
 def why_no_rows(spec: TaskSpec, split: str) -> str:
     """Return why a task that was loaded has no rows of a split: the file that is missing, or has no labels."""
+    if split == "train":
+        return f"{spec.train_file} does not exist"
     if split == "validation":
         own = (
             "pass --validation_file"
