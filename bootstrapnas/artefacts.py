@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -372,6 +372,7 @@ def open_stage(
     *,
     overwrite: bool = False,
     reusable: Collection[str] = (),
+    effective: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
 ) -> Stage:
     """Open the output directory of a stage: fresh, to be resumed, or already finished (`Stage.finished`).
 
@@ -391,6 +392,8 @@ def open_stage(
         Delete what the directory holds of an earlier stage and start afresh.
     reusable
         Names of files that a run with other settings may go on with, if they are all that a failed one has made.
+    effective
+        From settings, this run's or those found there, to what they come to: runs are held against each other by that.
 
     Raises
     ------
@@ -412,7 +415,7 @@ def open_stage(
             _refuse_own_input(directory, inputs)
             if not overwrite:
                 found = _read_header(directory / STAGE_FILE)
-                difference = _difference(stage, found)
+                difference = _difference(stage, found, effective)
                 # Another run that failed before it made anything holds nothing to protect.
                 made = {path.name for path in directory.iterdir()} - {STAGE_FILE, *reusable}
                 if difference and (found["status"] == "complete" or made):
@@ -511,7 +514,9 @@ def _refuse_own_input(directory: Path, inputs: Mapping[str, str | os.PathLike[st
             raise UserError(f"output_dir {directory} holds the stage's own input {value} ({role}); choose another")
 
 
-def _difference(stage: Stage, found: Mapping[str, Any]) -> str:
+def _difference(
+    stage: Stage, found: Mapping[str, Any], effective: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> str:
     """Return what another run in the same directory did otherwise, or an empty string."""
 
     def contents(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
@@ -519,8 +524,8 @@ def _difference(stage: Stage, found: Mapping[str, Any]) -> str:
 
     if found["stage"] != stage.name:
         return f"made by the stage {found['stage']}, not {stage.name}"
-    old = {**_flat(found["settings"]), **contents(found["inputs"])}
-    new = {**_flat(stage.settings), **contents(stage.inputs)}
+    old = {**_flat(effective(found["settings"])), **contents(found["inputs"])}
+    new = {**_flat(effective(stage.settings)), **contents(stage.inputs)}
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     shown = ", ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in changed[:3])
     return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

@@ -97,6 +97,8 @@ INSTEAD = {
     "its directory as --model_name_or_path",
 }
 """Those whose result would be another one without them, and what to do."""
+TASK_FLAGS = ("task_type", "dataset_path", "cutoff_len")
+"""Flags that say by their published names what others say of the task."""
 TASK_TYPES = ("commonsense", "math", "glue", "sft")
 DRAWS = ("step", "batch")
 """What subnets may be drawn anew for."""
@@ -227,7 +229,7 @@ def run(
     stage = begin(
         "train",
         str(training.output_dir),
-        {name: value for name, value in typed.items() if name not in {**WITHOUT_EFFECT, **INSTEAD}},
+        typed,
         {
             "model": source,
             "teacher": kd.kd_teacher_model,
@@ -236,6 +238,7 @@ def run(
         },
         overwrite=training.overwrite_output_dir,
         settings=task_settings(spec),
+        incidental={*WITHOUT_EFFECT, *INSTEAD, *TASK_FLAGS},
     )
     if stage.finished:
         return stage.directory

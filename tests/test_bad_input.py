@@ -636,6 +636,12 @@ MISTAKES: list[tuple[str, str]] = [
         "output_dir supernet holds another run (learning_rate: 0.001 there, 0.5 here); choose another "
         "--output_dir or pass --overwrite_output_dir",
     ),
+    (  # the config may say otherwise
+        f"{TRAIN.replace('new', 'supernet')} --importance_weight_dir importance --num_train_epochs 1 --seed 0 "
+        "--learning_rate 0.001 --kd_temperature 2",
+        "output_dir supernet holds another run (kd_temperature: None there, 2.0 here); choose another "
+        "--output_dir or pass --overwrite_output_dir",
+    ),
     (
         "evaluate --model_dir teacher --predict config.json/rows.jsonl",
         "cannot write config.json/rows.jsonl: File exists",
@@ -693,6 +699,18 @@ def test_the_mended_command_takes_the_place_of_a_start_that_failed(world: Path) 
     outcome = call(shlex.split(f"{EXTRACT} --subnet 0 --search_dir search"))
     assert outcome.status == 0, outcome.err
     shutil.rmtree("new")
+
+
+def test_a_flag_named_at_its_default_makes_no_other_run(world: Path, tmp_path: Path) -> None:
+    search = f"{SEARCH.replace('new', 'search')} --num_evals 5"
+    named = f"{search} --objectives metric,macs --eval_batch_size 64 --max_seq_length {LENGTH}"
+    assert call(shlex.split(named)).err == "search: finished already in search\n"
+    shutil.copytree("search", tmp_path / "search")
+    header = json.loads((tmp_path / "search/stage.json").read_text())
+    header["settings"] |= {"objectives": "metric,macs", "max_seq_length": LENGTH}
+    (tmp_path / "search/stage.json").write_text(json.dumps(header))
+    with chdir(tmp_path):
+        assert call(shlex.split(search.replace(" supernet", f" {world}/supernet"))).err.startswith("search: finished")
 
 
 def test_another_run_is_replaced_when_asked_for(world: Path) -> None:

@@ -407,7 +407,7 @@ def test_an_interrupted_merge_is_no_model_and_is_resumed(world: Path, monkeypatc
             "lonas: error: new is unfinished: run its extract stage again, it resumes",
         )
     other = call(shlex.split(f"{EXTRACT} --subnet heuristic"), "lonas")
-    assert "output_dir new holds another run (merge: True there, None here)" in other.err
+    assert "output_dir new holds another run (merge: True there, False here)" in other.err
     lonas(merge)
     assert Path("new/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
     shutil.rmtree("new")

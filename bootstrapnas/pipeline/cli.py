@@ -38,6 +38,14 @@ class Command:
         return importlib.import_module(self.module)
 
 
+class Typed(dict[str, Any]):
+    """The flags that the user gave, by name, with their values; and the defaults of all that the command has."""
+
+    def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        super().__init__(given)
+        self.defaults = defaults
+
+
 Commands = Mapping[str, Command]
 
 
@@ -133,8 +141,8 @@ def _delete_unused(directory: Path) -> None:
 
 def parse(
     program: str, description: str, groups: Sequence[Any], arguments: Sequence[str]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the filled dataclasses and the flags that were typed, by name, with their values."""
+) -> tuple[tuple[Any, ...], Typed]:
+    """Return the filled dataclasses and the flags that were typed."""
     parser = _parser()(
         list(groups),
         prog=program,
@@ -162,7 +170,8 @@ def parse(
         for instance in instances
         if dest in {field.name for field in dataclasses.fields(instance)}
     }
-    return tuple(instances), typed
+    names = [field.name for group in groups for field in dataclasses.fields(group)]
+    return tuple(instances), Typed(typed, {name: parser.get_default(name) for name in names})
 
 
 def to_arguments(flags: Mapping[str, Any]) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from bootstrapnas.artefacts import STAGE_FILE, Stage, open_stage, read_stage, write_json
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.nncf_config import NNCFConfig
-from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.arguments import StageTrainingArguments, TaskArguments
+from bootstrapnas.pipeline.cli import Typed
 from bootstrapnas.progress import notice, warn
 from bootstrapnas.training import delete_checkpoints, last_checkpoint
 
@@ -25,6 +27,10 @@ _INCIDENTAL = {
     "run_name", "save_strategy", "save_steps", "save_total_limit", "dataloader_num_workers", "dataloader_pin_memory",
     "latency_table", "dataset_dir", "train_file", "validation_file", "test_file", "do_search",
 }  # fmt: skip
+_GIVE_WAY = {
+    "num_train_epochs", "learning_rate", "kd_mode", "kd_temperature", "kd_task_weight", "kd_teacher_weight",
+}  # fmt: skip
+"""Flags whose default gives way to an NNCF config: named at it, they say something there."""
 
 
 WITHOUT_EFFECT = {
@@ -47,10 +53,13 @@ def begin(
     overwrite: bool,
     settings: Mapping[str, Any] | None = None,
     reusable: Collection[str] = (),
+    incidental: Collection[str] = (),
 ) -> Stage:
-    """Open a stage whose result is decided by its typed flags, `settings` and the contents of its `inputs`.
+    """Open a stage whose result is decided by its flags, `settings` and the contents of its `inputs`.
 
-    Inputs that a stage made must be finished and whole. `reusable` is as `open_stage` has it.
+    Its typed flags are recorded but for `incidental` ones, which do not decide it. Another run of the same output may
+    name a flag at its default, or one of the task that comes to the same task. Inputs that a stage made must be
+    finished and whole. `reusable` is as `open_stage` has it.
     """
     for value in inputs.values():
         if value is not None:
@@ -58,9 +67,19 @@ def begin(
     for flag, reason in WITHOUT_EFFECT.items():
         if flag in typed:
             warn(f"--{flag} has no effect: {reason}")
-    decided = {key: value for key, value in typed.items() if key not in _INCIDENTAL}
+    aside = {*_INCIDENTAL, *WITHOUT_EFFECT, *incidental}
+    decided = {key: value for key, value in typed.items() if key not in aside}
     decided |= settings or {}
-    stage = open_stage(output_dir, name, decided, inputs, overwrite=overwrite, reusable=reusable)
+    if "task" in decided:  # all that flags say of it
+        aside |= {field.name for field in fields(TaskArguments)}
+    defaults = dict(typed.defaults) if isinstance(typed, Typed) else {}
+    if inputs.get("nncf_config") is not None:
+        defaults = {key: value for key, value in defaults.items() if key not in _GIVE_WAY}
+
+    def effective(given: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in {**defaults, **given}.items() if key not in aside}
+
+    stage = open_stage(output_dir, name, decided, inputs, overwrite=overwrite, reusable=reusable, effective=effective)
     if stage.finished:
         notice(f"{name}: finished already in {output_dir}")
     else:
@@ -87,7 +106,7 @@ def report_config(config: NNCFConfig) -> None:
 def preferred(typed: Mapping[str, Any], flag: str, default: Any, key: str, in_config: Any) -> Any:
     """Return the value of a flag that was typed, else the config's, else the flag's default.
 
-    A typed flag that contradicts the config wins, with a warning.
+    A typed flag that contradicts the config wins, with a warning. One that has a default is among `_GIVE_WAY`.
     """
     if in_config is None:
         return typed.get(flag, default)
