@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread costs more than it brings
 
+import gc
 import json
 import random
 import string
@@ -31,6 +32,13 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's affair
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported, half a million objects: every training has it look at all."""
+    gc.collect()
+    gc.freeze()
+
 
 SIGNALS = {"red": "stop", "green": "go", "yellow": "wait"}  # the word that decides the label
 FILLERS = (
