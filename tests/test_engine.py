@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -39,6 +39,7 @@ from families import (
     toy_family,
 )
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -77,6 +78,13 @@ SKIP_ALL = {Key(block, layer): 0 for layer in range(3) for block in ("mha_block"
 def supernet_of(row: Row, attention: str = "") -> Supernet:
     """Return one supernet a row; tests leave its weights alone."""
     return Supernet(row.build(attention))
+
+
+def for_subnets(row: Row, blueprint: Blueprint, check: Callable[[Subnet], None]) -> None:
+    """Check eight subnets of the first row of a layout, and four others of each of its other heads."""
+    first = next(other for other in ROWS if (other.config_class, other.sizes) == (row.config_class, row.sizes))
+    chosen = settings(few, max_examples=8 if row == first else 4, derandomize=False, database=None)
+    seeded(ROWS.index(row))(chosen(given(subnets(blueprint))(check)))()
 
 
 def assert_gradients_of_subnet(
@@ -120,7 +128,7 @@ def test_an_elastic_model_computes_what_it_computed_before(row: Row, attention: 
 @settings(parent=few, max_examples=3)
 @given(seed=st.integers(0, 1000))
 def test_reordering_changes_nothing_but_the_order(row: Row, attention: str, seed: int) -> None:
-    family = Blueprint.of(row.build()).family
+    family = supernet_of(row).blueprint.family
     model, batch = row.build(attention, **dict.fromkeys(family.dropout, 0.0)).train(), row.batch()
     blueprint = Blueprint.of(model)
     generator = torch.Generator().manual_seed(seed)
@@ -195,78 +203,85 @@ def test_masking_units_is_what_reordering_and_slicing_leaves_out(row: Row) -> No
 
 
 @every_attention
-@few
-@given(data=st.data())
-def test_elastic_is_extracted(row: Row, attention: str, data: st.DataObject) -> None:
+def test_elastic_is_extracted(row: Row, attention: str) -> None:
     supernet, batch = supernet_of(row, attention), row.batch()
-    subnet = data.draw(subnets(supernet.blueprint))
-    small = supernet.extract(subnet)
-    assert not small.training
-    assert small.config._attn_implementation == attention
-    supernet.model.eval()
-    with supernet.activate(subnet), torch.no_grad():
-        torch.testing.assert_close(outputs(supernet.model, batch), outputs(small, batch), rtol=0, atol=1e-6)
-    supernet.model.train()
-    with supernet.activate(subnet):
-        elastic = gradients(supernet.model, batch, seed=5)
-    found = gradients(small.train(), batch, seed=5)
-    if type(small) is row.model_class:  # where layers are missing, the others are numbered anew
-        kept = [number for number in range(3) if subnet.get(Key("layer_block", number)) != 0]
-        old = {re.sub(r"(\blayers?\.)(\d)", lambda n: f"{n[1]}{kept[int(n[2])]}", name): name for name in found}
-        found = {name: found[new] for name, new in old.items()}
-    assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, found)
 
-
-@every_row
-@few
-@given(data=st.data())
-def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row, data: st.DataObject) -> None:
-    """Skips as published: without attention its LayerNorm goes too, without the FFN the layer's last one stays."""
-    supernet, batch, original = supernet_of(row), row.batch(), row.build()
-    subnet = data.draw(subnets(supernet.blueprint))
-    for number, layer in enumerate(original.base_model.get_submodule(supernet.blueprint.family.stack)):
-        if row.unit:
-            row.tell(layer, supernet.blueprint.size(Key(row.unit, number), subnet))
-        for block in supernet.blueprint.family.blocks:
-            if subnet.get(Key(block.name, number)) == 0:
-                if block.whole_layer:
-                    layer.forward = lambda x, *_, pair=block.stand_ins[""] != "input", **__: (x, None) if pair else x
-                else:
-                    row.skip(layer, block.name)
-    sliced = {name: select(supernet.blueprint, name, p, subnet) for name, p in original.named_parameters()}
-    for name, module in original.named_modules():
-        if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-            module.normalized_shape = tuple(sliced[f"{name}.weight"].shape)
-    with torch.no_grad():
-        found = torch.func.functional_call(original, sliced, kwargs=batch)
+    def check(subnet: Subnet) -> None:
+        small = supernet.extract(subnet)
+        assert not small.training
+        assert small.config._attn_implementation == attention
         supernet.model.eval()
+        with supernet.activate(subnet), torch.no_grad():
+            torch.testing.assert_close(outputs(supernet.model, batch), outputs(small, batch), rtol=0, atol=1e-6)
+        supernet.model.train()
         with supernet.activate(subnet):
-            elastic = supernet.model(**batch)
-    for name, value in found.items():
-        wanted, ours = tensors(value), tensors(elastic[name])
-        if isinstance(value, Cache):  # in other places, where layers without attention leave theirs
-            wanted, ours = (sorted(kept, key=lambda kept: float(kept.sum())) for kept in (wanted, ours))
-        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+            elastic = gradients(supernet.model, batch, seed=5)
+        found = gradients(small.train(), batch, seed=5)
+        if type(small) is row.model_class:  # where layers are missing, the others are numbered anew
+            kept = [number for number in range(3) if subnet.get(Key("layer_block", number)) != 0]
+            old = {
+                re.sub(r"(\b(?:layers?|h)\.)(\d)", lambda n: f"{n[1]}{kept[int(n[2])]}", name): name for name in found
+            }
+            found = {name: found[new] for name, new in old.items()}
+        assert_gradients_of_subnet(supernet.blueprint, subnet, elastic, found)
+
+    for_subnets(row, supernet.blueprint, check)
 
 
 @every_row
-@few
-@given(data=st.data())
-def test_counts_are_those_of_the_extracted_model(row: Row, data: st.DataObject) -> None:
+def test_elastic_is_the_untouched_model_with_sliced_tensors(row: Row) -> None:
+    """Skips as published: without attention its LayerNorm goes too, without the FFN the layer's last one stays."""
+    supernet, batch = supernet_of(row), row.batch()
+
+    def check(subnet: Subnet) -> None:
+        original = row.build()
+        for number, layer in enumerate(original.base_model.get_submodule(supernet.blueprint.family.stack)):
+            if row.unit:
+                row.tell(layer, supernet.blueprint.size(Key(row.unit, number), subnet))
+            for block in supernet.blueprint.family.blocks:
+                if subnet.get(Key(block.name, number)) == 0:
+                    if block.whole_layer:
+                        pair = block.stand_ins[""] != "input"
+                        layer.forward = lambda x, *_, pair=pair, **__: (x, None) if pair else x
+                    else:
+                        row.skip(layer, block.name)
+        sliced = {name: select(supernet.blueprint, name, p, subnet) for name, p in original.named_parameters()}
+        for name, module in original.named_modules():
+            if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+                module.normalized_shape = tuple(sliced[f"{name}.weight"].shape)
+        with torch.no_grad():
+            found = torch.func.functional_call(original, sliced, kwargs=batch)
+            supernet.model.eval()
+            with supernet.activate(subnet):
+                elastic = supernet.model(**batch)
+        for name, value in found.items():
+            wanted, ours = tensors(value), tensors(elastic[name])
+            if isinstance(value, Cache):  # in other places, where layers without attention leave theirs
+                wanted, ours = (sorted(kept, key=lambda kept: float(kept.sum())) for kept in (wanted, ours))
+            torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-6)
+
+    for_subnets(row, supernet.blueprint, check)
+
+
+@every_row
+def test_counts_are_those_of_the_extracted_model(row: Row) -> None:
     supernet = supernet_of(row, "eager")
-    subnet = data.draw(subnets(supernet.blueprint))
-    small = supernet.extract(subnet)
-    costs = supernet.count(subnet, length=LENGTH)
-    embeddings = sum(p.numel() for path in row.embeddings for p in small.base_model.get_submodule(path).parameters())
-    assert costs.params == sum(p.numel() for p in small.parameters()) == small.num_parameters()
-    assert costs.params_without_embeddings == costs.params - embeddings
-    ids = torch.ones(1, LENGTH, dtype=torch.long)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        small(input_ids=ids, attention_mask=ids)
-    assert 2 * costs.macs == counter.get_total_flops()  # torch's count of every matrix product, attention's too
-    linear = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
-    assert 2 * costs.nncf_macs == linear  # eager attention multiplies in batches, nothing else does
-    assert count_nncf_flops(supernet.blueprint, subnet, length=LENGTH) == linear
+
+    def check(subnet: Subnet) -> None:
+        small = supernet.extract(subnet)
+        costs = supernet.count(subnet, length=LENGTH)
+        embedded = [p for path in row.embeddings for p in small.base_model.get_submodule(path).parameters()]
+        assert costs.params == sum(p.numel() for p in small.parameters()) == small.num_parameters()
+        assert costs.params_without_embeddings == costs.params - sum(p.numel() for p in embedded)
+        ids = torch.ones(1, LENGTH, dtype=torch.long)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            small(input_ids=ids, attention_mask=ids)
+        assert 2 * costs.macs == counter.get_total_flops()  # torch's count of every matrix product, attention's too
+        linear = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "bmm" not in str(op))
+        assert 2 * costs.nncf_macs == linear  # eager attention multiplies in batches, nothing else does
+        assert count_nncf_flops(supernet.blueprint, subnet, length=LENGTH) == linear
+
+    for_subnets(row, supernet.blueprint, check)
 
 
 def test_counts_of_bert_base_are_the_published_ones() -> None:
