@@ -100,14 +100,14 @@ def text_data(
     If `measured`, the metric is the perplexity of those that are not for calibration: of a causal language model. They
     are the last ones, which are the same however many are for calibration, as long as there are enough.
     """
-    found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
-    found = random.Random(0).sample(found, len(found))
     limit = min(max_length(model.config), tokenizer.model_max_length)
     if length is not None and length < 1:
         raise UserError(f"--max_seq_length must be at least 1, not {length}")
     if length is not None and length > limit:
         raise UserError(f"--max_seq_length {length} exceeds the {int(limit)} tokens that the model takes")
     longest = min(length or TEXT_LENGTH, limit)
+    found = builtin_texts() if calibration_file is None else file_texts(calibration_file)
+    found = random.Random(0).sample(found, len(found))
 
     def batch(chosen: Sequence[str]) -> Batch:
         return dict(
