@@ -33,6 +33,7 @@ from bootstrapnas.pipeline.data import Rows, inherited_task
 from bootstrapnas.pipeline.models import load_tokenizer, outputs_of
 from bootstrapnas.pipeline.search.objectives import ConstraintArguments, objectives_of
 from bootstrapnas.pipeline.search.problem import build_problem, canonical_of
+from bootstrapnas.pipeline.search.progression import Progression
 from bootstrapnas.pipeline.supernets import load_supernet
 from bootstrapnas.search import Candidate, Constraint, Objective, SearchResult, pareto_front
 from bootstrapnas.space import Gene, SearchSpace
@@ -117,6 +118,7 @@ def test_blocks_are_skipped_in_training_as_the_config_says(trained: Trained) -> 
 def test_files_are_written_during_the_search_and_after_a_kill_are_as_if_it_had_not_been(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Progression, "PICTURE_EVERY_S", 0.0)
     told = search(trained, tmp_path / "whole")
     found = read_json(tmp_path / "whole" / "pareto.json")
     assert found["metric"] == "macro_f1"

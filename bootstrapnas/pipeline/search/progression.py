@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +23,10 @@ class Progression:
         self._space, self._blueprint = supernet.space, supernet.blueprint
         self._widths = [gene for gene in self._space.genes if not self._blueprint.is_block(gene.keys[0])]
         self._blocks = [gene for gene in self._space.genes if self._blueprint.is_block(gene.keys[0])]
-        self._drawn = -math.inf
+        self._drawn = time.monotonic()
 
     def update(self, candidates: Sequence[Candidate]) -> None:
-        """Write what was found so far; the picture only if the last one is some seconds old."""
+        """Write what was found so far; the picture only if the last one, or the search, is some seconds old."""
         self.write(candidates, None, draw=time.monotonic() - self._drawn >= self.PICTURE_EVERY_S)
 
     def write(self, candidates: Sequence[Candidate], best: Candidate | None, *, draw: bool = True) -> None:
