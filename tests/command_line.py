@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +18,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from bootstrapnas.artefacts import digest
 from bootstrapnas.cli import main as bootstrapnas_main
 from bootstrapnas.pipeline.cli import to_arguments
 from bootstrapnas.training import StageTrainer
@@ -74,10 +74,11 @@ def call(arguments: list[str], program: str = "eftnas") -> Outcome:
     return Outcome(status, out.getvalue(), err.getvalue())
 
 
-def contents(root: Path) -> dict[str, tuple[int, str]]:
-    """Return modification time and digest of every file."""
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): (path.stat().st_mtime_ns, digest(path)) for path in files}
+def contents(root: Path) -> dict[str, tuple[int, ...]]:
+    """Return of every file what writing or replacing it changes."""
+    paths = [os.path.join(parent, name) for parent, _, names in os.walk(root) for name in names]
+    states = zip(paths, map(os.stat, paths), strict=True)
+    return {os.path.relpath(path, root): (at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in states}
 
 
 def refused(command: str, message: str, world: Path, program: str = "eftnas") -> None:
