@@ -289,7 +289,9 @@ def test_a_mistake_is_told_in_a_line_and_nothing_is_lost(world: Path, command: s
     refused(command, message.replace("{root}", str(world)), world, "lonas")
 
 
-def test_a_base_may_have_moved(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_may_have_moved(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, macs_as_ms: object
+) -> None:
     monkeypatch.setattr(finalists, "MAX_SECONDS", 1.0)
     found = [
         lonas(f"eval --supernet_dir {name}")
