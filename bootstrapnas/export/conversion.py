@@ -241,13 +241,18 @@ def conditions_of(node: Any) -> set[str]:
     return set().union(*(conditions_of(value.get_node()) for value in values))
 
 
-def convert(module: nn.Module, name: str, **settings: Any) -> Any:
-    """Return what `openvino.convert_model` makes of a module; what it raises becomes an `ExportError` about `name`."""
+def convert(module: nn.Module, name: str, *, example_input: tuple[Tensor, ...], **settings: Any) -> Any:
+    """Return what `openvino.convert_model` makes of a module; what it raises becomes an `ExportError` about `name`.
+
+    Torch's own check of what it traces, which traces twice, is left out: an export compares the files with the model.
+    """
     import openvino as ov
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     try:
         with quiet_tracing():
-            return ov.convert_model(module, **settings)
+            trace = TorchScriptPythonDecoder(module, example_input=example_input, trace_kwargs={"check_trace": False})
+            return ov.convert_model(trace, example_input=example_input, **settings)
     except Exception as error:  # openvino raises many kinds, and what the traced code raises
         raise ExportError(f"OpenVINO cannot convert {name}: {last_line(error)}") from error
 
