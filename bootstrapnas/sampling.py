@@ -32,6 +32,15 @@ def with_largest(sample: Sampling) -> Sampling:
     return lambda space, random: {LARGEST: space.max_genome, **sample(space, random)}
 
 
+def distinct(genomes: Mapping[str, Genome]) -> dict[str, Genome]:
+    """Return the genomes of a step but those that an earlier name has: what comes up twice is computed once.
+
+    That is every step of a stage in which nothing is elastic yet.
+    """
+    first = {genomes[name]: name for name in reversed(list(genomes))}
+    return {name: genome for name, genome in genomes.items() if first[genome] == name}
+
+
 SAMPLINGS: Mapping[str, Sampling] = {"sandwich": sandwich, "random": one_random}
 
 

@@ -811,10 +811,23 @@ def test_search_settings_come_from_the_config_unless_typed(run: Run, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("sandwich", "typed", "passes"), [(False, {}, 1), (True, {}, 3), (False, {"sampling": "sandwich"}, 3)]
+    ("sandwich", "typed", "before", "passes"),
+    [
+        (False, {}, [], 1),
+        (True, {}, [], 3),
+        (False, {"sampling": "sandwich"}, [], 3),
+        # Nothing is elastic yet: what comes up three times is computed once. This seed draws neither extreme later.
+        (True, {"seed": 1}, [{"train_dims": ["width"], "width_indicator": 1}], 3),
+    ],
 )
 def test_sandwich_rule_of_the_config_decides_the_subnets_of_a_step(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sandwich: bool, typed: dict[str, str], passes: int
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sandwich: bool,
+    typed: dict[str, Any],
+    before: list[dict[str, Any]],
+    passes: int,
 ) -> None:
     active: list[Subnet] = []
     activate = Supernet.activate
@@ -828,6 +841,8 @@ def test_sandwich_rule_of_the_config_decides_the_subnets_of_a_step(
     monkeypatch.setattr(Supernet, "activate", recorded)
     space = json.loads((run.root / "space.json").read_text())
     space["bootstrapNAS"]["training"]["sandwich_rule"] = sandwich
+    stages = space["bootstrapNAS"]["training"]["schedule"]["list_stage_descriptions"]
+    stages[:] = [*before, stages[0] | {"epochs": -1}]
     (tmp_path / "space.json").write_text(json.dumps(space))
     said = succeed(
         "train",
@@ -838,14 +853,16 @@ def test_sandwich_rule_of_the_config_decides_the_subnets_of_a_step(
         per_device_train_batch_size=32,
         **typed,
     ).err
-    steps = 6  # of 192 rows
-    assert len(active) == steps * passes + 2  # the largest and the smallest are measured at the end
+    steps = 6  # an epoch of 192 rows
+    assert len(active) == steps * (len(before) + passes) + 2  # the largest and the smallest are measured at the end
+    alone = [active.pop(0) for _ in range(steps * len(before))]
+    assert all(subnet.items() <= active[-2].items() for subnet in alone)
     if passes == 3:
         largest, drawn, smallest = ([active[3 * step + place] for step in range(steps)] for place in range(3))
         assert all(subnet == active[-2] for subnet in largest)
         assert all(subnet == active[-1] for subnet in smallest)
         assert len({tuple(subnet.items()) for subnet in drawn}) > 1
-    assert ("--sampling sandwich wins" in said) == bool(typed)
+    assert ("--sampling sandwich wins" in said) == ("sampling" in typed)
 
 
 def test_labels_of_a_checkpoint_come_in_the_order_of_the_task(run: Run, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bootstrapnas.pipeline.search.settings import configured_search
 from bootstrapnas.pipeline.stages import preferred, steps_of_epoch
 from bootstrapnas.pipeline.teacher import Lesson
 from bootstrapnas.progress import warn
-from bootstrapnas.sampling import Sampling, sampling_of, step_random, with_largest
+from bootstrapnas.sampling import Sampling, distinct, sampling_of, step_random, with_largest
 from bootstrapnas.schedule import StageSchedule, build_schedule
 from bootstrapnas.supernet import Supernet
 from bootstrapnas.tasks import TaskSpec
@@ -72,7 +72,7 @@ def build_trainer(
 
     def subnets(step: int, draw: int) -> dict[str, Mapping[Key, int]]:
         space = spaces[schedule.index(step)]
-        genomes = sample(space, step_random(training.seed, schedule.draw(step), draw))
+        genomes = distinct(sample(space, step_random(training.seed, schedule.draw(step), draw)))
         return {name: space.subnet(genome) for name, genome in genomes.items()}
 
     length = rows.spec.max_seq_length
