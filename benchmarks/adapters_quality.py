@@ -55,7 +55,7 @@ from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
-LORA, TAUGHT, SLOW, NEAR = "lora", "taught", "slow", "near"
+LORA, TAUGHT, SLOW, NEAR, GROWN = "lora", "taught", "slow", "near", "progressive"
 SLOW_LORA, CHOSEN_LORA = f"{LORA}+{SLOW}", f"{LORA}+chosen"
 BASELINES = (LORA, SLOW_LORA, CHOSEN_LORA)
 """What subnets are held against: LoRA at its rate, at the lower one, at whichever of both suits the task better."""
@@ -70,11 +70,14 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "redrawn": {"gradient_accumulation_steps": 4, "draw_per": "batch"},
     TAUGHT: {},
     NEAR: {},
+    GROWN: {},
 }
 """Way of training -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA, `SLOW` LoRA's too.
 
-In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew. `NEAR` trains as without it.
+In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew. `NEAR` trains as without it;
+what `GROWN` adds is a config with a stage before, of `GROWN_EPOCHS`, in which nothing is elastic.
 """
+GROWN_EPOCHS = 2
 NEARBY: Mapping[str, Any] = {"min_macs_ratio": 0.66, "num_evals": 80, "population": 20, "merge_adapters": True}
 """What `NEAR` adds to the flags of ``lonas search``: all subnets that it proposes are about as large as one may be."""
 TUNED, DISTILLED = "tuned", "distilled"
@@ -175,8 +178,11 @@ class AdapterColumn(Column):
                 target_config=config,
             )
         teacher = {"kd_teacher_model": self.make_lora()[0]} if TAUGHT in method.split("+") else {}
-        flags = {"num_train_epochs": self.shared_epochs, "nncf_config": config}
-        trained = self.train(method, **flags, **flags_of(method), **teacher)
+        flags = {"num_train_epochs": self.shared_epochs, "nncf_config": config, **flags_of(method)}
+        if GROWN in method.split("+"):
+            rate = flags.get("learning_rate", protocol.learning_rate)
+            flags |= {"nncf_config": self.progressive(config, rate), "num_train_epochs": None, "learning_rate": None}
+        trained = self.train(method, **flags, **teacher)
         merged = self.directory / method / subnet
         chosen_by: dict[str, Any] = {"subnet": subnet}
         if subnet in ("searched", TUNED, DISTILLED):
@@ -216,6 +222,22 @@ class AdapterColumn(Column):
         self.stage("extract", supernet_dir=trained, merge=True, output_dir=merged, **chosen_by)
         found = read_json(merged / SUBNET_FILE)
         return merged, costs_of(found["costs"], found["full_costs"])
+
+    def progressive(self, config: Path, rate: float) -> Path:
+        """Write a space whose first stage trains the largest subnet alone; return the file."""
+        grown = config.with_name(f"progressive_{rate}.json")
+        space = read_json(config)
+        training = space["bootstrapNAS"]["training"]
+        (stage,) = training["schedule"]["list_stage_descriptions"]
+        stage.pop("init_lr")
+        first, rest = GROWN_EPOCHS, int(self.shared_epochs) - GROWN_EPOCHS
+        training["schedule"]["list_stage_descriptions"] = [
+            {**stage, "epochs": first, "width_indicator": 1},
+            {**stage, "epochs": rest},
+        ]
+        training["lr_schedule"] = {"params": {"base_lr": rate, "num_epochs": self.shared_epochs}}
+        write_json(grown, space)
+        return grown
 
     def train(self, method: str, **flags: Any) -> Path:
         """Train adapters; return where they are."""
