@@ -363,6 +363,11 @@ def test_mistakes_in_files(name: str, content: str, arguments: dict[str, Any], m
     assert "\n" not in str(caught.value)
 
 
+def test_a_directory_is_no_data_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a directory, not a data file; --dataset_dir takes a directory of them"):
+        build_task_spec(train_file=tmp_path, validation_file=tmp_path)
+
+
 def test_mistakes_that_show_when_loading(files: dict[str, Path], tmp_path: Path) -> None:
     for row, message in (
         ({"text": "t", "label": "Pos"}, r"row 0 has the label 'Pos', .* neg, pos; did you mean 'pos'\?"),

@@ -54,6 +54,8 @@ def read_table(
         If the file is missing, of another kind, unreadable, empty, or a row lacks a column.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory, not a data file; --dataset_dir takes a directory of them")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: unknown kind of data file; give one of {', '.join(SUFFIXES)}")
     try:
