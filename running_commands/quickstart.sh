@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a pre-trained BERT to smaller, faster OpenVINO models on a bare machine, without any download but packages.
 #
-#   bash running_commands/quickstart.sh            about ten minutes on two idle cores with bfloat16 units (AVX-512 BF16,
+#   bash running_commands/quickstart.sh            9 to 15 minutes on two idle cores with bfloat16 units (AVX-512 BF16,
 #                                                  AMX), several times as long without, after installation
 #   bash running_commands/quickstart.sh --short    trains on a third of the rows
 #   bash running_commands/quickstart.sh --long     trains the supernet three times as long
