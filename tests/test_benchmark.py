@@ -387,6 +387,7 @@ def test_the_command_measures_prints_and_writes(
 
 MISTAKES = {
     "--models nowhere": "nowhere is no model directory: there is no such directory",
+    "--models cut nowhere": "nowhere is no model directory: there is no such directory",  # before one is read
     "--models nowhere --output_dir new": "nowhere is no model directory: there is no such directory",
     "--models empty": "empty is no model directory: it has neither openvino_model.xml nor config.json",
     "--models full/config.json": "full/config.json is no model directory: it is a file",

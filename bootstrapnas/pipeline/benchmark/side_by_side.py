@@ -234,15 +234,12 @@ def read_models(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two of --models have the name {twice[0]!r}; pass --names")
+    for path in paths:  # before one is converted
+        _check_model(path)
     models = []
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
         directory = path
         if not (path / MODEL_FILE).is_file():
-            if not (path / "config.json").is_file():
-                missing = "there is no such directory"
-                if path.exists():
-                    missing = f"it has neither {MODEL_FILE} nor config.json" if path.is_dir() else "it is a file"
-                raise UserError(f"{path} is no model directory: {missing}")
             if temporary is None:
                 raise UserError(f"{path} holds no OpenVINO IR: export it first")
             directory = temporary / f"converted{number}"
@@ -255,6 +252,16 @@ def read_models(
         told = " and ".join(f"{name} is of the kind {kind}" for kind, name in kinds.items())
         raise UserError(f"{told}: what is measured of them differs, so measure each kind in a call of its own")
     return tuple(models)
+
+
+def _check_model(path: Path) -> None:
+    """Raise `UserError` unless a directory looks as if it held a model."""
+    if any((path / name).is_file() for name in (MODEL_FILE, "config.json")):
+        return
+    missing = "there is no such directory"
+    if path.exists():
+        missing = f"it has neither {MODEL_FILE} nor config.json" if path.is_dir() else "it is a file"
+    raise UserError(f"{path} is no model directory: {missing}")
 
 
 def measure(models: Sequence[Model], settings: Settings, temporary: Path) -> Benchmark:
