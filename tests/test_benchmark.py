@@ -385,18 +385,18 @@ def test_the_command_measures_prints_and_writes(
     assert json.loads((tmp_path / "out/benchmark.json").read_text()) == found
 
 
-MISTAKES = {
+MISTAKES = {  # what is wrong without `cut` being read is told before it is
     "--models nowhere": "nowhere is no model directory: there is no such directory",
-    "--models cut nowhere": "nowhere is no model directory: there is no such directory",  # before one is read
+    "--models cut nowhere": "nowhere is no model directory: there is no such directory",
     "--models nowhere --output_dir new": "nowhere is no model directory: there is no such directory",
     "--models empty": "empty is no model directory: it has neither openvino_model.xml nor config.json",
     "--models full/config.json": "full/config.json is no model directory: it is a file",
     "--models cut": "cannot load cut/openvino_model.xml, it is damaged or no IR: …",
-    "--models full --device GPU": "OpenVINO has no device 'GPU' here, only CPU; did you mean 'CPU'?",
-    "--models full --precision fp32": "unknown precision 'fp32', known: bf16, f16, f32, int8, int8+bf16; "
+    "--models cut --device GPU": "OpenVINO has no device 'GPU' here, only CPU; did you mean 'CPU'?",
+    "--models cut --precision fp32": "unknown precision 'fp32', known: bf16, f16, f32, int8, int8+bf16; "
     "did you mean 'f32'?",
     "--models full --precision f32,bf16": "this CPU does not compute in bf16, only in f32",
-    "--models full --length 8,65": "--length 65 exceeds the 64 tokens that full takes",
+    "--models full cut --length 8,65": "--length 65 exceeds the 64 tokens that full takes",
     "--models language --length 49": "--length 49 exceeds the 64 tokens that language takes, 16 new ones after it "
     "included",
     "--models full --length 8.5": "--length must be whole numbers of at least 1, separated by commas, not 8.5",
@@ -406,7 +406,7 @@ MISTAKES = {
     "--models full --repeats 0": "--repeats must be at least 1, not 0",
     "--models full --warmup -1": "--warmup must not be negative, not -1",
     "--models full --max_seconds 0": "--max_seconds must be above 0, not 0",
-    "--models full --streams 99": "streams must lie between 1 and … on this CPU, not 99",
+    "--models cut --streams 99": "streams must lie between 1 and … on this CPU, not 99",
     "--models full --streams 2 --throughput False": "--streams is of throughput, which --throughput False leaves out",
     "--models language --streams 2": "--streams is for encoders, and language is of the kind language model",
     "--models full --new_tokens 16": "--new_tokens is for language models, and full is of the kind encoder",

@@ -78,7 +78,7 @@ def run(arguments: BenchmarkArguments, *, typed: Mapping[str, Any]) -> Benchmark
     if arguments.output_dir is not None:
         check_output(Path(arguments.output_dir))
     with tempfile.TemporaryDirectory(prefix="bootstrapnas.") as temporary:
-        models = read_models(arguments.models, arguments.names, Path(temporary))
+        models = read_models(arguments.models, arguments.names, Path(temporary), settings)
         check_kind(models[0], typed)
         found = measure(models, settings, Path(temporary))
     if arguments.json:

@@ -209,7 +209,10 @@ class Benchmark:
 
 
 def read_models(
-    directories: Sequence[str | Path], names: Sequence[str] | None = None, temporary: Path | None = None
+    directories: Sequence[str | Path],
+    names: Sequence[str] | None = None,
+    temporary: Path | None = None,
+    settings: Settings | None = None,
 ) -> tuple[Model, ...]:
     """Look at the models that a user named; convert those that are no IR.
 
@@ -221,11 +224,13 @@ def read_models(
         As many; default: names of the directories, with those of their parents where two would be alike.
     temporary
         Where to convert to; must outlive what is returned.
+    settings
+        How they are going to be measured: what of it cannot be is told before a model is converted.
 
     Raises
     ------
     UserError
-        If one is no model, is damaged or cannot be converted, or they cannot be compared.
+        If one is no model, is damaged or cannot be converted, or they cannot be compared, or measured so.
     """
     paths = [Path(directory) for directory in directories]
     names = _default_names(paths) if names is None else list(names)
@@ -236,6 +241,8 @@ def read_models(
         raise UserError(f"two of --models have the name {twice[0]!r}; pass --names")
     for path in paths:  # before one is converted
         _check_model(path)
+    if settings is not None:
+        _check_settings(settings, _limits(dict(zip(names, paths, strict=True))))
     models = []
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
         directory = path
@@ -264,6 +271,27 @@ def _check_model(path: Path) -> None:
     raise UserError(f"{path} is no model directory: {missing}")
 
 
+def _limits(named: Mapping[str, Path]) -> dict[str, float]:
+    """Return how many tokens each model takes."""
+    return {name: max_length(load_config(str(directory))) for name, directory in named.items()}
+
+
+def _check_settings(settings: Settings, limits: Mapping[str, float], room: int = 0) -> None:
+    """Raise `UserError` if a device, a precision or a length does not suit models that take `limits` tokens.
+
+    `room` are the tokens that have to find a place after the prompt.
+    """
+    check_device(settings.device)
+    if settings.streams is not None:
+        check_streams(settings.streams, settings.device)
+    for precision in settings.precisions or ():
+        check_measured(precision, settings.device)
+    for (name, limit), length in itertools.product(limits.items(), settings.lengths):
+        if length + room > limit:
+            more = f", {room} new ones after it included" if room else ""
+            raise UserError(f"--length {length} exceeds the {int(limit)} tokens that {name} takes{more}")
+
+
 def measure(models: Sequence[Model], settings: Settings, temporary: Path) -> Benchmark:
     """Measure every model in every precision on every shape, those of a shape side by side.
 
@@ -281,18 +309,11 @@ def measure(models: Sequence[Model], settings: Settings, temporary: Path) -> Ben
     UserError
         If the device, a precision or a shape does not suit a model.
     """
-    check_device(settings.device)
-    if settings.streams is not None:
-        check_streams(settings.streams, settings.device)
     causal = models[0].kind == CAUSAL
     room = settings.new_tokens if causal else 0
-    limits = {model.name: max_length(load_config(str(model.directory))) for model in models}
+    limits = _limits({model.name: model.directory for model in models})
+    _check_settings(settings, limits, room)
     lengths = settings.lengths or (max(1, int(min(LENGTH, *(limit - room for limit in limits.values())))),)
-    for name, limit in limits.items():
-        for length in lengths:
-            if length + room > limit:
-                more = f", {room} new ones after it included" if room else ""
-                raise UserError(f"--length {length} exceeds the {int(limit)} tokens that {name} takes{more}")
     shapes = list(itertools.product(settings.batches, lengths))
     planned = _planned(models, settings)
     made = [
@@ -366,7 +387,6 @@ def _planned(models: Sequence[Model], settings: Settings) -> dict[str, tuple[str
     """Return in which precisions each model is measured."""
     asked = settings.precisions
     for precision in asked or ():
-        check_measured(precision, settings.device)
         if precision in INT8 and models[0].kind == CAUSAL:
             raise UserError(
                 f"--precision {precision} is for encoders; of a language model the weights are int8 or int4: export it "
