@@ -1,6 +1,6 @@
 """OpenVINO latency of full models and half-MAC subnets in float32, bfloat16 and integers, side by side.
 
-python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,llama] [--repeats 21] [--work_dir DIR]
+python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,parts,llama] [--repeats 21] [--work_dir DIR]
 
 Weights are random: speed and size do not depend on them, and nothing is said of accuracy. Subnets are extracted and
 exported as a user's would be. Sections that --only leaves out keep the figures of the file that is there; --only ""
@@ -52,6 +52,8 @@ class Section:
         What to measure encoders in.
     batches
         Rows of an input.
+    length
+        Tokens of a row.
     repeats
         Runs that count, a factor to --repeats: large models take fewer.
     """
@@ -61,6 +63,7 @@ class Section:
     formats: tuple[str, ...] = ("fp32",)
     precisions: tuple[str, ...] = ("f32", "bf16", "int8")
     batches: tuple[int, ...] = (1, 8)
+    length: int = LENGTH
     repeats: float = 1.0
 
 
@@ -123,6 +126,18 @@ SECTIONS = {
         },
         batches=(1,),
     ),
+    "parts": Section(
+        bert(6, 384, 1536),
+        {
+            "full": {},
+            "heads halved": width(6, 6, 1536),
+            "FFN halved": width(6, 12, 768),
+            "both": width(6, 6, 768),
+            "3 layers": shallow(6, 3),
+        },
+        batches=(1,),
+        length=384,
+    ),
     "llama": Section(
         llama,
         {"full": {}, "half": width(8, 4, 1408, "kv")},
@@ -138,7 +153,7 @@ def measure_section(name: str, repeats: int, directory: Path) -> dict[str, Any]:
     """Export every model of a section, measure them side by side, and return everything as JSON-able values."""
     section, began = SECTIONS[name], time.monotonic()
     supernet = Supernet(section.build())
-    full = count_macs(supernet.blueprint, {}, length=LENGTH)
+    full = count_macs(supernet.blueprint, {}, length=section.length)
     macs, paths = {}, {}
     ids = torch.randint(1000, 8000, (2, 16), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
@@ -148,11 +163,11 @@ def measure_section(name: str, repeats: int, directory: Path) -> dict[str, Any]:
             model = label if len(section.formats) == 1 else f"{label} {weights}"
             paths[model] = directory / model.replace(" ", "_").replace(",", "")
             export_openvino(small, None, paths[model], weight_format=weights, example_batches=[batch])
-            macs[model] = count_macs(supernet.blueprint, subnet, length=LENGTH) / full
+            macs[model] = count_macs(supernet.blueprint, subnet, length=section.length) / full
     settings = Settings(
         tuple(p for p in section.precisions if p == "int8" or p in available_precisions()),
         section.batches,
-        (LENGTH,),
+        (section.length,),
         repeats=max(5, math.ceil(repeats * section.repeats)),
         warmup=2,
         max_seconds=600,
@@ -225,11 +240,12 @@ HEADER = [
 ]
 
 NOTES = (
-    f"Random weights, {LENGTH} tokens, OpenVINO with the LATENCY hint. All models and precisions of a section take "
-    "turns; *of full* is the time as a share of the full model's at the same precision (and weight format), × the "
-    "speed-up over the full model in f32: medians of ratios of runs side by side. Spread is the range of the middle "
-    "half of the runs over the median. Sizes are shares of the full f32 model's. int8 encoders are quantised on random "
-    "tokens. Of the language model, prefill is a prompt, token a step of decoding. Every setting is in deployment.json."
+    f"Random weights, {LENGTH} tokens ({SECTIONS['parts'].length} of *parts*), OpenVINO with the LATENCY hint. All "
+    "models and precisions of a section take turns; *of full* is the time as a share of the full model's at the same "
+    "precision (and weight format), × the speed-up over the full model in f32: medians of ratios of runs side by "
+    "side. Spread is the range of the middle half of the runs over the median. Sizes are shares of the full f32 "
+    "model's. int8 encoders are quantised on random tokens. Of the language model, prefill is a prompt, token a step "
+    "of decoding. Every setting is in deployment.json."
 )
 
 
