@@ -17,9 +17,17 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.families import Family, family_of
-from bootstrapnas.families.adapted import NAME, Adapters, adapted_family, adapted_paths, is_rank, ranks_only
+from bootstrapnas.families.adapted import (
+    NAME,
+    Adapters,
+    adapted_family,
+    adapted_paths,
+    is_rank,
+    is_transposed,
+    ranks_only,
+)
 from bootstrapnas.integers import IntegerLinear, to_integers
-from bootstrapnas.modules import ElasticLinear, adopt
+from bootstrapnas.modules import ElasticLinear, adopt, linear_classes
 from bootstrapnas.slicing import select
 from bootstrapnas.supernet import Supernet
 
@@ -39,7 +47,7 @@ def add_adapters(model: PreTrainedModel, adapters: Adapters) -> Family:
     Raises
     ------
     UserError
-        If a target is no linear layer of the model.
+        If a target is no linear layer of the model, or holds its weight in another way than `adapters` say.
     """
     from peft import inject_adapter_in_model
 
@@ -51,9 +59,11 @@ def add_adapters(model: PreTrainedModel, adapters: Adapters) -> Family:
         for path in adapted_paths(family, adapters.targets)
     ]
     for module in modules:
-        if type(model.get_submodule(module)) is not nn.Linear:
+        if type(model.get_submodule(module)) not in linear_classes():
             kind = type(model.get_submodule(module)).__name__
-            raise UserError(f"{module} is a {kind}: adapters can be added to nn.Linear only, and once")
+            raise UserError(f"{module} is a {kind}: adapters can be added to linear layers only, and once")
+    if is_transposed(family, adapters.targets) is not adapters.transposed:
+        raise UserError(f"adapters of {family.model_type} must have transposed={not adapters.transposed}")
     inject_adapter_in_model(lora_config(adapters, modules), model)
     return adapted_family(family, adapters)
 
@@ -77,6 +87,7 @@ def lora_config(adapters: Adapters, modules: Sequence[str], ranks: Mapping[str, 
         rank_pattern=others,
         alpha_pattern={pattern: adapters.factor(rank) * rank for pattern, rank in others.items()},
         bias="none",
+        fan_in_fan_out=adapters.transposed,
     )
     config.target_modules = list(modules)  # peft makes a set of them, which has another order in every process
     return config
@@ -177,6 +188,8 @@ def _merged(blueprint: Blueprint, path: str, layer: Any, parameters: Mapping[str
     assert weight is not None
     assert down is not None
     assert up is not None
+    if blueprint.parameters[f"{path}.base_layer.weight"].transposed:
+        weight = weight.T
     factor = layer.scaling[NAME]
     if isinstance(layer.lora_B[NAME], RankScaledLinear):
         factor *= layer.lora_B[NAME].in_features / len(down)

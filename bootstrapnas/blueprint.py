@@ -33,6 +33,8 @@ class Parameter:
         Whether it counts as part of the embeddings.
     blocks
         The skippable blocks that contain it: it exists in a subnet only if all of them do.
+    transposed
+        As in `Labels.transposed`.
     """
 
     name: str
@@ -40,6 +42,17 @@ class Parameter:
     applied: str
     embedding: bool
     blocks: tuple[Key, ...]
+    transposed: bool = False
+
+    @property
+    def output(self) -> int:
+        """The position of the axis of outputs."""
+        return len(self.axes) - 1 if self.transposed else 0
+
+    @property
+    def input(self) -> int:
+        """The position of the axis of inputs."""
+        return 0 if self.transposed else len(self.axes) - 1
 
 
 class Blueprint:
@@ -164,7 +177,7 @@ class Blueprint:
     def _parameter(self, name: str, labels: Labels, layer: int | None, *, embedding: bool) -> Parameter:
         axes = tuple(self._axis(axis, layer, name) for axis in labels.parse())
         blocks = () if layer is None else tuple(Key(b.name, layer) for b in self._blocks_of(name, layer))
-        return Parameter(name, axes, labels.applied, embedding, blocks)
+        return Parameter(name, axes, labels.applied, embedding, blocks, labels.transposed)
 
     def _axis(self, products: list[list[str]], layer: int | None, name: str) -> Axis:
         return tuple(tuple(self._key(dim, layer, name) for dim in product) for product in products)
@@ -413,5 +426,5 @@ class Blueprint:
         if parameter is None:
             modules = {name.rpartition(".")[0] for name in self.uses}
             raise UserError(f"the model has no labelled module {path!r}{near_miss(path, modules)}")
-        keys: Iterable[Key] = (key for product in parameter.axes[0] for key in product)
+        keys: Iterable[Key] = (key for product in parameter.axes[parameter.output] for key in product)
         return tuple(key for key in dict.fromkeys(keys) if self.dims[key.dim].elastic)

@@ -46,6 +46,8 @@ class Dim:
         Whether subnets may be smaller than the full size along it.
     ordered
         Whether the order of its units has a meaning (channels that rotary positions pair, heads with a slope each).
+    default
+        The size where the config's attribute is None, from the config.
     """
 
     name: str
@@ -53,10 +55,12 @@ class Dim:
     per_layer: bool = True
     elastic: bool = True
     ordered: bool = False
+    default: Callable[[Any], int] | None = None
 
     def size(self, config: Any) -> int:
         """Return the full size, in units."""
-        return int(getattr(config, self.source) if isinstance(self.source, str) else self.source(config))
+        found = getattr(config, self.source) if isinstance(self.source, str) else self.source(config)
+        return int(self.default(config) if found is None and self.default is not None else found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class Labels:
         holds: one tensor used in two places, such as a decoder that is the embedding table.
     layers
         Of a parameter in a layer: whether the layer of that number (from 0) has it. Default: all have it.
+    transposed
+        Whether the weight of a matrix product is held as [in, out] (Hugging Face's ``Conv1D``), not as [out, in].
     """
 
     axes: str
@@ -84,6 +90,17 @@ class Labels:
     present: Callable[[Any], bool] | None = None
     tied: str = ""
     layers: Callable[[int], bool] | None = None
+    transposed: bool = False
+
+    @property
+    def outputs(self) -> str:
+        """The label text of the axis of outputs."""
+        return self.axes.split(",")[-1 if self.transposed else 0].strip()
+
+    @property
+    def inputs(self) -> str:
+        """The label text of the axis of inputs."""
+        return self.axes.split(",")[0 if self.transposed else -1].strip()
 
     def parse(self) -> list[list[list[str]]]:
         """Return, per axis, the concatenated products of dimension names."""
@@ -113,6 +130,11 @@ def linear(
     if bias:
         labels[f"{name}.bias"] = Labels(out, present=None if isinstance(bias, bool) else bias, tied=tied_bias)
     return labels
+
+
+def conv1d(name: str, out: str, inp: str) -> dict[str, Labels]:
+    """Label a ``Conv1D`` of Hugging Face: a linear layer with a bias and a weight of shape [in, out]."""
+    return {f"{name}.weight": Labels(f"{inp}, {out}", "token", transposed=True), f"{name}.bias": Labels(out)}
 
 
 def norm(

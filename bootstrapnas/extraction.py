@@ -152,13 +152,22 @@ def save_subnet(model: PreTrainedModel, directory: str | Path) -> None:
     if model.config.to_dict().get("subnet") is None:
         return
     base = type(model).__mro__[1]
-    task = base.__name__.partition("For")[2]
-    auto = f"AutoModelFor{task}" if task else "AutoModel"
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
-    config["auto_map"] = {auto: f"{Path(MODELING_FILE).stem}.{type(model).__name__}"}
+    config["auto_map"] = {auto_class_name(base.__name__): f"{Path(MODELING_FILE).stem}.{type(model).__name__}"}
     write_text(directory / MODELING_FILE, modelling_source(base))
     write_json(directory / "config.json", config)
+
+
+def head_of(architecture: str) -> str:
+    """Return what class names of models with the same head end in after ``For``; "" for a bare model."""
+    return "CausalLM" if architecture.endswith("LMHeadModel") else architecture.partition("For")[2]
+
+
+def auto_class_name(architecture: str) -> str:
+    """Return the name of the Hugging Face auto class that loads models of a class."""
+    head = head_of(architecture)
+    return f"AutoModelFor{head}" if head else "AutoModel"
 
 
 def modelling_source(base: type[PreTrainedModel]) -> str:
@@ -283,7 +292,7 @@ def _expressed(blueprint: Blueprint, subnet: Subnet) -> PreTrainedConfig | None:
     config = copy.deepcopy(blueprint.config)
     layers = blueprint.kept_layers(subnet)
     if len(layers) != blueprint.num_layers:
-        if not layers or not isinstance(blueprint.family.num_layers, str):
+        if not layers or not isinstance(blueprint.family.num_layers, str) or not blueprint.family.alike(config):
             return None
         setattr(config, blueprint.family.num_layers, len(layers))
         if blueprint.family.layer_types:

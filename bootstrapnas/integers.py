@@ -126,5 +126,6 @@ def round_to_integers(model: nn.Module, paths: Iterable[str], weight_format: str
 
 def _linear(model: nn.Module, path: str) -> nn.Linear:
     module = model.get_submodule(path)
-    assert isinstance(module, nn.Linear), path
+    if not isinstance(module, nn.Linear):
+        raise UserError(f"{path} is a {type(module).__name__}: integer weights are for nn.Linear only")
     return module

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bootstrapnas.dims import parse_axis
 from bootstrapnas.errors import UserError
 from bootstrapnas.families import family_of
 
@@ -144,7 +145,7 @@ def _projections(model: PreTrainedModel) -> list[list[tuple[nn.Module, Parts]]]:
     sizes = {dim.name: dim.size(model.config) for dim in family.dims}
     paths: dict[str, Parts] = {}
     for name, labels in family.layer.items():
-        out = labels.parse()[0]
+        out = parse_axis(labels.outputs)
         if name.endswith(".weight") and labels.applied and all(heads in product for product in out):
             per_unit = [math.prod(sizes[dim] for dim in product if dim != heads) for product in out]
             paths[name.removesuffix(".weight")] = tuple(size // math.gcd(*per_unit) for size in per_unit)

@@ -71,6 +71,20 @@ def adopt(cls: type[ModuleT], module: nn.Module) -> ModuleT:
     return adopted
 
 
+def linear_classes() -> tuple[type[nn.Module], ...]:
+    """Return the classes of linear layers: ``nn.Linear``, and Hugging Face's ``Conv1D`` with a weight of [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return nn.Linear, Conv1D
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """Return how many outputs and inputs a linear layer has."""
+    weight = module.get_parameter("weight")
+    rows, columns = weight.shape
+    return (rows, columns) if isinstance(module, nn.Linear) else (columns, rows)
+
+
 class _Elastic:
     """What elastic modules share: their path in the model and the active subnet."""
 

@@ -39,12 +39,13 @@ def default_movement_config(blueprint: Blueprint, linears: Mapping[str, str], ep
     epochs
         Length of the training; the warm-up ends with it.
     """
-    axes: dict[str, list[tuple[int, int]]] = {}  # module path -> (axis, channels of one unit)
+    axes: dict[str, list[tuple[int, int]]] = {}  # path -> (0: outputs, 1: inputs, channels of a unit)
     for key in blueprint.widths:
         for parameter, axis in blueprint.members(key):
             if parameter.applied:
                 path = parameter.name.rpartition(".")[0]
-                axes.setdefault(path, []).append((axis, blueprint.channels_along(parameter.axes[axis], key)))
+                role = 0 if axis == parameter.output else 1
+                axes.setdefault(path, []).append((role, blueprint.channels_along(parameter.axes[axis], key)))
     scopes: dict[tuple[str, int], list[str]] = {}
     for path, found in axes.items():
         axis, channels = found[0]

@@ -129,7 +129,8 @@ def adapters_of(found: Mapping[str, Any], path: Path) -> tuple[Adapters, str]:
     whole = tuple(name for name in found.get("modules_to_save") or () if name.rpartition(".")[2] not in HEADS)
     try:
         dropout = float(found.get("lora_dropout", 0))
-        adapters = Adapters(within, int(found["r"]), float(found["lora_alpha"]), dropout, whole=whole)
+        rank, alpha, transposed = int(found["r"]), float(found["lora_alpha"]), bool(found.get("fan_in_fan_out"))
+        adapters = Adapters(within, rank, alpha, dropout, whole=whole, transposed=transposed)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: r and lora_alpha must be numbers ({error})") from None
     return adapters, found.get("base_model_name_or_path") or ""

@@ -17,7 +17,7 @@ from bootstrapnas.costs import count_macs
 from bootstrapnas.errors import UserError
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import Family, family_of
-from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.families.adapted import Adapters, is_transposed
 from bootstrapnas.nncf_config import NodeNames, config_with_space, format_config, one_stage_config
 from bootstrapnas.pipeline.arguments import flag, numbers, required, shares
 from bootstrapnas.progress import notice
@@ -62,9 +62,11 @@ def run(arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
     if not all(1 <= rank <= arguments.lora_r for rank in ranks):
         raise UserError(f"--ranks must be whole numbers from 1 to --lora_r {arguments.lora_r}, not {arguments.ranks}")
     config = load_config(arguments.model_name_or_path)
+    family = family_of(config)
+    targets = targets or default_targets(family)
     raw = space_config(
         config,
-        Adapters(targets or default_targets(family_of(config)), arguments.lora_r),
+        Adapters(targets, arguments.lora_r, transposed=is_transposed(family, targets)),
         ranks=ranks,
         ffn_shares=shares("ffn_shares", arguments.ffn_shares),
         head_shares=shares("head_shares", arguments.head_shares),
@@ -112,5 +114,5 @@ def default_targets(family: Family) -> tuple[str, ...]:
     return tuple(
         name.removesuffix(".weight")
         for name, labels in family.layer.items()
-        if labels.applied and not heads.intersection(labels.axes.split(",")[1].split())
+        if labels.applied and not heads.intersection(labels.inputs.split())
     )

@@ -17,7 +17,7 @@ from bootstrapnas.distillation import Distillation
 from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
-from bootstrapnas.families.adapted import SCALINGS, Adapters
+from bootstrapnas.families.adapted import SCALINGS, Adapters, is_transposed
 from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
 from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
 from bootstrapnas.nncf_config import NNCFConfig, read_config
@@ -354,9 +354,11 @@ def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
         tuple(part.strip() for part in text.split(",") if part.strip())
         for text in (arguments.target_modules, arguments.modules_to_save)
     )
-    targets = named or default_targets(family_of(load_config(source)))
+    family = family_of(load_config(source))
+    targets = named or default_targets(family)
     rank, alpha, dropout = arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout
-    return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole)
+    transposed = is_transposed(family, targets)
+    return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole, transposed)
 
 
 def check_dtype(name: str, flag: str = "base_dtype") -> None:

@@ -20,6 +20,7 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GemmaConfig,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -124,6 +125,13 @@ def skip_in_gpt_neox(layer: nn.Module, block: str) -> None:
         layer.mlp.forward = torch.zeros_like
 
 
+def skip_in_gpt2(layer: nn.Module, block: str) -> None:
+    if block == "mha_block":
+        layer.attn.forward = lambda x, **_: (torch.zeros_like(x), None)
+    else:
+        layer.mlp.forward = torch.zeros_like
+
+
 def skip_in_opt(layer: nn.Module, block: str) -> None:
     """Skip a half-block with its norm, which may come after it."""
     if block == "mha_block":
@@ -136,6 +144,10 @@ def skip_in_opt(layer: nn.Module, block: str) -> None:
 
 def tell_nothing(layer: nn.Module, units: int) -> None:
     """Code that reads its sizes from tensors needs not be told how many units of attention there are."""
+
+
+def tell_gpt2(layer: nn.Module, units: int) -> None:
+    layer.attn.split_size = units * layer.attn.head_dim
 
 
 def tell_opt(layer: nn.Module, units: int) -> None:
@@ -178,7 +190,7 @@ class Row:
 
     @property
     def head(self) -> str:
-        return self.name.partition("For")[2]
+        return "CausalLM" if self.name.endswith("LMHeadModel") else self.name.partition("For")[2]
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -215,11 +227,18 @@ class Row:
 HEADS = ("SequenceClassification", "QuestionAnswering", "", "TokenClassification", "MaskedLM")
 
 
+def class_name(stem: str, head: str) -> str:
+    """Return the name of a family's class with a head, or of its bare model."""
+    if (stem, head) == ("GPT2", "CausalLM"):
+        return "GPT2LMHeadModel"
+    return f"{stem}For{head}" if head else f"{stem}Model"
+
+
 def rows(stem: str, config_class: type[PreTrainedConfig], heads: Sequence[str] = HEADS, **settings: Any) -> list[Row]:
     """Return a row per head of the classes called ``<stem>For<head>``; no head is the bare model."""
     return [
         Row(
-            getattr(transformers, f"{stem}For{head}" if head else f"{stem}Model"),
+            getattr(transformers, class_name(stem, head)),
             config_class,
             getattr(transformers, f"AutoModelFor{head}" if head else "AutoModel"),
             **settings,
@@ -299,6 +318,20 @@ def gpt_neox_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
     )
 
 
+def gpt2_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
+    """Return rows of GPT-2, whose code reads from attributes how many channels heads have and linear layers put out."""
+    dropout = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.1)
+    return rows(
+        "GPT2",
+        GPT2Config,
+        heads,
+        sizes=tuple({"n_inner": 24, "eos_token_id": None, "bos_token_id": None, **dropout, **sizes}.items()),
+        skip=skip_in_gpt2,
+        tell=tell_gpt2,
+        embeddings=("wte", "wpe"),
+    )
+
+
 def opt_rows(heads: Sequence[str], **sizes: Any) -> list[Row]:
     """Return rows of OPT, whose code reads its number of heads from an attribute."""
     return rows(
@@ -340,6 +373,8 @@ ROWS = (
     *bloom_rows(["CausalLM", "SequenceClassification", "", "TokenClassification"]),
     *gpt_neox_rows(["CausalLM", "SequenceClassification"]),
     *gpt_neox_rows(["", "TokenClassification"], use_parallel_residual=False, attention_bias=False),
+    *gpt2_rows(["CausalLM", "SequenceClassification", ""]),
+    *gpt2_rows(["TokenClassification", "QuestionAnswering"], n_inner=None, scale_attn_by_inverse_layer_idx=True),
     *opt_rows(["CausalLM"]),
     *opt_rows([""], **POST_NORM),
     *opt_rows(["SequenceClassification"], layer_norm_elementwise_affine=False, enable_bias=False),

@@ -35,6 +35,7 @@ TARGETS = {
     "bert": ("query", "value", "intermediate.dense", "output.dense"),
     "llama": ("q_proj", "k_proj", "v_proj", "up_proj", "gate_proj", "down_proj"),
     "bloom": ("query_key_value", "dense_h_to_4h", "dense_4h_to_h"),
+    "gpt2": ("c_attn", "c_fc", "mlp.c_proj"),
 }
 ADAPTED = [
     row for row in ROWS if row.config_class.model_type in TARGETS and row.head in ("SequenceClassification", "CausalLM")
@@ -42,9 +43,14 @@ ADAPTED = [
 every_row = pytest.mark.parametrize("row", ADAPTED, ids=lambda row: row.name)
 
 
+def adapters_on(row: Row, scaling: str = "fixed") -> Adapters:
+    model_type = row.config_class.model_type
+    return Adapters(TARGETS[model_type], rank=4, alpha=8, scaling=scaling, transposed=model_type == "gpt2")
+
+
 def adapted(row: Row, scaling: str = "fixed") -> tuple[Supernet, Adapters]:
     """Return a supernet whose adapters are not trivial."""
-    adapters = Adapters(TARGETS[row.config_class.model_type], rank=4, alpha=8, scaling=scaling)
+    adapters = adapters_on(row, scaling)
     model = row.build()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -65,7 +71,7 @@ def test_new_adapters_change_nothing_and_full_ones_compute_what_stock_peft_does(
     plain = row.build()
     expected = logits(plain, row)
     model = row.build()
-    adapters = Adapters(TARGETS[row.config_class.model_type], rank=4, alpha=8)
+    adapters = adapters_on(row)
     add_adapters(model, adapters)
     assert torch.equal(logits(model, row), expected)
 
@@ -169,6 +175,14 @@ def test_ranks_are_dimensions_of_the_layer() -> None:
 def test_unknown_targets_are_named(targets: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         adapted_family(family_of(ADAPTED[0].build().config), Adapters(targets))
+
+
+def test_adapters_know_how_weights_are_held() -> None:
+    model = next(row for row in ADAPTED if row.config_class.model_type == "gpt2").build()
+    with pytest.raises(UserError, match="adapters of gpt2 must have transposed=True"):
+        add_adapters(model, Adapters(("c_attn",)))
+    with pytest.raises(UserError, match="adapters of bert must have transposed=False"):
+        add_adapters(ADAPTED[0].build(), Adapters(("query",), transposed=True))
 
 
 def test_adapters_are_added_once_and_have_a_rank() -> None:

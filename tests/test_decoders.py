@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     OPTConfig,
@@ -215,6 +216,22 @@ def test_a_hidden_size_that_llamas_config_refuses_is_no_other_model(tmp_path: Pa
     assert torch.equal(generate(again), generate(small))
 
 
+def test_layers_that_are_not_alike_keep_what_they_compute(tmp_path: Path) -> None:
+    """GPT-2 may scale scores by the number of the layer: one layer fewer is no ordinary GPT-2."""
+    row = next(row for row in DECODERS if row.config_class is GPT2Config)
+    skip: Subnet = {Key("layer_block", 0): 0}
+    assert type(supernet_of(row).extract(skip)) is row.model_class
+    supernet = Supernet(row.build(scale_attn_by_inverse_layer_idx=True))
+    small = supernet.extract(skip)
+    assert type(small).__name__ == "SubnetGPT2LMHeadModel"
+    save_subnet(small, tmp_path)
+    with torch.no_grad(), supernet.activate(skip):
+        expected = outputs(supernet.model, row.batch())
+    for model in (small, load_model(str(tmp_path), row.auto_class)):
+        with torch.no_grad():
+            torch.testing.assert_close(outputs(model, row.batch()), expected, rtol=0, atol=1e-6)
+
+
 # -- the hidden size enters a space when it is asked for ---------------------------------------------------------------
 
 
@@ -268,11 +285,12 @@ PYTHIA = {"vocab_size": 50432, "hidden_size": 4096, "num_hidden_layers": 32, "in
 @pytest.mark.parametrize(
     ("config", "architecture", "params"),
     [
+        (GPT2Config(), "GPT2LMHeadModel", 124_439_808),
         (BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32), "BloomForCausalLM", 7_069_016_064),
         (OPTConfig(), "OPTForCausalLM", 125_239_296),
         (GPTNeoXConfig(**PYTHIA, num_attention_heads=32), "GPTNeoXForCausalLM", 6_857_302_016),
     ],
-    ids=["BLOOM-7B1", "OPT-125M", "Pythia-6.9B"],
+    ids=["GPT-2", "BLOOM-7B1", "OPT-125M", "Pythia-6.9B"],
 )
 def test_parameters_are_the_published_ones(config: PreTrainedConfig, architecture: str, params: int) -> None:
     assert count_params(Blueprint(config, architecture)) == params

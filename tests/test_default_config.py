@@ -25,6 +25,7 @@ from transformers import (
     BertModel,
     PreTrainedModel,
 )
+from transformers.pytorch_utils import Conv1D
 
 from bootstrapnas import space_generation
 from bootstrapnas.blueprint import Blueprint
@@ -75,6 +76,7 @@ def test_every_linear_layer_of_a_group_is_scored_and_no_other(row: Row) -> None:
     several = {path for path, count in Counter(path for path, _ in members).items() if count > 1}
     assert found.keys() == {path for path, _ in members}
     for (path, axis), channels in members.items():
+        axis = 1 - axis if isinstance(model.get_submodule(path), Conv1D) else axis
         rows, columns = found[path].factors(blueprint.shape(f"{path}.weight", {}))
         if path in several:
             assert rows == columns == 1

@@ -55,6 +55,12 @@ def bloom_subnet() -> torch.nn.Module:
     return Supernet(build_causal("bloom", n_layer=2, n_head=4, num_hidden_layers=2)).extract(sizes)
 
 
+def gpt2_subnet() -> torch.nn.Module:
+    """Return a GPT-2 of which the layers have no attention, 1 and 2 heads, and the second no FFN."""
+    sizes = {Key("mha_block", 0): 0, Key("ffn", 0): 20, Key("head", 1): 1, Key("ffn_block", 1): 0, Key("hidden"): 24}
+    return Supernet(build_causal("gpt2", n_inner=48, tie_word_embeddings=False)).extract({**sizes, Key("head", 2): 2})
+
+
 def torch_greedy(model: torch.nn.Module, batch: dict[str, Tensor], tokens: int = NEW) -> list[list[int]]:
     found = model.generate(**batch, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=1)
     return found[:, batch["input_ids"].shape[1] :].tolist()
@@ -65,6 +71,7 @@ MODELS = {
     "tied": lambda: build_causal("qwen2", tie_word_embeddings=True, num_hidden_layers=2),
     "sliding": lambda: build_causal("mistral", sliding_window=6, num_hidden_layers=2),
     "bloom": bloom_subnet,
+    "gpt2": gpt2_subnet,
 }
 
 
@@ -275,6 +282,14 @@ def test_weights_of_any_width_are_compressed(
     assert found["difference"]["agreement"] > (0.9 if weight_format == "int8" else 0.2)
     ids = batch_of(TEXTS[:1])["input_ids"].numpy()
     assert len(load_causal_ir(tmp_path / "ir").generate_greedy(ids, max_new_tokens=3)[0]) == 3
+
+
+def test_weights_held_as_inputs_by_outputs_are_told_by_name(tmp_path: Path) -> None:
+    model = gpt2_subnet()
+    export_openvino(model, None, tmp_path / "ir", weight_format="int8", example_batches=[batch_of(TEXTS)])
+    weights = read_json(tmp_path / "ir/export.json")["compression"]["weights"]
+    matrices = {name for name, p in model.named_parameters() if p.ndim == 2}
+    assert {name for group in weights for name in group["layers"]} == matrices
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import families
@@ -13,18 +14,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification
+from transformers.pytorch_utils import Conv1D
 
 from bootstrapnas.artefacts import save_tensors
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.errors import UserError
+from bootstrapnas.families.gpt2 import GPT2
 from bootstrapnas.importance.criteria import CRITERIA, find_criterion
 from bootstrapnas.importance.external import EXTERNAL, load_external
 from bootstrapnas.importance.filters import filter_orders
+from bootstrapnas.importance.movement import MovementSettings, attach
 from bootstrapnas.importance.reduction import orders
 from bootstrapnas.importance.rules import RULES, default_rule, order_scores, width_scores
 from bootstrapnas.importance.store import load_importance, save_importance
+from bootstrapnas.importance.structures import Block, PerDim
 from bootstrapnas.reorder import reorder
 from bootstrapnas.space_generation import even_targets, generate_space, mac_targets
 
@@ -304,6 +309,78 @@ def test_criteria_score_every_family_and_follow_its_units(row):
         )
         for key, found in again.items():
             torch.testing.assert_close(found, units[key][order[key]], rtol=1e-3, atol=1e-5, msg=f"{name} {key}")
+
+
+# -- weights that are held as [in, out] --------------------------------------------------------------------------------
+
+
+def as_linear(module):
+    """Return the linear layer that a Conv1D is."""
+    columns, rows = module.weight.shape
+    linear = torch.nn.Linear(columns, rows)
+    linear.weight.data, linear.bias.data = module.weight.data.T.contiguous(), module.bias.data.clone()
+    return linear
+
+
+def gpt2_twice():
+    """Return a GPT-2, and the same network of ordinary linear layers, with their blueprints."""
+    row = next(row for row in families.FAMILY_ROWS if row.name == "GPT2LMHeadModel")
+    gpt2, other, layer = row.build(), row.build(), {}
+    for path, module in list(other.named_modules()):
+        if isinstance(module, Conv1D):
+            other.set_submodule(path, as_linear(module))
+    for name, labels in GPT2.layer.items():
+        straight = replace(labels, axes=f"{labels.outputs}, {labels.inputs}", transposed=False)
+        layer[name] = straight if labels.transposed else labels
+    ordinary = replace(GPT2, layer=layer, follows=(), constants={"attn": GPT2.constants["attn"]})
+    return gpt2, Blueprint.of(gpt2), other, Blueprint.of(other, ordinary), row.batch()
+
+
+def assert_alike(gpt2, ordinary, scores, expected):
+    """Check that units have the same scores by every rule, whichever way round weights are held."""
+    assert scores.keys() == expected.keys()
+    transposed = {name for name, parameter in gpt2.parameters.items() if parameter.transposed}
+    assert transposed.intersection(scores)
+    for name, found in scores.items():
+        torch.testing.assert_close(found.T if name in transposed else found, expected[name], rtol=1e-4, atol=1e-7)
+    for rule in RULES:
+        for of in (width_scores, order_scores):
+            units = of(ordinary, expected, rule)
+            for key, found in of(gpt2, scores, rule).items():
+                torch.testing.assert_close(found, units[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_score_a_conv1d_as_the_linear_layer_that_it_is(name):
+    gpt2, blueprint, other, ordinary, batch = gpt2_twice()
+    score = find_criterion(name)
+    scores, expected = (
+        score(m, b, [batch], model_loss) for m, b in ((gpt2.eval(), blueprint), (other.eval(), ordinary))
+    )
+    assert_alike(blueprint, ordinary, scores, expected)
+
+
+def test_movement_scores_a_conv1d_as_the_linear_layer_that_it_is():
+    gpt2, blueprint, other, ordinary, batch = gpt2_twice()
+    structures = {
+        f"transformer.h.{layer}.{path}": structure
+        for layer in range(3)
+        for path, structure in (("attn.c_proj", Block(4, 8)), ("mlp.c_fc", PerDim(0)), ("mlp.c_proj", PerDim(1)))
+    }
+    settings = MovementSettings(0, 2, 0.02, init_importance_threshold=-0.01, enable_structured_masking=False)
+    found = []
+    for model in (gpt2, other):
+        control = attach(model.eval(), structures, settings, steps_per_epoch=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        for step in range(4):
+            control.step(step)
+            optimizer.zero_grad()
+            (model_loss(model, batch) + control.loss()).backward()
+            optimizer.step()
+        masks = control.masks()
+        assert 0 < sum(int((~kept).sum()) for kept in masks.values()) < sum(kept.numel() for kept in masks.values())
+        found.append(control.scores())
+    assert_alike(blueprint, ordinary, *found)
 
 
 def test_criteria_refuse():

@@ -118,6 +118,13 @@ def test_rows_that_no_group_divides_are_int8() -> None:
     assert IntegerLinear(build_linear(48), "int4").bits == 8
 
 
+def test_a_matrix_that_is_held_as_inputs_by_outputs_is_refused() -> None:
+    adapters = Adapters(("c_attn",), rank=4, transposed=True)
+    model = build_causal("gpt2", num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"c_attn\.base_layer is a Conv1D: integer weights are for nn.Linear only"):
+        adapter_supernet(model, add_adapters(model, adapters), adapters, weight_format="int8")
+
+
 def test_only_ranks_and_blocks_are_elastic_on_integers() -> None:
     adapters = Adapters(("q_proj", "v_proj"), rank=4)
     model = build_causal("llama", num_hidden_layers=2)

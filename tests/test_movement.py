@@ -13,6 +13,7 @@ from conftest import build_tiny_bert
 from torch import nn
 from torch.func import functional_call
 from transformers import MPNetConfig, MPNetModel
+from transformers.pytorch_utils import Conv1D
 
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.dims import Key
@@ -182,34 +183,49 @@ def test_training_agrees_with_the_formulas(cap, structured, attention):
 # -- one layer ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 @pytest.mark.parametrize(
     "structure", [Fine(), Block(2, 3), Block(4, 1), Block(1, 6), Block(4, 6), PerDim(0), PerDim(1)]
 )
-def test_gradients_of_one_layer(structure):
-    linear = nn.Linear(6, 4)
+def test_gradients_of_one_layer(structure, kind):
+    """What is held as [in, out] has scores, masks and gradients so as well."""
+    linear = nn.Linear(6, 4) if kind is nn.Linear else Conv1D(4, 6)
+
+    def as_matrix(tensor):
+        return tensor.T if kind is Conv1D else tensor
+
     r, c = structure.factors((4, 6))
-    module = MovementLinear.of(linear, structure)
     generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    module = MovementLinear.of(linear, structure)
+    assert isinstance(module, kind)
     kept = torch.rand(4 // r, 6 // c, generator=generator) > 0.4
     kept_bias = torch.rand(4 // r, generator=generator) > 0.4
-    module.set_mask("weight", kept)
+    module.set_mask("weight", as_matrix(kept))
     module.set_mask("bias", kept_bias[:, None])
     x, d_y = torch.randn(5, 6, generator=generator), torch.randn(5, 4, generator=generator)
     y = module(x)
     y.backward(d_y)
 
-    full, full_bias = full_size(kept.float(), (4, 6)), full_size(kept_bias.float(), (4,))
-    torch.testing.assert_close(y, x @ (linear.weight * full).T + linear.bias * full_bias)
+    full, full_bias, weight = (
+        full_size(kept.float(), (4, 6)),
+        full_size(kept_bias.float(), (4,)),
+        as_matrix(linear.weight),
+    )
+    torch.testing.assert_close(y, x @ (weight * full).T + linear.bias * full_bias)
     d_weight, d_bias = d_y.T @ x, d_y.sum(0)
-    torch.testing.assert_close(module.weight.grad, d_weight * full)
+    torch.testing.assert_close(as_matrix(module.weight.grad), d_weight * full)
     torch.testing.assert_close(module.bias.grad, d_bias * full_bias)
     for i, j in product(range(4 // r), range(6 // c)):
         block = slice(i * r, (i + 1) * r), slice(j * c, (j + 1) * c)
-        expected = (d_weight[block] * linear.weight[block]).sum()  # not masked: a dead block can come back
-        torch.testing.assert_close(module.weight_importance.grad[i, j], expected.detach())
+        expected = (d_weight[block] * weight[block]).sum()  # not masked: a dead block can come back
+        torch.testing.assert_close(as_matrix(module.weight_importance.grad)[i, j], expected.detach())
     for i in range(4 // r):
         expected = (d_bias * linear.bias)[i * r : (i + 1) * r].sum()
         torch.testing.assert_close(module.bias_importance.grad[i], expected.detach())
+    assert type(module.plain()) is kind
 
 
 def test_before_the_warm_up_the_model_is_the_plain_one_and_scores_learn():

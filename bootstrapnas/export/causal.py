@@ -306,11 +306,11 @@ def _make_stateful(ir: Any, inputs: Sequence[str], layers: int) -> None:
 
     kept = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     past, present = [f"past_key_values.{name}" for name in kept], [f"present.{name}" for name in kept]
-    for port, name in (
-        *zip(ir.inputs, (*inputs, *past), strict=True),
-        *zip(ir.outputs, (LOGITS, *present), strict=True),
-    ):
+    named = (*inputs, *past)
+    for port, name in (*zip(ir.inputs, named, strict=True), *zip(ir.outputs, (LOGITS, *present), strict=True)):
         port.get_tensor().set_names({name})
+    for port, name in zip(ir.inputs, named, strict=True):  # OpenVINO's paged attention finds the positions by that
+        port.get_node().set_friendly_name(name)
     beams = ops.parameter(shape=ov.PartialShape([-1]), dtype=ov.Type.i32, name=BEAMS)
     beams.output(0).get_tensor().set_names({BEAMS})
     ir.add_parameters([beams])

@@ -19,8 +19,8 @@ COMPRESSED = ("int8", "int4")
 """Weight formats that are integers."""
 OF_INT8 = ("sym", "max_drop")
 """The settings that int8 weights, which have a scale per row, know."""
-PREFIX = "self.model."
-"""What conversion puts before the name of a parameter."""
+PREFIX, MODULE = "self.model.", "__module.model."
+"""What conversion puts before the name of a parameter, and of a module in that of an operation."""
 TYPES = {"u4": "int4_asym", "i4": "int4_sym", "u8": "int8_asym", "i8": "int8_sym"}
 PER_CHANNEL = -1
 _DECOMPRESSION = ("Convert", "Subtract", "Multiply", "Reshape")
@@ -163,7 +163,7 @@ def compressed_weights(ir: Any) -> tuple[CompressedWeights, ...]:
         kind = TYPES.get(operation.get_element_type().to_string())
         if kind is not None:
             group = shape[-1] if len(shape) == 3 else PER_CHANNEL
-            name = operation.get_friendly_name().removeprefix(PREFIX)
+            name = _parameter(operation)
             count = int(np.prod(shape))
             found.setdefault((kind, group, count // shape[0]), {})[name] = count
     groups = [CompressedWeights(*key, sum(layers.values()), tuple(sorted(layers))) for key, layers in found.items()]
@@ -174,7 +174,7 @@ def outer_layers(ir: Any) -> set[str]:
     """Return the names of the embeddings and of the last layer of a compressed `openvino.Model`."""
     found, last = set(), ""
     names = {
-        reader.get_friendly_name(): (reader.get_type_name(), operation.get_friendly_name().removeprefix(PREFIX))
+        reader.get_friendly_name(): (reader.get_type_name(), _parameter(operation))
         for operation in ir.get_ops()
         if operation.get_type_name() == "Constant" and operation.get_element_type().to_string() in TYPES
         for reader in _readers(operation)
@@ -186,6 +186,15 @@ def outer_layers(ir: Any) -> set[str]:
         elif kind:
             last = name
     return found | {last}
+
+
+def _parameter(weights: Any) -> str:
+    """Return the name of the parameter that compressed weights are; one held as [in, out] is told by what reads it."""
+    name = str(weights.get_friendly_name())
+    reader = next(_readers(weights), None)
+    if name.startswith(PREFIX) or reader is None:
+        return name.removeprefix(PREFIX)
+    return f"{reader.get_friendly_name().partition('/')[0].removeprefix(MODULE)}.weight"
 
 
 def _readers(weights: Any) -> Iterator[Any]:

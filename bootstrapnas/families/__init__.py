@@ -9,6 +9,7 @@ from bootstrapnas.families.bloom import BLOOM
 from bootstrapnas.families.distilbert import DISTILBERT
 from bootstrapnas.families.electra import ELECTRA
 from bootstrapnas.families.gemma import GEMMA
+from bootstrapnas.families.gpt2 import GPT2
 from bootstrapnas.families.gpt_neox import GPT_NEOX
 from bootstrapnas.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from bootstrapnas.families.mobilebert import MOBILEBERT
@@ -18,7 +19,7 @@ from bootstrapnas.families.phi3 import PHI3
 from bootstrapnas.families.roberta import CAMEMBERT, ROBERTA, XLM_ROBERTA
 
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA, MOBILEBERT, MODERNBERT)
-DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3, BLOOM, GPT_NEOX, OPT)
+DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, PHI3, BLOOM, GPT2, GPT_NEOX, OPT)
 FAMILIES: dict[str, Family] = {family.model_type: family for family in (*ENCODERS, *DECODERS)}
 
 

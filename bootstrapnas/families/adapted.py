@@ -38,6 +38,8 @@ class Adapters:
         One of `SCALINGS`.
     whole
         Modules outside the layers that are trained whole beside the adapters, as the last words of their paths.
+    transposed
+        Whether the layers hold their weights as [in, out] (`is_transposed`; peft's ``fan_in_fan_out``).
     """
 
     targets: tuple[str, ...]
@@ -46,6 +48,7 @@ class Adapters:
     dropout: float = 0.0
     scaling: str = "fixed"
     whole: tuple[str, ...] = ()
+    transposed: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -82,12 +85,27 @@ def adapted_family(family: Family, adapters: Adapters) -> Family:
             continue
         layer[f"{path}.base_layer.{leaf}"] = labels
         if leaf == "weight":
-            out, inp = labels.axes.split(",")
+            out, inp = labels.outputs, labels.inputs
             rank = f"{path}.{RANK}"
             layer[f"{path}.lora_A.{NAME}.weight"] = replace(labels, axes=f"{rank}, {inp}")
             layer[f"{path}.lora_B.{NAME}.weight"] = replace(labels, axes=f"{out}, {rank}")
     ranks = tuple(Dim(f"{path}.{RANK}", lambda _: adapters.rank) for path in adapted_paths(family, adapters.targets))
-    return replace(family, layer=layer, dims=(*family.dims, *ranks))
+    constants = {f"{path}.base_layer" if path in paths else path: read for path, read in family.constants.items()}
+    return replace(family, layer=layer, dims=(*family.dims, *ranks), constants=constants)
+
+
+def is_transposed(family: Family, targets: Sequence[str]) -> bool:
+    """Return whether the linear layers that `targets` name hold their weights as [in, out].
+
+    Raises
+    ------
+    UserError
+        If some do and others do not, or a target names none.
+    """
+    found = {path: family.layer[f"{path}.weight"].transposed for path in adapted_paths(family, targets)}
+    if len(set(found.values())) > 1:
+        raise UserError(f"target modules {listed(found)}: some hold their weights as [in, out], others as [out, in]")
+    return any(found.values())
 
 
 def ranks_only(family: Family) -> Family:

@@ -69,8 +69,8 @@ class Family:
     stack
         Path of the list of layers, below the base model.
     num_layers
-        The config attribute that holds the number of layers: then layers are alike, and a network without some of them
-        is a smaller network of the same kind. Else a function of the config that returns the number.
+        The config attribute that holds the number of layers: then layers are `alike`, and a network without some of
+        them is a smaller network of the same kind. Else a function of the config that returns the number.
     dims
         All dimensions that occur in labels.
     embeddings
@@ -98,6 +98,8 @@ class Family:
         cache. Default: there is no cache.
     layer_types
         Config attribute with the kind of attention of each layer (``"full_attention"``, …). Default: all are alike.
+    alike
+        Whether what a layer computes does not depend on its number, by the config. Default: it never does.
     constants
         Module path inside a layer -> attribute of the module -> the label text of what it holds: numbers that the
         module's code reads and that shrink with a subnet, such as ``{"num_heads": "head"}``. ``"config.num_heads"`` is
@@ -121,4 +123,5 @@ class Family:
     attributes: Mapping[str, str] = field(default_factory=dict)
     cache: str = ""
     layer_types: str = ""
+    alike: Callable[[Any], bool] = lambda _: True
     constants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.errors import UserError, near_miss
 from bootstrapnas.importance.structured import parameter_mask, resolve
 from bootstrapnas.importance.structures import Structure
-from bootstrapnas.modules import adopt
+from bootstrapnas.modules import adopt, linear_classes, linear_shape
 
 NO_THRESHOLD = -math.inf
 _INITIAL_THRESHOLD = "movement_initial_threshold"
@@ -136,51 +136,62 @@ def _block_sums(tensor: Tensor, grid: torch.Size, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype)
 
 
-class MovementLinear(nn.Linear):
-    """``nn.Linear`` with scored and masked weight and bias: x [..., in] -> [..., out].
+class MovementLinear(nn.Module):
+    """A linear layer with scored and masked weight and bias: x [..., in] -> [..., out].
 
     It has the parameters ``weight_importance`` [a, b] and, with a bias, ``bias_importance`` [a] beside its own. The
-    masks are set from outside, once per optimiser step, and are in force in training and evaluation alike.
+    masks are set from outside, once per optimiser step, and are in force in training and evaluation alike. Where the
+    weight is held as [in, out] (Hugging Face's ``Conv1D``), its scores and masks are so as well, [b, a].
+
+    What `of` returns is of a subclass of this and of the class of the layer.
     """
 
+    _plain: type[nn.Module]
+    _transposed: bool
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     weight_importance: nn.Parameter
     bias_importance: nn.Parameter
     weight_mask: Tensor | None
     bias_mask: Tensor | None
 
     @classmethod
-    def of(cls, linear: nn.Linear, structure: Structure) -> MovementLinear:
-        """Return a scored form of `linear` that holds the very same weight and bias; all scores are 0."""
-        module = adopt(cls, linear)
-        rows, columns = structure.factors((linear.out_features, linear.in_features))
+    def of(cls, linear: nn.Module, structure: Structure) -> MovementLinear:
+        """Return a scored form of a linear layer that holds the very same weight and bias; all scores are 0."""
+        module: MovementLinear = adopt(type(f"Movement{type(linear).__name__}", (cls, type(linear)), {}), linear)
+        module._plain, module._transposed = type(linear), not isinstance(linear, nn.Linear)
+        shape = linear_shape(linear)
+        rows, columns = structure.factors(shape)
         # At least float32: the moves of a score are far below the resolution of half precision.
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-        zeros = partial(torch.zeros, dtype=dtype, device=linear.weight.device)
-        grid = (linear.out_features // rows, linear.in_features // columns)
-        module.weight_importance = nn.Parameter(zeros(grid))
+        dtype = torch.promote_types(module.weight.dtype, torch.float32)
+        zeros = partial(torch.zeros, dtype=dtype, device=module.weight.device)
+        grid = (shape[0] // rows, shape[1] // columns)
+        module.weight_importance = nn.Parameter(zeros(grid[::-1] if module._transposed else grid))
         module.register_buffer("weight_mask", None, persistent=False)
-        if linear.bias is not None:
+        if module.bias is not None:
             module.bias_importance = nn.Parameter(zeros(grid[0]))
             module.register_buffer("bias_mask", None, persistent=False)
         return module
 
-    def plain(self) -> nn.Linear:
-        """Return an ordinary ``nn.Linear`` with the same weight and bias, unmasked, and drop the scores."""
+    def plain(self) -> nn.Module:
+        """Return the ordinary layer that this was, with the same weight and bias, unmasked, and drop the scores."""
         del self.weight_importance, self.weight_mask
         if self.bias is not None:
             del self.bias_importance, self.bias_mask
-        return adopt(nn.Linear, self)
+        plain = self._plain
+        del self._plain, self._transposed
+        return adopt(plain, self)
 
     def forward(self, input: Tensor) -> Tensor:
         weight = _Masked.apply(self.weight, self.weight_importance, self.weight_mask)
         bias = None
         if self.bias is not None:
             bias = _Masked.apply(self.bias[:, None], self.bias_importance[:, None], self.bias_mask).squeeze(1)
-        return F.linear(input, weight, bias)
+        return F.linear(input, weight.T if self._transposed else weight, bias)
 
     def scored(self) -> dict[str, tuple[Tensor, nn.Parameter]]:
-        """Return leaf name -> the scored parameter as a matrix ([out, in], a bias as [out, 1]) and its scores."""
-        found = {"weight": (self.weight, self.weight_importance)}
+        """Return leaf name -> the scored parameter as a matrix (as held, a bias as [out, 1]) and its scores."""
+        found: dict[str, tuple[Tensor, nn.Parameter]] = {"weight": (self.weight, self.weight_importance)}
         if self.bias is not None:
             found["bias"] = (self.bias[:, None], self.bias_importance)
         return found
@@ -363,7 +374,8 @@ def attach(
     model
         A Hugging Face model; of a known family if the settings enable structured masking.
     structures
-        Path of each ``nn.Linear`` to score -> granularity of its scores. Other layers are left alone.
+        Path of each linear layer to score (``nn.Linear`` or ``Conv1D``) -> granularity of its scores. Other layers are
+        left alone.
     settings
         The schedule.
     steps_per_epoch
@@ -372,7 +384,7 @@ def attach(
     Raises
     ------
     UserError
-        If a path is not that of an ``nn.Linear``, blocks do not tile a weight, there is nothing to score, the warm-up
+        If a path is not that of a linear layer, blocks do not tile a weight, there is nothing to score, the warm-up
         has no step, or the model is of no known family although structured masking is enabled.
     """
     if not structures:
@@ -384,12 +396,12 @@ def attach(
             f"at {steps_per_epoch} steps an epoch; warmup_end_epoch must be later"
         )
     blueprint = Blueprint.of(model) if settings.enable_structured_masking else None
-    linear = {path: module for path, module in model.named_modules() if type(module) is nn.Linear}
+    linear = {path: module for path, module in model.named_modules() if type(module) in linear_classes()}
     for path, structure in structures.items():  # all mistakes first: a model is changed wholly or not at all
         if path not in linear:
             raise UserError(f"the model has no linear layer {path!r} to score{near_miss(path, linear)}")
         try:
-            structure.factors((linear[path].out_features, linear[path].in_features))
+            structure.factors(linear_shape(linear[path]))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     modules = {path: MovementLinear.of(linear[path], structure) for path, structure in structures.items()}

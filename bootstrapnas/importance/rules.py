@@ -42,12 +42,12 @@ class Reduction:
         counted = {name: s for name, s in scores.items() if not self.output_rows_only or s.dim() > 1}
         keys = scored_keys(blueprint, counted, also)
         if self.output_rows_only:
-            keys = tuple(k for k in keys if any(p.name in counted and at == 0 for p, at in blueprint.members(k)))
+            keys = tuple(k for k in keys if any(p.name in counted and at == p.output for p, at in blueprint.members(k)))
         found = {key: unit_scores(blueprint, counted, key, reduce=self.reduce, counts=self._counts) for key in keys}
         return {key: _relative(s) for key, s in found.items()} if self.relative else found
 
     def _counts(self, parameter: Parameter, position: int) -> bool:
-        return not self.output_rows_only or position == 0
+        return not self.output_rows_only or position == parameter.output
 
 
 def _relative(scores: Tensor) -> Tensor:

@@ -109,7 +109,8 @@ def config_with_space(
         for name in WIDTH_RULE:
             width.pop(name, None)
         width["overwrite_groups"] = [
-            [names.linears[path] for key in gene.keys for path in _modules(blueprint, key, axis=0)] for gene in widths
+            [names.linears[path] for key in gene.keys for path in _modules(blueprint, key, outputs=True)]
+            for gene in widths
         ]
         width["overwrite_groups_widths"] = [_channels(blueprint, gene) for gene in widths]
         heads = {dim for attention in blueprint.family.attention for dim in attention.heads.split()}
@@ -118,7 +119,7 @@ def config_with_space(
             for gene in widths
             for key in gene.keys
             if key.dim in heads
-            for path in _modules(blueprint, key, axis=1)
+            for path in _modules(blueprint, key, outputs=False)
         ]
     if training.is_elastic("depth"):
         depth = elasticity.setdefault("depth", {})
@@ -289,16 +290,20 @@ def _channels(blueprint: Blueprint, gene: Gene) -> list[int]:
     return list(widths.pop())
 
 
-def _modules(blueprint: Blueprint, key: Key, axis: int) -> list[str]:
-    """Return the paths of the linear layers that carry `key` on an axis (0: output, 1: input)."""
-    members = blueprint.members(key)
-    return [parameter.name.rpartition(".")[0] for parameter, at in members if parameter.applied and at == axis]
+def _modules(blueprint: Blueprint, key: Key, *, outputs: bool) -> list[str]:
+    """Return the paths of the linear layers that carry `key` on their outputs, or on their inputs."""
+    return [
+        parameter.name.rpartition(".")[0]
+        for parameter, axis in blueprint.members(key)
+        if parameter.applied and axis == (parameter.output if outputs else parameter.input)
+    ]
 
 
 def _followed(blueprint: Blueprint, where: str, node: str) -> Iterator[Key]:
     """Yield the elastic dimensions on the input of a linear layer."""
     _keys_of(blueprint, where, node)
-    for product in blueprint.uses[f"{module_path(node)}.weight"].axes[-1]:
+    weight = blueprint.uses[f"{module_path(node)}.weight"]
+    for product in weight.axes[weight.input]:
         yield from (key for key in product if blueprint.dims[key.dim].elastic)
 
 

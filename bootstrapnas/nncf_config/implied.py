@@ -38,6 +38,8 @@ OTHER_NAMES: Final = {
     "n_layers": "num_hidden_layers",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
+    "n_embd": "hidden_size",
+    "n_inner": "intermediate_size",
 }
 """What some types of model call an attribute -> what most do."""
 
@@ -46,11 +48,7 @@ def _widths(family: Family) -> dict[str, str]:
     """Return the linear layers of a layer whose outputs are one dimension, with the config attribute of its size."""
     named = {dim.name: OTHER_NAMES.get(dim.source, dim.source) for dim in family.dims if isinstance(dim.source, str)}
     sources = {"ffn": "intermediate_size", **named}  # also where a type of model derives it from its hidden size
-    outputs = {
-        name.removesuffix(".weight"): labels.axes.split(",")[0]
-        for name, labels in family.layer.items()
-        if labels.applied
-    }
+    outputs = {name.removesuffix(".weight"): labels.outputs for name, labels in family.layer.items() if labels.applied}
     return {module: sources[out] for module, out in outputs.items() if out in sources}
 
 

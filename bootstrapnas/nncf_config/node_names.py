@@ -95,6 +95,7 @@ class NodeNames:
     def of(cls, model: nn.Module) -> NodeNames:
         """Name the modules of a model (plain, elastic or masked: the names are the same)."""
         from torch import nn
+        from transformers.pytorch_utils import Conv1D
 
         prefixed = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)
 
@@ -109,7 +110,13 @@ class NodeNames:
         for path, module in model.named_modules():
             parent, _, attribute = path.rpartition(".")
             scopes[path] = f"{scopes[parent]}/{class_name(module)}[{attribute}]" if path else class_name(module)
-        linears = {p: f"{scopes[p]}/linear_0" for p, module in model.named_modules() if isinstance(module, nn.Linear)}
+        operators = {nn.Linear: "linear_0", Conv1D: "addmm_0"}
+        linears = {
+            path: f"{scopes[path]}/{operator}"
+            for path, module in model.named_modules()
+            for kind, operator in operators.items()
+            if isinstance(module, kind)
+        }
         return cls(scopes, linears)
 
     def node(self, operation: str) -> str:

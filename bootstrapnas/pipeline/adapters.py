@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from bootstrapnas.adapters import lora_config
 from bootstrapnas.artefacts import read_json, save_tensors, writing
 from bootstrapnas.errors import UserError, listed, near_miss
+from bootstrapnas.extraction import head_of
 from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import NAME, Adapters
 from bootstrapnas.foreign import load_foreign_tensors
@@ -26,10 +27,10 @@ ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors
 ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.bin")
 _PEFT_PREFIX = "base_model.model."
 _TASK_TYPES = {
-    "ForCausalLM": "CAUSAL_LM",
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
+    "CausalLM": "CAUSAL_LM",
+    "SequenceClassification": "SEQ_CLS",
+    "TokenClassification": "TOKEN_CLS",
+    "QuestionAnswering": "QUESTION_ANS",
 }  # what peft's auto classes go by
 
 
@@ -138,7 +139,7 @@ def save_adapter(
         Rank by adapted module.
     """
     config = lora_config(adapters, list(ranks), ranks)
-    config.task_type = next((task for suffix, task in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
+    config.task_type = _TASK_TYPES.get(head_of(architecture))
     config.base_model_name_or_path = base
     heads = {name.rpartition(".")[0] for name in tensors if "lora_" not in name}
     config.modules_to_save = sorted(heads) or None

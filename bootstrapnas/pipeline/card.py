@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bootstrapnas.artefacts import read_json, write_text
 from bootstrapnas.costs import Costs
-from bootstrapnas.extraction import SUBNET_FILE
+from bootstrapnas.extraction import SUBNET_FILE, auto_class_name
 from bootstrapnas.pipeline.data import inherited_task
 from bootstrapnas.report import Report, Row, build_report, model_card
 
@@ -45,7 +45,6 @@ def write_card(directory: Path, name: str, report: Report, *, ir: str | None = N
         Path of its OpenVINO IR, relative to `directory`.
     """
     config, subnet = read_json(directory / "config.json"), read_json(directory / SUBNET_FILE)
-    task = str(config["architectures"][0]).partition("For")[2]
     made = subnet["supernet"].get("path") or subnet["supernet"]["id"]
     tuned, adapted = subnet.get("finetuned"), subnet.get("super_adapter")
     trained = (
@@ -72,7 +71,7 @@ def write_card(directory: Path, name: str, report: Report, *, ir: str | None = N
     card = model_card(
         f"Subnet {name}",
         base_model=adapted["base"] if adapted else made,
-        auto_class=f"AutoModelFor{task}" if task else "AutoModel",
+        auto_class=auto_class_name(str(config["architectures"][0])),
         remote_code="auto_map" in config,
         steps=steps,
         ordered=not adapted or adapted["reordered"],

@@ -19,7 +19,7 @@ from bootstrapnas.errors import UserError, listed
 from bootstrapnas.evaluation import predict
 from bootstrapnas.export import CausalIR, IRModel, predict_ir
 from bootstrapnas.export.runtime import Runner
-from bootstrapnas.extraction import load_config, load_failure, load_model, save_subnet
+from bootstrapnas.extraction import auto_class_name, load_config, load_failure, load_model, save_subnet
 from bootstrapnas.families import FAMILIES, family_of
 from bootstrapnas.outputs import Outputs
 from bootstrapnas.pipeline.arguments import ModelArguments, StageTrainingArguments
@@ -123,8 +123,7 @@ def saved_class(directory_or_id: str) -> Any:
     import transformers
 
     architecture = (load_config(directory_or_id).architectures or [""])[0]
-    task = "CausalLM" if architecture.endswith("LMHeadModel") else architecture.partition("For")[2]
-    auto_class = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel", None)
+    auto_class = getattr(transformers, auto_class_name(architecture), None)
     if auto_class is None or not architecture:
         raise UserError(f"{directory_or_id}: its config names no architecture with a known head: {architecture!r}")
     return auto_class

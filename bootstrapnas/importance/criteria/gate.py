@@ -38,17 +38,21 @@ def score_gate(
 
 
 def _reads_units(blueprint: Blueprint, parameter: Parameter) -> bool:
-    return any(key in blueprint.widths for product in parameter.axes[-1] for key in product)
+    return any(key in blueprint.widths for product in parameter.axes[parameter.input] for key in product)
 
 
 def _gates(blueprint: Blueprint, name: str, product: Tensor) -> Tensor:
-    """Return the absolute derivative per input, shape [1, inputs], of ``w * dL/dw``, shape [outputs, inputs]."""
+    """Return the absolute derivative per input of ``w * dL/dw``, shape [outputs, inputs]: [1, inputs].
+
+    Of a weight that is held as [in, out] the shapes are so as well.
+    """
     found = []
-    axis = blueprint.parameters[name].axes[-1]
-    for keys, part in zip(axis, product.sum(0).split([blueprint.product(keys, {}) for keys in axis]), strict=True):
+    parameter = blueprint.parameters[name]
+    axis, other = parameter.axes[parameter.input], parameter.output
+    for keys, part in zip(axis, product.sum(other).split([blueprint.product(keys, {}) for keys in axis]), strict=True):
         sizes = [blueprint.full[key] for key in keys]
         within = [position for position, key in enumerate(keys) if not blueprint.dims[key.dim].elastic]
         grid = part.view(sizes)
         units = grid.sum(within, keepdim=True) if within else grid
         found.append((units.abs() * units.numel() / grid.numel()).expand(sizes).flatten())
-    return torch.cat(found)[None] / len(product)
+    return torch.cat(found).unsqueeze(other) / product.shape[other]

@@ -27,8 +27,9 @@ def score_wanda(
     UserError
         If there is no batch.
     """
-    weights = {n: p for n, p in elastic_parameters(model, blueprint).items() if blueprint.parameters[n].applied}
-    squares = {name: torch.zeros(p.shape[1], device=p.device) for name, p in weights.items()}
+    labels = blueprint.parameters
+    weights = {n: p for n, p in elastic_parameters(model, blueprint).items() if labels[n].applied}
+    squares = {name: torch.zeros(p.shape[labels[name].input], device=p.device) for name, p in weights.items()}
     real: Tensor | None = None
 
     def watch(name: str, inputs: tuple[Tensor, ...]) -> None:
@@ -55,4 +56,5 @@ def score_wanda(
             handle.remove()
     if batch is None:
         raise UserError("the criterion 'wanda' needs data, but there is no batch")
-    return {name: p.detach().float().abs() * squares[name].sqrt() for name, p in weights.items()}
+    norms = {name: found.sqrt().unsqueeze(1 - labels[name].input) for name, found in squares.items()}
+    return {name: p.detach().float().abs() * norms[name] for name, p in weights.items()}
