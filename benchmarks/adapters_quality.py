@@ -55,7 +55,7 @@ from bootstrapnas.tasks.metrics import METRICS
 from eftnas.recipe import resolve_model
 from lonas.commands import COMMANDS
 
-LORA, TAUGHT, SLOW, NEAR, GROWN = "lora", "taught", "slow", "near", "progressive"
+LORA, TAUGHT, SLOW, NEAR, GROWN, WARM = "lora", "taught", "slow", "near", "progressive", "warm"
 SLOW_LORA, CHOSEN_LORA = f"{LORA}+{SLOW}", f"{LORA}+chosen"
 BASELINES = (LORA, SLOW_LORA, CHOSEN_LORA)
 """What subnets are held against: LoRA at its rate, at the lower one, at whichever of both suits the task better."""
@@ -71,13 +71,16 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     TAUGHT: {},
     NEAR: {},
     GROWN: {},
+    WARM: {"reorder": "gate"},
 }
 """Way of training -> what it adds to the flags of ``lonas train``; `TAUGHT` is by the task's LoRA, `SLOW` LoRA's too.
 
 In a window, a step's rows come in parts: of the same subnets, or of subnets drawn anew. `NEAR` trains as without it;
-what `GROWN` adds is a config with a stage before, of `GROWN_EPOCHS`, in which nothing is elastic.
+what `GROWN` adds is a config with a stage before, of `GROWN_EPOCHS`, in which nothing is elastic. `WARM` begins with a
+stock LoRA of `WARM_EPOCHS`: the importance of units in that model orders them and makes the space, and training goes on
+from its adapter.
 """
-GROWN_EPOCHS = 2
+GROWN_EPOCHS, WARM_EPOCHS = 2, 3
 NEARBY: Mapping[str, Any] = {"min_macs_ratio": 0.66, "num_evals": 80, "population": 20, "merge_adapters": True}
 """What `NEAR` adds to the flags of ``lonas search``: all subnets that it proposes are about as large as one may be."""
 TUNED, DISTILLED = "tuned", "distilled"
@@ -182,6 +185,8 @@ class AdapterColumn(Column):
         if GROWN in method.split("+"):
             rate = flags.get("learning_rate", protocol.learning_rate)
             flags |= {"nncf_config": self.progressive(config, rate), "num_train_epochs": None, "learning_rate": None}
+        if WARM in method.split("+"):
+            flags |= self.warm(method, flags)
         trained = self.train(method, **flags, **teacher)
         merged = self.directory / method / subnet
         chosen_by: dict[str, Any] = {"subnet": subnet}
@@ -222,6 +227,26 @@ class AdapterColumn(Column):
         self.stage("extract", supernet_dir=trained, merge=True, output_dir=merged, **chosen_by)
         found = read_json(merged / SUBNET_FILE)
         return merged, costs_of(found["costs"], found["full_costs"])
+
+    def warm(self, method: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Train a stock LoRA first, and write the space that it leads to; return the flags that go on from there."""
+        protocol, config = self.protocol, self.directory / method / "space.json"
+        rate = {name: value for name, value in flags.items() if name == "learning_rate"}
+        first = self.train(f"{method}/first", num_train_epochs=WARM_EPOCHS, lr_scheduler_type="cosine", **rate)
+        if not config.is_file():
+            self.stage(
+                "search-space",
+                model_name_or_path=self.base,
+                adapter_dir=first,
+                ranks=protocol.ranks,
+                max_seq_length=protocol.length,
+                target_config=config,
+            )
+        return {
+            "adapter_dir": first,
+            "nncf_config": config,
+            "num_train_epochs": self.shared_epochs - WARM_EPOCHS,
+        }
 
     def progressive(self, config: Path, rate: float) -> Path:
         """Write a space whose first stage trains the largest subnet alone; return the file."""

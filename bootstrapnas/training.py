@@ -330,7 +330,7 @@ class StageTrainer(Trainer):
         if rate is None or self.lr_scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         base = self.args.learning_rate
-        scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step) / base)
+        scheduler = LambdaLR(optimizer or self.optimizer, lambda step: rate(step) / base if base else 0.0)
         self.lr_scheduler: LRScheduler | None = scheduler
         return scheduler
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -18,9 +19,10 @@ from bootstrapnas.errors import UserError, listed, near_miss
 from bootstrapnas.extraction import load_config
 from bootstrapnas.families import family_of
 from bootstrapnas.families.adapted import SCALINGS, Adapters, is_transposed
-from bootstrapnas.importance import default_rule, find_criterion, order_scores, orders
+from bootstrapnas.importance import default_rule, order_scores, orders
 from bootstrapnas.integers import WEIGHT_FORMATS, check_weight_format
 from bootstrapnas.nncf_config import NNCFConfig, read_config
+from bootstrapnas.pipeline.adapters import merge_adapter, put_adapter, read_adapter
 from bootstrapnas.pipeline.arguments import (
     DistillationArguments,
     ModelArguments,
@@ -28,7 +30,7 @@ from bootstrapnas.pipeline.arguments import (
     TaskArguments,
     flag,
 )
-from bootstrapnas.pipeline.calibration import calibration_batches
+from bootstrapnas.pipeline.calibration import calibrated_scores
 from bootstrapnas.pipeline.data import Rows, data_inputs, resolve_task, task_settings, with_fixed_data
 from bootstrapnas.pipeline.models import (
     SPACE_FILE,
@@ -53,7 +55,10 @@ from bootstrapnas.pipeline.supernets import (
     DTYPES,
     SuperAdapter,
     build_super_adapter,
+    check_base,
     load_orders,
+    read_super_adapter,
+    read_trained,
     save_orders,
     save_super_adapter,
 )
@@ -111,6 +116,11 @@ class AdapterArguments:
     _argument_group_name = "super-adapter"
 
     nncf_config: Optional[str] = flag(None, "NNCF config with the search space; without one, an ordinary LoRA.")
+    adapter_dir: Optional[str] = flag(
+        None,
+        "Output of lonas train to go on from, such as an ordinary LoRA: its adapters are as they were trained, and "
+        "--reorder orders the units of the model with them.",
+    )
     lora_r: int = flag(8, "The largest rank.")
     lora_alpha: float = flag(16.0, "Adapters are scaled by alpha / r.")
     lora_dropout: float = flag(0.1, "Dropout probability of the adapters' inputs.")
@@ -213,7 +223,7 @@ def run(
         if arguments.reorder != "none":
             raise UserError("--reorder is for elastic widths, which a base with --base_weight_format has not")
     source = model_args.model_name_or_path
-    adapters = adapters_of(arguments, source)
+    adapters = adapters_of(arguments, source) if arguments.adapter_dir is None else go_on_from(arguments, source, typed)
     check_dtype(arguments.base_dtype)
     dtype = DTYPES[arguments.base_dtype]
     config = None if arguments.nncf_config is None else read_config(arguments.nncf_config)
@@ -221,7 +231,7 @@ def run(
         report_config(config)
         settle_teacher(arguments, kd, typed, config)
     published_names(arguments, task_args, typed)
-    spec = fit_length(resolve_task(task_args, source, kd.kd_teacher_model), typed, source)
+    spec = fit_length(resolve_task(task_args, arguments.adapter_dir, source, kd.kd_teacher_model), typed, source)
     if config is not None:
         check_search(config, spec)
     metrics = [spec.metric] if config is None else [f"{spec.metric}_{name}" for name in ("min", "max")]
@@ -232,6 +242,7 @@ def run(
         typed,
         {
             "model": source,
+            "adapter": arguments.adapter_dir,
             "teacher": kd.kd_teacher_model,
             "nncf_config": arguments.nncf_config,
             **data_inputs(spec),
@@ -250,7 +261,10 @@ def run(
     # Kept for a run that resumes: computed again, on another machine, an order might not be that of the checkpoint.
     found = load_orders(stage.directory) or orders_of(arguments, model, rows, training)
     save_orders(stage.directory, found)
-    supernet = build_super_adapter(model, adapters, config, found, integers, dtype)
+    supernet = build_super_adapter(model, adapters, config, {}, integers, dtype)
+    if arguments.adapter_dir is not None:
+        put_adapter(model, read_adapter(arguments.adapter_dir), arguments.adapter_dir)
+    supernet.reorder(found)
     if config is None:
         lesson = prepare_lesson(rows, rows.split("train"), kd, training, model)
         trainer = build_lora_trainer(supernet.model, training, rows, lesson)
@@ -361,6 +375,32 @@ def adapters_of(arguments: AdapterArguments, source: str) -> Adapters:
     return Adapters(targets, rank, alpha, dropout, arguments.lora_scaling, whole, transposed)
 
 
+def go_on_from(arguments: AdapterArguments, source: str, typed: Mapping[str, Any]) -> Adapters:
+    """Return the adapters of ``--adapter_dir``, with the dropout that was typed.
+
+    Raises
+    ------
+    UserError
+        If there are none, they are of another base model, or a flag describes others.
+    """
+    directory = str(arguments.adapter_dir)
+    read_trained(directory)
+    about = read_super_adapter(directory, source)
+    check_base(directory, source)
+    found = about.adapters
+    lists = {"target_modules": ",".join(found.targets), "modules_to_save": ",".join(found.whole)}
+    own = {"lora_r": found.rank, "lora_alpha": found.alpha, "lora_scaling": found.scaling, **lists}
+    for name, value in own.items():
+        if name in typed and typed[name] != value:
+            raise UserError(f"--{name} {typed[name]}: the adapters in {directory} have {value}")
+    if arguments.base_weight_format != about.weight_format:
+        raise UserError(
+            f"--base_weight_format {arguments.base_weight_format}: the adapters in {directory} were trained on a base "
+            f"in {about.weight_format or 'floating point'}"
+        )
+    return replace(found, dropout=arguments.lora_dropout if "lora_dropout" in typed else found.dropout)
+
+
 def check_dtype(name: str, flag: str = "base_dtype") -> None:
     """Raise `UserError` if a model cannot be in a dtype of that name."""
     if name not in DTYPES:
@@ -375,14 +415,18 @@ def local_path(source: str) -> str:
 def orders_of(
     arguments: AdapterArguments, model: PreTrainedModel, rows: Rows, training: StageTrainingArguments
 ) -> dict[Key, Tensor]:
-    """Return the orders of the base model's units by the criterion that the flags name; none of one unit alone."""
+    """Return the orders of the base model's units by the criterion that the flags name; none of one unit alone.
+
+    With adapters to go on from, the units are scored as those adapters have them, and without a criterion their order
+    is the one in which they were trained.
+    """
+    start = arguments.adapter_dir
     if arguments.reorder == "none":
-        return {}
-    criterion = find_criterion(arguments.reorder)
-    inputs = calibration_batches(rows, arguments.reorder_batches, training)
+        return {} if start is None else load_orders(start)
+    if start is not None:
+        model = merge_adapter(copy.deepcopy(model), start)
     blueprint = Blueprint.of(model)
-    model.to(training.device)
-    scores = criterion(model, blueprint, inputs, lambda scored, batch: scored(**batch).loss)
+    scores = calibrated_scores(arguments.reorder, model, rows, arguments.reorder_batches, training)
     found = orders(order_scores(blueprint, scores, default_rule(arguments.reorder)))
     return {key: order.cpu() for key, order in found.items() if len(order) > 1}
 

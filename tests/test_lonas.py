@@ -19,12 +19,17 @@ from transformers import AutoModelForSequenceClassification
 import lonas.train
 from bootstrapnas.adapters import base_linears, merged_adapters
 from bootstrapnas.artefacts import read_json
-from bootstrapnas.dims import subnet_from_json
+from bootstrapnas.blueprint import Blueprint
+from bootstrapnas.costs import count_macs
+from bootstrapnas.dims import Key, subnet_from_json
 from bootstrapnas.families.adapted import Adapters
+from bootstrapnas.importance import order_scores, orders, width_scores
 from bootstrapnas.integers import IntegerLinear, to_integers
-from bootstrapnas.pipeline.adapters import ADAPTER_FILE, put_adapter, read_adapter
+from bootstrapnas.pipeline.adapters import ADAPTER_FILE, merge_adapter, put_adapter, read_adapter
+from bootstrapnas.pipeline.arguments import StageTrainingArguments
+from bootstrapnas.pipeline.calibration import calibrated_scores
 from bootstrapnas.pipeline.data import Rows, inherited_task
-from bootstrapnas.pipeline.models import load_tokenizer
+from bootstrapnas.pipeline.models import load_for_task, load_tokenizer
 from bootstrapnas.pipeline.sampled import most_frequent
 from bootstrapnas.pipeline.supernets import (
     SuperAdapter,
@@ -35,6 +40,7 @@ from bootstrapnas.pipeline.supernets import (
     save_super_adapter,
 )
 from bootstrapnas.pipeline.teacher import Lesson
+from bootstrapnas.space_generation import generate_space
 from lonas.cli import main
 
 LAYERS = range(2)
@@ -213,6 +219,61 @@ def test_embeddings_that_are_the_head_too_are_trained_as_one(tmp_path: Path) -> 
         with pytest.warns(UserWarning, match="tie_word_embeddings"):  # that they are copies
             stock = PeftModel.from_pretrained(models[2], tmp_path)
         torch.testing.assert_close(stock(input_ids=ids).logits, expected)
+
+
+# -- going on from a LoRA ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_task_files: Any) -> Path:
+    """An ordinary LoRA with a trained pooler. Read-only."""
+    flags = ("--modules_to_save", "pooler", "--learning_rate", 1e-2, "--num_train_epochs", 2)
+    return train(tmp_path_factory.mktemp("lora") / "lora", tiny_bert_dir, tiny_task_files, *flags)
+
+
+def test_what_goes_on_from_a_lora_begins_with_what_that_computes(
+    lora: Path, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any
+) -> None:
+    """Its units are ordered by, and its widths come from, their importance in the model with the adapter."""
+    base, space = ("--model_name_or_path", tiny_bert_dir, "--adapter_dir", lora), tmp_path / "space.json"
+    flags = ("--importance_batches", 4, "--ranks", "4,2", "--macs_ratios", "1,0.75", "--max_seq_length", 24)
+    run("search-space", *base, *flags, "--target_config", space)
+    out, files = tmp_path / "super", (tiny_task_files.train, tiny_task_files.validation)
+    run("train", *base, "--nncf_config", space, "--reorder", "gate", "--reorder_batches", 4, "--learning_rate", 0,
+        "--train_file", files[0], "--validation_file", files[1], "--max_seq_length", 24, "--num_train_epochs", 1,
+        "--output_dir", out)  # fmt: skip
+    kept, found = load_file(lora / "adapter_model.safetensors"), load_file(out / "adapter_model.safetensors")
+    assert kept.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+    supernet, _ = load_supernet(str(out), inherited_task(str(out)))
+    stock = PeftModel.from_pretrained(load_for_task(str(tiny_bert_dir), inherited_task(str(lora))), lora)
+    torch.testing.assert_close(logits(stock, lora), logits(supernet.model, out), rtol=1e-4, atol=1e-5)
+    assert supernet.blueprint.full[Key("attention.self.query.rank", 0)] == 4  # as the LoRA's, without a flag
+
+    merged = merge_adapter(load_for_task(str(tiny_bert_dir), inherited_task(str(lora))), lora)
+    blueprint, training = Blueprint.of(merged), StageTrainingArguments(output_dir=str(tmp_path))
+    rows = Rows(inherited_task(str(lora)), load_tokenizer(str(lora)))
+    scores = calibrated_scores("gate", merged, rows, 4, training)
+    wanted = orders(order_scores(blueprint, scores, "sum"))
+    assert {str(key): order.tolist() for key, order in wanted.items()} == {
+        name: order.tolist() for name, order in load_file(out / "orders.safetensors").items()
+    }
+    widths = generate_space(blueprint, width_scores(blueprint, scores, "sum"), [
+        int(share * count_macs(blueprint, length=24)) for share in (1, 0.75)
+    ], length=24, depth="none").space  # fmt: skip
+    assert set(widths.genes) < set(supernet.space.genes)
+    assert any(len(set(gene.choices)) == 2 for gene in widths.genes)
+    assert {gene.choices for gene in set(supernet.space.genes) - set(widths.genes)} == {(4, 2)}
+
+
+def test_going_on_without_a_criterion_keeps_the_order(
+    trained: Path, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any
+) -> None:
+    flags = ("--adapter_dir", trained / "super", "--nncf_config", trained / "config.json")
+    again = train(tmp_path / "again", tiny_bert_dir, tiny_task_files, *flags)
+    before, after = (load_file(directory / "orders.safetensors") for directory in (trained / "super", again))
+    assert all(torch.equal(after[name], order) for name, order in before.items())
+    assert before.keys() == after.keys()
 
 
 def test_a_search_space_contains_the_full_model(tmp_path: Path, capsys: Any) -> None:
@@ -571,7 +632,10 @@ def test_a_base_keeps_the_dtype_of_its_checkpoint(tmp_path: Path, dtype: torch.d
     assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
 
 
-@pytest.mark.parametrize("kind", ["super-adapter", "super-adapter, a draw a batch", "LoRA, best epoch"])
+KINDS = ["super-adapter", "super-adapter, a draw a batch", "super-adapter that goes on", "LoRA, best epoch"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_training_ends_with_the_same_tensors(
     kind: str, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -582,6 +646,8 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     flags += ["--draw_per", "batch", "--gradient_accumulation_steps", 5] if apart else []
     if elastic:
         flags += ["--nncf_config", space_config(tmp_path / "c.json"), "--reorder", "l1"]
+        if kind.endswith("goes on"):
+            flags += ["--adapter_dir", train(tmp_path / "lora", tiny_bert_dir, tiny_task_files, "--max_steps", 3)]
     else:
         flags += ["--num_train_epochs", 2, "--learning_rate", 2e-2, "--load_best_model_at_end", "True"]
         flags += ["--eval_strategy", "steps", "--eval_steps", 4]
@@ -594,7 +660,9 @@ def test_an_interrupted_training_ends_with_the_same_tensors(
     assert all("lora_" in name or name.startswith("classifier.") for name in kept)
     assert not (checkpoint / "model.safetensors").exists()
     torch.manual_seed(99)  # what the process did before does not count
-    monkeypatch.setattr("lonas.train.find_criterion", None)  # on another machine it might find other orders
+    monkeypatch.setattr(
+        "bootstrapnas.pipeline.calibration.find_criterion", None
+    )  # on another machine it might find other orders
     cut = train(tmp_path / "cut", tiny_bert_dir, tiny_task_files, *flags)
     assert "train: resuming from checkpoint-4" in capsys.readouterr().err
     found, wanted = (load_file(directory / "adapter_model.safetensors") for directory in (cut, whole))

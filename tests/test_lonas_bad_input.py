@@ -111,6 +111,34 @@ MISTAKES: list[tuple[str, str]] = [
         "f1.json: bootstrapNAS.search.eval_metric_name: task commonsense has no metric 'eval_f1'; it has: accuracy, "
         "accuracy_norm, average",
     ),
+    # adapters to go on from
+    (
+        f"{TRAIN.replace('--lora_r 8', '--lora_r 4')} --adapter_dir plain",
+        "--lora_r 4: the adapters in plain have 8",
+    ),
+    (f"{TRAIN} --adapter_dir plain {TARGETS}", f"{TARGETS}: the adapters in plain have q_proj"),
+    (
+        f"{TRAIN} --adapter_dir plain --base_weight_format int8",
+        "--base_weight_format int8: the adapters in plain were trained on a base in floating point",
+    ),
+    (
+        f"{TRAIN.replace('base ', 'other ')} --adapter_dir plain",
+        "other is not the base model that the adapter in plain was trained on: it has changed",
+    ),
+    (
+        f"{TRAIN} --adapter_dir copied",
+        "copied is not the output of the stage train: it has no stage.json; lonas import-adapter takes over an adapter",
+    ),
+    (f"{SPACE} --importance gate", "--importance needs --adapter_dir, of which model it tells the importance of units"),
+    (
+        f"{SPACE} --adapter_dir plain",
+        "--lora_r says nothing with --adapter_dir: the adapters and the importance of units decide",
+    ),
+    (
+        f"{SPACE.replace('--lora_r 8', '')} --adapter_dir plain --importance gat",
+        "unknown importance criterion 'gat' (…); did you mean 'gate'?",
+    ),
+    (f"{SPACE.replace('--lora_r 8', '')} --adapter_dir plain --macs_ratios 2", "--macs_ratios must lie above 0 and …"),
     (f"{SPACE} --ranks 16,8", "--ranks must be whole numbers from 1 to --lora_r 8, not 16,8"),
     (f"{SPACE} --ranks 8,0", "--ranks must be whole numbers from 1 to --lora_r 8, not 8,0"),
     (f"{SPACE} --ffn_shares 2", "--ffn_shares must lie above 0 and at most 1, not 2"),
