@@ -81,6 +81,10 @@ def run(arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
         read_trained(arguments.adapter_dir)
         about = read_super_adapter(arguments.adapter_dir, arguments.model_name_or_path)
         check_base(arguments.adapter_dir, arguments.model_name_or_path)
+        if about.weight_format is not None:
+            raise UserError(
+                f"--adapter_dir {arguments.adapter_dir}: widths of a base in {about.weight_format} stay whole"
+            )
         targets, arguments.lora_r = about.adapters.targets, about.adapters.rank
     ranks = [arguments.lora_r, max(1, arguments.lora_r * 7 // 8)]
     if arguments.ranks is not None:

@@ -35,6 +35,16 @@ LINEARS = (
 WIDTHS = "bootstrapNAS.training.elasticity.width.overwrite_groups_widths"
 
 
+def write_altered(source: str, target: str, **changes: Any) -> None:
+    """Copy a super-adapter that says something else of itself."""
+    shutil.copytree(source, target)
+    file = Path(target) / "super_adapter.json"
+    file.write_text(json.dumps({**read_json(file), **changes}))
+    header = read_json(f"{target}/stage.json")
+    header["files"]["super_adapter.json"] = file.stat().st_size
+    Path(f"{target}/stage.json").write_text(json.dumps(header))
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory of good and bad artefacts, also the working directory. Read-only."""
@@ -62,12 +72,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         held = TRAIN.replace("--validation_file val.json", "--val_set_size {}")
         lonas(f"{held.format(2).replace('new', 'held')} {CONFIG}")
         lonas(f"{held.format(0).replace('new', 'all')} {CONFIG}")
-        shutil.copytree("super", "orphan")
-        about = read_json("orphan/super_adapter.json")
-        Path("orphan/super_adapter.json").write_text(json.dumps({**about, "base": str(root / "nowhere")}))
-        header = read_json("orphan/stage.json")
-        header["files"]["super_adapter.json"] = Path("orphan/super_adapter.json").stat().st_size
-        Path("orphan/stage.json").write_text(json.dumps(header))
+        write_altered("super", "orphan", base=str(root / "nowhere"))
+        write_altered("plain", "integers", weight_format="int8")
         for name in ("copied", "cut", "pickle"):
             Path(name).mkdir()
             shutil.copy("super/adapter_config.json", name)
@@ -137,6 +143,10 @@ MISTAKES: list[tuple[str, str]] = [
     (
         f"{SPACE.replace('--lora_r 8', '')} --adapter_dir plain --importance gat",
         "unknown importance criterion 'gat' (…); did you mean 'gate'?",
+    ),
+    (
+        f"{SPACE.replace('--lora_r 8', '')} --adapter_dir integers",
+        "--adapter_dir integers: widths of a base in int8 stay whole",
     ),
     (f"{SPACE.replace('--lora_r 8', '')} --adapter_dir plain --macs_ratios 2", "--macs_ratios must lie above 0 and …"),
     (f"{SPACE} --ranks 16,8", "--ranks must be whole numbers from 1 to --lora_r 8, not 16,8"),
