@@ -408,7 +408,7 @@ MISTAKES = {  # what is wrong without `cut` being read is told before it is
     "--models full --max_seconds 0": "--max_seconds must be above 0, not 0",
     "--models cut --streams 99": "streams must lie between 1 and … on this CPU, not 99",
     "--models full --streams 2 --throughput False": "--streams is of throughput, which --throughput False leaves out",
-    "--models language --streams 2": "--streams is for encoders, and language is of the kind language model",
+    "--models language --streams 1": "--streams is for encoders, and language is of the kind language model",
     "--models full --new_tokens 16": "--new_tokens is for language models, and full is of the kind encoder",
     "--models full half --names one": "--names has 1 names for 2 models: one",
     "--models full half --names a a": "two of --models have the name 'a'; pass --names",
