@@ -91,6 +91,8 @@ def run(arguments: SpaceArguments, *, typed: Mapping[str, Any]) -> Path:
         ranks = [int(rank) if rank.is_integer() else 0 for rank in numbers("ranks", arguments.ranks)]
     if not all(1 <= rank <= arguments.lora_r for rank in ranks):
         raise UserError(f"--ranks must be whole numbers from 1 to --lora_r {arguments.lora_r}, not {arguments.ranks}")
+    if about is not None and max(ranks) < about.adapters.rank:
+        warn(f"--ranks leaves out {about.adapters.rank}, the rank of {arguments.adapter_dir}: no subnet has all of it")
     config = load_config(arguments.model_name_or_path)
     family = family_of(config)
     targets = targets or default_targets(family)
