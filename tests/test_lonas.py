@@ -232,12 +232,15 @@ def lora(tmp_path_factory: pytest.TempPathFactory, tiny_bert_dir: Path, tiny_tas
 
 
 def test_what_goes_on_from_a_lora_begins_with_what_that_computes(
-    lora: Path, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any
+    lora: Path, tmp_path: Path, tiny_bert_dir: Path, tiny_task_files: Any, capsys: Any
 ) -> None:
     """Its units are ordered by, and its widths come from, their importance in the model with the adapter."""
     base, space = ("--model_name_or_path", tiny_bert_dir, "--adapter_dir", lora), tmp_path / "space.json"
     flags = ("--importance_batches", 4, "--ranks", "4,2", "--macs_ratios", "1,0.75", "--max_seq_length", 24)
     run("search-space", *base, *flags, "--target_config", space)
+    assert "--ranks leaves out" not in capsys.readouterr().err
+    run("search-space", *base, *flags, "--ranks", 2, "--target_config", tmp_path / "less.json")
+    assert f"--ranks leaves out 4, the rank of {lora}: no subnet has all of it" in capsys.readouterr().err
     out, files = tmp_path / "super", (tiny_task_files.train, tiny_task_files.validation)
     run("train", *base, "--nncf_config", space, "--reorder", "gate", "--reorder_batches", 4, "--learning_rate", 0,
         "--train_file", files[0], "--validation_file", files[1], "--max_seq_length", 24, "--num_train_epochs", 1,
