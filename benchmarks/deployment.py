@@ -26,6 +26,7 @@ from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
 from bootstrapnas.export import available_precisions, export_openvino, speed_up
+from bootstrapnas.export.runtime import INT8
 from bootstrapnas.pipeline.benchmark.side_by_side import Benchmark, Settings, measure, read_models
 from bootstrapnas.pipeline.benchmark.text import benchmark_json
 from bootstrapnas.supernet import Supernet
@@ -61,7 +62,7 @@ class Section:
     build: Callable[[], Any]
     subnets: Mapping[str, Subnet]
     formats: tuple[str, ...] = ("fp32",)
-    precisions: tuple[str, ...] = ("f32", "bf16", "int8")
+    precisions: tuple[str, ...] = ("f32", "bf16", "int8", "int8+bf16")
     batches: tuple[int, ...] = (1, 8)
     length: int = LENGTH
     repeats: float = 1.0
@@ -165,7 +166,7 @@ def measure_section(name: str, repeats: int, directory: Path) -> dict[str, Any]:
             export_openvino(small, None, paths[model], weight_format=weights, example_batches=[batch])
             macs[model] = count_macs(supernet.blueprint, subnet, length=section.length) / full
     settings = Settings(
-        tuple(p for p in section.precisions if p == "int8" or p in available_precisions()),
+        tuple(p for p in section.precisions if INT8.get(p, p) in available_precisions()),
         section.batches,
         (section.length,),
         repeats=max(5, math.ceil(repeats * section.repeats)),
@@ -244,8 +245,9 @@ NOTES = (
     "models and precisions of a section take turns; *of full* is the time as a share of the full model's at the same "
     "precision (and weight format), × the speed-up over the full model in f32: medians of ratios of runs side by "
     "side. Spread is the range of the middle half of the runs over the median. Sizes are shares of the full f32 "
-    "model's. int8 encoders are quantised on random tokens. Of the language model, prefill is a prompt, token a step "
-    "of decoding. Every setting is in deployment.json."
+    "model's. int8 encoders are quantised on random tokens; what is not quantised in them computes in f32, of "
+    "int8+bf16 in bf16. Of the language model, prefill is a prompt, token a step of decoding. Every setting is in "
+    "deployment.json."
 )
 
 
