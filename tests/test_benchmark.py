@@ -493,3 +493,18 @@ def test_int8_quantises_a_copy_that_computes_in_int8(irs: Path, tmp_path: Path) 
     assert describe_ir(found.variant.directory).quantised
     assert found.variant.weight_format == "int8"
     assert 0.2 < found.variant.size / describe_ir(irs / "full").size < 0.35
+
+
+def test_quantised_models_are_measured_in_whatever_the_rest_can_compute(
+    irs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By default, as models in floating point are."""
+    pytest.importorskip("nncf")
+    settings = Settings(lengths=(8,), repeats=1, warmup=0, throughput=False)
+    made = measure(read_models([irs / "full"]), replace(settings, precisions=("int8",)), tmp_path).measurements
+    shutil.copytree(irs / "full", tmp_path / "ir")
+    shutil.copytree(made[0].variant.directory, tmp_path / "ir", dirs_exist_ok=True)
+    for available, wanted in {("f32",): ["int8"], ("f32", "bf16", "f16"): ["int8", "int8+bf16"]}.items():
+        monkeypatch.setattr(side_by_side, "available_precisions", lambda _, found=available: found)
+        found = measure(read_models([tmp_path / "ir"]), settings, tmp_path)
+        assert [each.variant.precision for each in found.measurements] == wanted

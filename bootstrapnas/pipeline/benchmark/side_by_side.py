@@ -397,7 +397,8 @@ def _planned(models: Sequence[Model], settings: Settings) -> dict[str, tuple[str
     for model in models:
         quantised = model.description.quantised
         if asked is None:
-            planned[model.name] = ("int8",) if quantised else usual
+            integers = tuple(precision for precision, rest in INT8.items() if rest in usual)
+            planned[model.name] = integers if quantised else usual
             continue
         planned[model.name] = tuple(each for each in asked if not quantised or each in INT8)
         left_out = [each for each in asked if each not in planned[model.name]]
