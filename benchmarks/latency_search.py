@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from common import write_table
 
-from bootstrapnas.artefacts import read_json, replacing_directory, write_json
+from bootstrapnas.artefacts import STAGE_FILE, read_json, replacing_directory, write_json
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Subnet
 from bootstrapnas.errors import UserError
@@ -186,6 +186,9 @@ def of_length(trained: Path, directory: Path, length: int) -> Path:
             for entry in config["input_info"]:
                 entry["sample_size"][1] = length
             write_json(temporary / SPACE_FILE, config)
+            stage = read_json(temporary / STAGE_FILE)
+            stage["files"][SPACE_FILE] = (temporary / SPACE_FILE).stat().st_size
+            write_json(temporary / STAGE_FILE, stage)
     return directory
 
 
