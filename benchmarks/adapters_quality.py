@@ -518,7 +518,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     ways = f"{LORA}, {SLOW_LORA}, or of {', '.join(WAYS)}, joined by +"
     of_run.add_argument("--methods", default=f"{LORA},reorder+own+slow", help=ways)
     of_run.add_argument("--subnets", default=",".join(SUBNETS))
-    return obey("adapters_quality", parser.parse_args(argv), run, table)
+    arguments = parser.parse_args(argv)
+    return obey("adapters_quality", arguments, run if arguments.command == "run" else table)
 
 
 if __name__ == "__main__":

@@ -176,26 +176,28 @@ def command_line(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the cells that are missing")
-    run.add_argument("--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]")
-    run.add_argument("--work_dir", type=Path, required=True)
-    run.add_argument("--tasks", default=tasks)
-    run.add_argument("--seeds", default=seeds)
-    add_protocol(run, protocol)
+    add_run(run, protocol, tasks=tasks, seeds=seeds)
     table = commands.add_parser("table", help="write the table of what is there")
     table.add_argument("--work_dir", type=Path, required=True)
     table.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser, run, table
 
 
-def obey(
-    name: str,
-    arguments: argparse.Namespace,
-    run: Callable[[argparse.Namespace], None],
-    table: Callable[[argparse.Namespace], None],
-) -> int:
+def add_run(parser: argparse.ArgumentParser, protocol: type[Any], *, tasks: str, seeds: str) -> None:
+    """Add the flags that say which columns to make, and how; `tasks` and `seeds` are defaults."""
+    parser.add_argument(
+        "--data_dir", type=Path, required=True, help="directory with <task>/{train,validation}.jsonl[.gz]"
+    )
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--tasks", default=tasks)
+    parser.add_argument("--seeds", default=seeds)
+    add_protocol(parser, protocol)
+
+
+def obey(name: str, arguments: argparse.Namespace, do: Callable[[argparse.Namespace], None]) -> int:
     """Do what the command says; return the exit status."""
     try:
-        (run if arguments.command == "run" else table)(arguments)
+        do(arguments)
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2

@@ -2,12 +2,12 @@
 
 python benchmarks/latency_search.py --columns DIR... --work_dir DIR [--precision int8] [--batch 1] [--length 128]
 
-A column is a directory of benchmarks/quality.py, such as WORK/stsb/seed0: a teacher and the supernet that learnt from
-it; or one with links of these names, `supernet` to a trained super-adapter and `teacher` to a merged LoRA. Two
-`eftnas search`es propose as many subnets by the divergence from the teacher on held-out rows and by MACs, or by latency
-as a table predicts it. At divergences that both fronts reach, the cheapest subnet of each front is then measured, all
-side by side; and, as searches differ by luck, too, so are the cheapest by either cost of all subnets that both
-proposed. A rerun finds searches and table again.
+A column is a directory of benchmarks/quality.py or skippable.py, such as WORK/stsb/seed0: a teacher and the supernet
+that learnt from it; or one with links of these names, `supernet` to a trained super-adapter and `teacher` to a merged
+LoRA. Two `eftnas search`es propose as many subnets by the divergence from the teacher on held-out rows and by MACs, or
+by latency as a table predicts it. At divergences that both fronts reach, the cheapest subnet of each front is then
+measured, all side by side; and, as searches differ by luck, too, so are the cheapest by either cost of all subnets that
+both proposed. A rerun finds searches and table again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from columns import obey
 from common import write_table
 
 from bootstrapnas.artefacts import STAGE_FILE, read_json, replacing_directory, write_json
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Subnet
-from bootstrapnas.errors import UserError
 from bootstrapnas.export.latency_build import Measure, circumstances_of, openvino_timer
 from bootstrapnas.export.latency_table import LatencyTable
 from bootstrapnas.pipeline.cli import execute, to_arguments
@@ -89,13 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--eval_rows", type=int, help="held-out rows that a divergence is measured on; default: all")
     parser.add_argument("--seeds", default="0,1,2", help="of the searches")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
-    arguments = parser.parse_args(argv)
-    try:
-        compare(arguments)
-    except UserError as error:
-        print(f"latency_search: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return obey("latency_search", parser.parse_args(argv), compare)
 
 
 def compare(arguments: argparse.Namespace) -> None:

@@ -268,19 +268,46 @@ class SubnetColumn(Column):
         )
         return Made(self.teacher, None, Spent.passes(protocol.teacher_epochs * self.tokens("train"), [1.0]))
 
-    def make_supernet(self) -> Spent:
-        """Run the stages that all sizes share; return what they cost."""
-        protocol, directory = self.protocol, self.directory
-        importance, space, supernet = directory / "importance", directory / "space.json", directory / "supernet"
-        student = {"model_name_or_path": self.teacher, "freeze_embeddings": True, **self.training}
+    @property
+    def student(self) -> dict[str, Any]:
+        """What importance and supernet start from, and how they compute."""
+        return {"model_name_or_path": self.teacher, "freeze_embeddings": True, **self.training}
+
+    def make_importance(self) -> Path:
+        """Score the teacher's weights."""
+        directory, protocol = self.directory / "importance", self.protocol
         self.stage(
             "importance",
             nncf_config=protocol.nncf_config,
             criterion=protocol.criterion,
             criterion_batches=protocol.criterion_batches,
-            output_dir=importance,
-            **student,
+            output_dir=directory,
+            **self.student,
         )
+        return directory
+
+    def train_supernet(self, space: Path, importance: Path) -> Path:
+        """Train the teacher's units, in order of importance, as a supernet of a space."""
+        directory, protocol = self.directory / "supernet", self.protocol
+        self.stage(
+            "train",
+            nncf_config=space,
+            importance_weight_dir=importance,
+            kd_teacher_model=self.teacher,
+            kd_cache_dir=self.directory / "teacher_outputs",
+            num_train_epochs=protocol.supernet_epochs,
+            learning_rate=protocol.supernet_learning_rate,
+            dropout=0,
+            output_dir=directory,
+            **self.student,
+        )
+        return directory
+
+    def make_supernet(self) -> Spent:
+        """Run the stages that all sizes share; return what they cost."""
+        protocol, directory = self.protocol, self.directory
+        space = directory / "space.json"
+        importance = self.make_importance()
         if not space.is_file():
             self.stage(
                 "search-space",
@@ -291,20 +318,8 @@ class SubnetColumn(Column):
                 target_config=space,
             )
         self.stage(
-            "train",
-            nncf_config=space,
-            importance_weight_dir=importance,
-            kd_teacher_model=self.teacher,
-            kd_cache_dir=self.directory / "teacher_outputs",
-            num_train_epochs=protocol.supernet_epochs,
-            learning_rate=protocol.supernet_learning_rate,
-            dropout=0,
-            output_dir=supernet,
-            **student,
-        )
-        self.stage(
             "search",
-            supernet_dir=supernet,
+            supernet_dir=self.train_supernet(space, importance),
             objectives=f"{protocol.quality},macs",
             kd_teacher_model=self.teacher if protocol.quality == DIVERGENCE else None,
             num_evals=protocol.num_evals,
@@ -556,7 +571,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     of_run.add_argument("--methods", default=",".join(METHODS))
     of_run.add_argument("--sizes", default=",".join(SIZES))
     of_table.add_argument("--tasks", help="tasks of the table; its averages are over these (default: all)")
-    return obey("quality", parser.parse_args(argv), run, table)
+    arguments = parser.parse_args(argv)
+    return obey("quality", arguments, run if arguments.command == "run" else table)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ import torch
 from command_line import write_config
 from conftest import FILLERS
 from safetensors.torch import load_file
-from transformers import BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from bootstrapnas.artefacts import read_json, write_json
 from bootstrapnas.blueprint import Blueprint
 from bootstrapnas.costs import count_macs
 from bootstrapnas.dims import Key
+from bootstrapnas.nncf_config import build_space, read_config
+from bootstrapnas.supernet import Supernet
 
 ROOT = Path(__file__).parents[1]
 
@@ -257,6 +259,40 @@ def test_a_column_runs_is_found_again_and_refuses_another_protocol(
     assert "off by 0.0% on average" in table
     line = r"\| mnli \| 0 \| both searches' \| 0\.\d+ \| (\S+) \| \1 \| (\S+) \| \2 \| (\S+) \| \3 \| 0\.0% \|"
     assert re.search(line, table)
+
+
+def test_the_half_blocks_that_harm_least_are_those_that_a_supernet_may_skip(
+    quality: ModuleType, tmp_path: Path, tiny_bert_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skippable = importlib.import_module("skippable")
+    harm = {Key("mha_block", 0): 0.3, Key("ffn_block", 0): 0.1, Key("mha_block", 1): 0.2, Key("ffn_block", 1): 0.4}
+    measured: list[dict[Key, float]] = []
+
+    def measure(column: Any, supernet: Supernet) -> dict[Key, float]:
+        measured.append(original(column, supernet))
+        return harm
+
+    original = skippable.SkippableColumn.harm
+    monkeypatch.setattr(skippable.SkippableColumn, "harm", measure)
+    write_mnli(tmp_path / "data")
+    flags = {
+        "data_dir": tmp_path / "data", "work_dir": tmp_path / "work", "tasks": "mnli", "model": tiny_bert_dir,
+        "nncf_config": write_config(tmp_path / "config.json"), "teacher_epochs": 1, "supernet_epochs": 1,
+    }  # fmt: skip
+    run = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    assert skippable.main(run) == 0
+    assert measured[0].keys() == harm.keys()
+    assert len(set(measured[0].values())) == len(harm)  # each is a different model
+    column = tmp_path / "work" / "mnli" / "seed0"
+    teacher = AutoModelForSequenceClassification.from_pretrained(column / "teacher")
+    space = build_space(read_config(column / "supernet" / "nncf_config.json"), Blueprint.of(teacher))
+    assert {gene.keys[0] for gene in space.genes if gene.choices == (1, 0)} == {
+        Key("ffn_block", 0),
+        Key("mha_block", 1),
+    }
+    assert {len(gene.choices) for gene in space.genes if gene.choices != (1, 0)} == {4}
+    assert skippable.main(run) == 0  # finds everything again
+    assert len(measured) == 1
 
 
 def test_fronts_are_compared_at_divergences_that_both_reach(monkeypatch: pytest.MonkeyPatch) -> None:
