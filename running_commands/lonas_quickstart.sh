@@ -51,17 +51,19 @@ adapters=(--lora_r 8 --lora_alpha 16 --lora_dropout 0 --target_modules query,val
     --modules_to_save pooler) # this model came without a trained one
 training=(--num_train_epochs 6 --learning_rate 2e-3 --per_device_train_batch_size 16 --dropout 0)
 
-# An ordinary LoRA: ranks and widths are what they are. What the super-adapter is held against.
+# An ordinary LoRA: ranks and widths are what they are. What the subnets are held against, and begun from.
 lonas train --model_name_or_path "$model" "${task[@]}" "${adapters[@]}" "${training[@]}" --output_dir "$bert/lora"
 task+=(--dataset_dir "$bert/lora/data") # the docstrings that it has collected
 
-# The space: ranks of the adapters, heads and feed-forward channels of the frozen model under them.
-[[ -e $bert/space.json ]] || lonas search-space --model_name_or_path "$model" --lora_r 8 --target_modules query,value \
-    --ranks 8,4,2 --head_shares 1,0.75,0.5 --ffn_shares 1,0.75,0.5 --max_seq_length 64 --target_config "$bert/space.json"
+# The space: ranks of the adapters, and of the frozen model under them so many heads and feed-forward channels, those that
+# matter most with the LoRA, as leave from all to half of its MACs.
+[[ -e $bert/space.json ]] || lonas search-space --model_name_or_path "$model" --adapter_dir "$bert/lora" --ranks 8,4,2 \
+    --max_seq_length 64 --target_config "$bert/space.json"
 
-# One super-adapter for every subnet: units of the model in order of importance first, then a random subnet a step.
-lonas train --model_name_or_path "$model" "${task[@]}" "${adapters[@]}" "${training[@]}" \
-    --nncf_config "$bert/space.json" --reorder wanda --output_dir "$bert/super"
+# One super-adapter for all subnets goes on from the LoRA: units in order of importance first, then a random subnet a
+# step.
+lonas train --model_name_or_path "$model" --adapter_dir "$bert/lora" --nncf_config "$bert/space.json" --reorder gate \
+    "${training[@]}" --num_train_epochs 3 --output_dir "$bert/super"
 
 # NSGA-II. "best" is the subnet of the fewest MACs within two points of the largest one.
 lonas search --supernet_dir "$bert/super" --num_evals 16 --population 8 --acc_delta 2 \
@@ -114,11 +116,10 @@ training=(--num_train_epochs 8 --learning_rate 5e-3 --adam_beta2 0.98 --per_devi
     --train_sampling_strategy random) # by length, batches would have problems of one kind each
 lonas train --model_name_or_path "$llama/base" "${task[@]}" "${adapters[@]}" "${training[@]}" \
     --lr_scheduler_type cosine --warmup_steps 30 --output_dir "$llama/lora"
-[[ -e $llama/space.json ]] || lonas search-space --model_name_or_path "$llama/base" --lora_r 16 \
-    --target_modules q_proj,k_proj,v_proj,up_proj,gate_proj,down_proj \
-    --ranks 16,12,8 --ffn_shares 1,0.875,0.75,0.625,0.5 --max_seq_length 128 --target_config "$llama/space.json"
-lonas train --model_name_or_path "$llama/base" "${task[@]}" "${adapters[@]}" "${training[@]}" \
-    --nncf_config "$llama/space.json" --reorder wanda --output_dir "$llama/super"
+[[ -e $llama/space.json ]] || lonas search-space --model_name_or_path "$llama/base" --adapter_dir "$llama/lora" \
+    --ranks 16,12,8 --max_seq_length 128 --target_config "$llama/space.json"
+lonas train --model_name_or_path "$llama/base" --adapter_dir "$llama/lora" --nncf_config "$llama/space.json" \
+    --reorder gate "${training[@]}" --num_train_epochs 4 --output_dir "$llama/super"
 lonas search --supernet_dir "$llama/super" --objectives metric,params --num_evals 16 --population 8 --acc_delta 1 \
     --max_eval_samples 200 --output_dir "$llama/search"
 best=(--supernet_dir "$llama/super" --search_dir "$llama/search" --subnet best)

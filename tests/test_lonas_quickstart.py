@@ -55,12 +55,12 @@ def test_the_quick_start_runs_and_is_found_again(tmp_path: Path, texts: Path, mo
         """Return a command with the flags that make it brief; of two values of a flag the last counts."""
         calls.append(arguments)
         name, more = arguments[0], ""
+        classifier = any("/bert/" in each for each in arguments)
         if name in ("train", "finetune"):
             more = LITTLE_TRAINING
-            more += (
-                f" --dataset_dir {texts} --max_seq_length 24" if "builtin-text" in arguments else " --max_new_tokens 4"
-            )
-        elif name == "search-space" and "--head_shares" in arguments:
+            if "--task_name" in arguments:  # else it is the one of the LoRA
+                more += f" --dataset_dir {texts} --max_seq_length 24" if classifier else " --max_new_tokens 4"
+        elif name == "search-space" and classifier:
             more = "--max_seq_length 24"
         elif name == "search":
             more = "--num_evals 3 --population 2 --max_eval_samples 4"
