@@ -1,6 +1,6 @@
 """OpenVINO latency of full models and half-MAC subnets in float32, bfloat16 and integers, side by side.
 
-python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,parts,llama] [--repeats 21] [--work_dir DIR]
+python benchmarks/deployment.py [--only bert-6x384,bert-base,widths,parts,short,llama] [--repeats 21] [--work_dir DIR]
 
 Weights are random: speed and size do not depend on them, and nothing is said of accuracy. Subnets are extracted and
 exported as a user's would be. Sections that --only leaves out keep the figures of the file that is there; --only ""
@@ -106,6 +106,14 @@ def shallow(layers: int, kept: int) -> Subnet:
     return {Key(block, layer): 0 for layer in range(kept, layers) for block in blocks}
 
 
+PARTS: Mapping[str, Subnet] = {
+    "full": {},
+    "heads halved": width(6, 6, 1536),
+    "FFN halved": width(6, 12, 768),
+    "both": width(6, 6, 768),
+    "3 layers": shallow(6, 3),
+}
+
 SECTIONS = {
     "bert-6x384": Section(
         bert(6, 384, 1536),
@@ -127,18 +135,8 @@ SECTIONS = {
         },
         batches=(1,),
     ),
-    "parts": Section(
-        bert(6, 384, 1536),
-        {
-            "full": {},
-            "heads halved": width(6, 6, 1536),
-            "FFN halved": width(6, 12, 768),
-            "both": width(6, 6, 768),
-            "3 layers": shallow(6, 3),
-        },
-        batches=(1,),
-        length=384,
-    ),
+    "parts": Section(bert(6, 384, 1536), PARTS, batches=(1,), length=384),
+    "short": Section(bert(6, 384, 1536), PARTS, batches=(1,), length=32),
     "llama": Section(
         llama,
         {"full": {}, "half": width(8, 4, 1408, "kv")},
@@ -241,13 +239,13 @@ HEADER = [
 ]
 
 NOTES = (
-    f"Random weights, {LENGTH} tokens ({SECTIONS['parts'].length} of *parts*), OpenVINO with the LATENCY hint. All "
-    "models and precisions of a section take turns; *of full* is the time as a share of the full model's at the same "
-    "precision (and weight format), × the speed-up over the full model in f32: medians of ratios of runs side by "
-    "side. Spread is the range of the middle half of the runs over the median. Sizes are shares of the full f32 "
-    "model's. int8 encoders are quantised on random tokens; what is not quantised in them computes in f32, of "
-    "int8+bf16 in bf16. Of the language model, prefill is a prompt, token a step of decoding. Every setting is in "
-    "deployment.json."
+    f"Random weights, {LENGTH} tokens ({SECTIONS['parts'].length} of *parts*, {SECTIONS['short'].length} of *short*), "
+    "OpenVINO with the LATENCY hint. All models and precisions of a section take turns; *of full* is the time as a "
+    "share of the full model's at the same precision (and weight format), × the speed-up over the full model in f32: "
+    "medians of ratios of runs side by side. Spread is the range of the middle half of the runs over the median. Sizes "
+    "are shares of the full f32 model's. int8 encoders are quantised on random tokens; what is not quantised in them "
+    "computes in f32, of int8+bf16 in bf16. Of the language model, prefill is a prompt, token a step of decoding. "
+    "Every setting is in deployment.json."
 )
 
 

@@ -76,9 +76,12 @@ def _why_not_written(path: str | os.PathLike[str], error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     there = next(place for place in (Path(path).absolute(), *Path(path).absolute().parents) if place.exists())
-    if shutil.disk_usage(there).free < FULL_BYTES:
+    free = shutil.disk_usage(there).free
+    if free < FULL_BYTES:
         return os.strerror(errno.ENOSPC)
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # What did not fit has been deleted by now, so the disk looks less full than it was.
+    return f"{said}; {free / 1e6:,.0f} MB are free there" if said.endswith("iostream error") else said
 
 
 @contextlib.contextmanager

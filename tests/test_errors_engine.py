@@ -258,6 +258,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 0, "No space left on device"),
         (OSError(errno.EACCES, "Permission denied"), 0, "Permission denied"),
         (RuntimeError("basic_ios::clear: iostream error"), 0, "No space left on device"),  # OpenVINO
+        (RuntimeError("clear: iostream error"), 7_000_000, "clear: iostream error; 7 MB are free there"),
         (RuntimeError("unexpected pos 12032\nframe #0"), 1 << 30, "unexpected pos 12032"),  # torch
         (Exception("No space left (os error 28)"), 1 << 30, "No space left (os error 28)"),  # tokenizers
         (TypeError("a mistake of this program"), 0, None),
