@@ -2,7 +2,7 @@
 # LoNAS from end to end on a bare machine, without any download but packages: super-adapters of a BERT and of a small
 # LLaMA, each searched, cut out, merged and exported to OpenVINO, beside an ordinary LoRA of the same model.
 #
-#   bash running_commands/lonas_quickstart.sh          up to eight minutes on two quiet cores, after installation
+#   bash running_commands/lonas_quickstart.sh          about ten minutes on two cores, after installation
 #   bash running_commands/lonas_quickstart.sh --fresh  starts over instead of finding finished stages
 #
 # The same command again finds the stages that are finished and resumes one that was interrupted. OUTPUT_DIR says where
