@@ -52,9 +52,6 @@ LEVELS = (0.2, 0.4, 0.6, 0.8)
 FRONTS, POOLED = "each search's", "both searches'"
 """Of which subnets the cheapest ones are compared: the front that each search found by its cost, or all proposed."""
 
-MADE_BY = ("benchmarks/adapters_quality.py", "benchmarks/quality.py", "benchmarks/skippable.py")
-"""Where columns come from: of super-adapters, and of supernets."""
-
 Entry = Mapping[str, Any]
 
 
@@ -113,7 +110,9 @@ def compare(arguments: argparse.Namespace) -> None:
                 ]
                 lines.append(line_of(searched, pair, times, arguments.length))
     adapters = any((column / "supernet" / SUPER_ADAPTER_FILE).is_file() for column in arguments.columns)
-    trained = f"super-adapters ({MADE_BY[0]})" if adapters else f"supernets ({' or '.join(MADE_BY[1:])})"
+    trained = "supernets (benchmarks/quality.py or benchmarks/skippable.py)"
+    if adapters:
+        trained = "super-adapters (benchmarks/adapters_quality.py)"
     told = []
     for of, shares in saved.items():
         pooled = [share for each in shares.values() for share in each]

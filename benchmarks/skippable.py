@@ -4,7 +4,8 @@ python benchmarks/skippable.py --data_dir DIR --work_dir DIR --tasks stsb,cola -
 
 A column has a teacher as benchmarks/quality.py makes it, and a supernet that learns from it as there, of another space:
 every layer keeps all, three, two or one quarter of its heads, and so of its FFN channels, and that half of the
-half-blocks may be skipped without which, each alone, the teacher's outputs on held-out rows change least.
+half-blocks may be skipped without which, each alone, the teacher's outputs on held-out rows change least. Of the flags
+that quality.py has too, those about searches, sizes and fine-tuning change nothing here.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class SkippableColumn(SubnetColumn):
         write_config(path, config_with_space(config, blueprint, NodeNames.of(supernet.model), space))
 
     def harm(self, supernet: Supernet) -> dict[Key, float]:
-        """Return how far the outputs without each half-block are from those of the whole model, on held-out rows."""
+        """Return the divergence (nats, of values a mean squared error) of held-out rows' outputs without each half-block."""
         blueprint, rows = supernet.blueprint, Rows(self.spec, load_tokenizer(str(self.teacher)))
         batches = rows.batches("validation", tail=True)
         whole = outputs_of(supernet.model, rows, batches)
