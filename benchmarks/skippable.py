@@ -60,7 +60,10 @@ class SkippableColumn(SubnetColumn):
         write_config(path, config_with_space(config, blueprint, NodeNames.of(supernet.model), space))
 
     def harm(self, supernet: Supernet) -> dict[Key, float]:
-        """Return the divergence (nats, of values a mean squared error) of held-out rows' outputs without each half-block."""
+        """Return how far the outputs without each half-block are from those of the whole model, on held-out rows.
+
+        In nats, of values as a mean squared error (`divergence`).
+        """
         blueprint, rows = supernet.blueprint, Rows(self.spec, load_tokenizer(str(self.teacher)))
         batches = rows.batches("validation", tail=True)
         whole = outputs_of(supernet.model, rows, batches)

@@ -47,8 +47,8 @@ class BenchmarkArguments:
     precision: Optional[str] = flag(
         None,
         "Comma-separated: f32, bf16, f16, int8, int8+bf16. Default: f32 and, where the device has it, bf16; of a "
-        "quantised model int8 and, likewise, int8+bf16. For these, models that are not quantised are, for the occasion, on random "
-        "tokens.",
+        "quantised model int8 and, likewise, int8+bf16. For these, models that are not quantised are, for the "
+        "occasion, on random tokens.",
     )
     batch: str = flag("1", "Rows of an input, comma-separated.")
     length: Optional[str] = flag(
